@@ -1,0 +1,47 @@
+# The two commands: `make sweep` and `make test`. Both set up what they need once, then use what is there.
+# Paths are relative or quoted, so that a clone in a folder with spaces works.
+
+VENV := .venv
+PYTHON_IN := $(VENV)/bin/python
+EXTRAS := train,test
+
+.PHONY: help setup sweep test test-fast lint bench clean
+help:
+	@echo "make sweep      set up, then run the beta sweep on this machine and compare the three betas"
+	@echo "make test       set up, then run all tests, ruff and mypy"
+	@echo "make test-fast  the unit tests alone, in seconds"
+	@echo "make lint       ruff and mypy"
+	@echo "make setup      virtual environment, small models and sample data; nothing is done twice"
+	@echo "make clean      remove what make made (not your runs)"
+
+setup: $(VENV)/.installed models/smollm2_135m.nemo data/sample/dataset.json
+
+# A stamp, so that a second run asks no package index.
+$(VENV)/.installed: pyproject.toml requirements/lock.txt requirements/install.sh
+	@requirements/install.sh $(VENV) $(EXTRAS)
+	@touch $@
+
+models/%.nemo: | $(VENV)/.installed
+	@echo "== model $*: models/$*.nemo"
+	@$(PYTHON_IN) data_prep/convert_checkpoint.py $*
+
+data/sample/dataset.json: data_prep/sample/pairs.jsonl | $(VENV)/.installed
+	@echo "== data: the project's own sample pairs"
+	@$(PYTHON_IN) data_prep/prepare_data.py sample
+
+sweep: setup
+	$(PYTHON_IN) launcher/main.py -m model.dpo.ref_policy_kl_penalty=0.05,0.1,0.5 cluster=local
+
+test: setup models/tiny.nemo lint
+	$(PYTHON_IN) -m pytest
+
+test-fast: $(VENV)/.installed
+	$(PYTHON_IN) -m pytest tests/unit
+
+lint: $(VENV)/.installed
+	$(PYTHON_IN) -m ruff check .
+	$(PYTHON_IN) -m ruff format --check .
+	$(PYTHON_IN) -m mypy
+
+clean:
+	rm -rf $(VENV) models data build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,87 @@
+"""Whether the files a trial reads are what they should be: a .nemo checkpoint, JSONL preference pairs. Stdlib only."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from launcher.findings import Finding
+
+MOST_SHOWN = 3
+_BLOCK = 512  # bytes; a tar is made of such blocks and ends in two of zeros (POSIX ustar)
+
+
+def check_nemo(path: Path) -> list[Finding]:
+    """Findings on a .nemo file: absent, no archive, cut short, or without the parts that NeMo restores from.
+
+    Reads the archive's headers only, so that a file of 16 GB takes milliseconds.
+    """
+    key = "pretrained_checkpoint.restore_from_path"
+    make = "make it with data_prep/convert_checkpoint.py"
+    if not path.exists():
+        return [Finding(key, str(path), "no such file", f"{make}, or name one that is there")]
+    if path.is_dir():  # an unpacked .nemo, which NeMo takes as well
+        missing = [] if (path / "model_config.yaml").is_file() else ["model_config.yaml"]
+        return [Finding(key, str(path), f"has no {name}", make) for name in missing]
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            names = [member.name.removeprefix("./") for member in archive]
+            end = archive.offset
+    except PermissionError:
+        return [Finding(key, str(path), "is not readable", "check its permissions")]
+    except (tarfile.TarError, EOFError, OSError) as error:
+        return [Finding(key, str(path), f"is truncated or no .nemo archive ({error})", f"{make} again")]
+    if _uncompressed(path) and path.stat().st_size < end:
+        return [Finding(key, str(path), "is truncated", f"{make} again")]
+    if "model_config.yaml" not in names or not any(name.startswith("model_weights") for name in names):
+        return [Finding(key, str(path), "has no model_config.yaml or no model_weights inside", f"{make} again")]
+    return []
+
+
+def _uncompressed(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(2) != b"\x1f\x8b"
+
+
+def check_jsonl(path: Path) -> tuple[int, list[Finding]]:
+    """(rows, findings) of a file of preference pairs; each finding names file and line, at most three a file."""
+    remedy = "prepare it with data_prep/prepare_data.py"
+    if not path.is_file():
+        return 0, [Finding(str(path), "", "no such file", remedy)]
+    found: list[Finding] = []
+    rows = 0
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                rows += 1
+                problem = _row_problem(line)
+                if problem and len(found) < MOST_SHOWN:
+                    found.append(Finding(f"{path}:{number}", "", problem, "correct or drop the row"))
+    except OSError as error:
+        return 0, [Finding(str(path), "", f"cannot be read ({error.strerror})", "check its permissions")]
+    if rows == 0:
+        found.append(Finding(str(path), "", "is empty", remedy))
+    return rows, found
+
+
+def _row_problem(line: bytes) -> str:
+    try:
+        row: Any = json.loads(line)
+    except ValueError as error:
+        return f"is not JSON ({error})"
+    if not isinstance(row, dict):
+        return "is not a JSON object"
+    for key in ("prompt", "chosen_response", "rejected_response"):
+        value = row.get(key)
+        if not isinstance(value, str):
+            return f"has no text under '{key}'"
+        if not value.strip():
+            return f"has an empty '{key}'"
+    if row["chosen_response"] == row["rejected_response"]:
+        return "has the same text as chosen and as rejected response"
+    for key in ("chosen_reward", "rejected_reward"):
+        if key in row and (not isinstance(row[key], (int, float)) or isinstance(row[key], bool)):
+            return f"has no number under '{key}'"
+    return ""

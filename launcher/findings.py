@@ -1,0 +1,35 @@
+"""What is wrong with what a user asked for, in a form that can be collected and printed all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that would fail.
+
+    `where` is the key, file or file:line; `value` what stands there ("" where it says nothing);
+    `why` what is wrong with it; `remedy` what to write or run instead.
+    """
+
+    where: str
+    value: str
+    why: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.where}={self.value}: {self.why}" if self.value else f"{self.where}: {self.why}"
+        line = f"{line}; {self.remedy}" if self.remedy else line
+        return " ".join(line.split())  # one finding is one line, whatever a value contains
+
+
+class Refused(Exception):
+    """Raised before anything was started or written; carries every finding. CLIs print it and exit with `exit_code`."""
+
+    exit_code = 2
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        self.findings = list(findings)
+        super().__init__("\n".join(str(finding) for finding in self.findings))

@@ -1,0 +1,85 @@
+"""LoRA in names and numbers: HF's module names to NeMo's fused ones, and how many parameters are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from launcher.findings import Finding, Refused
+
+KEY = "model.peft.lora_tuning.target_modules"
+
+#: NeMo's module -> HF's modules that it fuses (q, k, v are one matrix in Megatron, gate and up another).
+FUSED: dict[str, tuple[str, ...]] = {
+    "attention_qkv": ("q_proj", "k_proj", "v_proj"),
+    "attention_dense": ("o_proj",),
+    "mlp_fc1": ("gate_proj", "up_proj"),
+    "mlp_fc2": ("down_proj",),
+}
+#: NeMo's short names for several modules (NeMo-Aligner's gpt_dpo.yaml).
+GROUPS: dict[str, tuple[str, ...]] = {
+    "attention": ("attention_qkv", "attention_dense"),
+    "mlp": ("mlp_fc1", "mlp_fc2"),
+    "all": tuple(FUSED),
+}
+_HF = [name for names in FUSED.values() for name in names]
+
+
+def nemo_modules(names: Sequence[str]) -> list[str]:
+    """Translate HF's and NeMo's names, mixed as they come, to NeMo's four, in the model's order.
+
+    Raises Refused where a name is unknown or a fused module would be adapted in part only: NeMo's adapter on
+    `attention_qkv` covers q, k and v together, so q_proj alone has no translation.
+    """
+    findings = []
+    wanted: set[str] = set()
+    for name in names:
+        if name == "all-linear":
+            wanted.update(FUSED)
+        elif name in GROUPS:
+            wanted.update(GROUPS[name])
+        elif name in FUSED:
+            wanted.add(name)
+        elif name not in _HF:
+            known = ", ".join([*_HF, *FUSED, *GROUPS])
+            findings.append(Finding(KEY, name, "no such module", f"there are: {known}"))
+    for fused, parts in FUSED.items():
+        asked = [part for part in parts if part in names]
+        missing = [part for part in parts if part not in names]
+        if asked and missing and fused not in wanted:
+            why = f"NeMo adapts {', '.join(parts)} as one fused module, {fused}; {' and '.join(missing)} missing"
+            findings.append(Finding(KEY, ",".join(asked), why, f"add {', '.join(missing)}, or drop {', '.join(asked)}"))
+        elif asked:
+            wanted.add(fused)
+    if findings:
+        raise Refused(findings)
+    return [fused for fused in FUSED if fused in wanted]
+
+
+def shapes(model: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of the four fused matrices of one layer, from a .nemo's model_config.yaml."""
+    hidden, heads, ffn = model["hidden_size"], model["num_attention_heads"], model["ffn_hidden_size"]
+    head_dim = model.get("kv_channels") or hidden // heads
+    kv_heads = model.get("num_query_groups") or heads
+    return {
+        "attention_qkv": (hidden, (heads + 2 * kv_heads) * head_dim),
+        "attention_dense": (heads * head_dim, hidden),
+        "mlp_fc1": (hidden, 2 * ffn),  # SwiGLU: gate and up
+        "mlp_fc2": (ffn, hidden),
+    }
+
+
+def trainable_parameters(model: dict[str, Any], tuning: dict[str, Any]) -> int:
+    """Parameters of the adapters: rank x (inputs + outputs) of every adapted matrix (Hu et al. 2021, arXiv 2106.09685)."""
+    selected = tuning.get("layer_selection")
+    layers = len(selected) if selected else model["num_layers"]
+    matrices = shapes(model)
+    return layers * tuning["adapter_dim"] * sum(sum(matrices[name]) for name in tuning["target_modules"])
+
+
+def parameters(model: dict[str, Any], vocabulary: int) -> int:
+    """All parameters of a Llama with `vocabulary` tokens: embeddings (twice where not tied), matrices, norms."""
+    hidden = model["hidden_size"]
+    layer = sum(inputs * outputs for inputs, outputs in shapes(model).values()) + 2 * hidden
+    tables = 1 if model.get("share_embeddings_and_output_weights", True) else 2
+    return model["num_layers"] * layer + hidden + tables * vocabulary * hidden

@@ -1,0 +1,81 @@
+"""The Hydra app: checks a sweep, then submits it to Slurm or runs it here.
+
+    python launcher/main.py -m model.dpo.ref_policy_kl_penalty=0.05,0.1,0.5
+
+Exit codes: 0 all trials done (or submitted), 1 a trial failed, 2 refused before anything was started, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == HERE:
+    # Run as a script, Python puts this folder first; the package `launcher` lies one above.
+    sys.path[0] = str(HERE.parent)
+sys.path.insert(1, str(HERE / "plugins"))  # Hydra takes plugins from the namespace hydra_plugins only
+
+from launcher import state  # noqa: E402
+from launcher.findings import Refused  # noqa: E402
+
+
+def config_root() -> Path:
+    """The configs: beside the package in a clone, inside it where it was installed."""
+    inside = HERE / "configs"
+    return inside if inside.is_dir() else HERE.parent / "configs"
+
+
+def main(argv: list[str] | None = None) -> int:
+    from launcher import overrides
+
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        line = overrides.prepare(words, config_root())
+        state.forced = line.forced
+        state.command = [Path(sys.argv[0]).name, *words]
+        if line.note:
+            print(line.note, file=sys.stderr)
+        return _run_hydra(line.argv)
+    except Refused as refused:
+        return _refuse(refused)
+
+
+def _run_hydra(argv: list[str]) -> int:
+    import hydra
+    import yaml
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from launcher.compose import register_resolvers
+
+    register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, to be said in one line
+    sys.argv = [sys.argv[0], *argv]
+    app = hydra.main(version_base="1.3", config_path=str(config_root()), config_name="config")(_never)
+    try:
+        app()
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return state.exit_code
+
+
+def _never(config: object) -> None:
+    raise AssertionError("trials are started by the Hydra launchers in launcher/plugins, never by Hydra's own")
+
+
+def _refuse(refused: Refused) -> int:
+    for finding in refused.findings:
+        print(f"error: {finding}", file=sys.stderr)
+    count = len(refused.findings)
+    print(f"refused: {count} finding{'s' if count != 1 else ''}, nothing was started", file=sys.stderr)
+    return Refused.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Reading a trial's metrics.jsonl, at any moment: while it is written, before it exists, after a crash in mid-line."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: Bytes read from the end, and from the start, of a file for a look at the progress: some 30 train steps, and the first.
+TAIL, HEAD = 16384, 4096
+#: The phase that a rank 0 writes first of all; a trial that is started again begins anew with it.
+STARTING = "starting"
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a trial is, by its own word. None where it has not said yet."""
+
+    phase: str = ""
+    """What it is doing: "starting", "loading model", "training", "validating", "saving", "done"; "" before its first word."""
+    detail: str = ""
+    step: int = 0
+    """Optimizer steps done."""
+    max_steps: int | None = None
+    loss: float | None = None
+    """Training loss of the last step."""
+    accuracy: float | None = None
+    """Share of the last step's training pairs whose chosen response has the higher log-ratio."""
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    silent: float | None = None
+    """Seconds since its last sign of life."""
+    in_phase: float | None = None
+    """Seconds since the phase began."""
+    rate: float | None = None
+    """Steps a second, validations included where they are known."""
+    eta: float | None = None
+    """Seconds to the last step at that rate."""
+
+
+def read_all(path: Path) -> list[Line]:
+    """Every whole line of the file, in order; [] where there is no file. Broken lines are left out."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return _parse(text)
+
+
+def read_progress(path: Path, now: float | None = None) -> Progress:
+    """What the last lines of the file say. Reads at most TAIL + HEAD bytes, however long the run was.
+
+    `now` is the time in seconds since the epoch, time.time() if not given.
+    """
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - TAIL))
+            tail = stream.read()
+            head = b""
+            if size > TAIL:
+                tail = tail.partition(b"\n")[2]  # begins in the middle of a line
+                stream.seek(0)
+                head = stream.read(HEAD)
+    except FileNotFoundError:
+        return Progress()
+    lines = _parse(tail)
+    starts = [place for place, line in enumerate(lines) if line.get("phase") == STARTING]
+    if starts:
+        lines, head = lines[starts[-1] :], b""  # what came before was another attempt
+    return _progress(lines, _parse(head), time.time() if now is None else now)
+
+
+def append_phase(path: Path, phase: str, detail: str = "") -> None:
+    """Write a change of phase. For rank 0 alone."""
+    line = json.dumps({"time": round(time.time(), 3), "phase": phase, "detail": detail})
+    with path.open("ab") as stream:
+        if stream.tell() and not _ends_in_newline(path):
+            line = "\n" + line  # a predecessor was killed in the middle of its last line
+        stream.write(line.encode() + b"\n")
+
+
+def _ends_in_newline(path: Path) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) == b"\n"
+
+
+def _parse(text: bytes) -> list[Line]:
+    lines = []
+    for raw in text.split(b"\n"):
+        if not raw.endswith(b"}"):
+            continue  # empty, or still being written
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("time"), (int, float)):
+            lines.append(line)
+    return lines
+
+
+def _progress(lines: list[Line], head: list[Line], now: float) -> Progress:
+    if not lines:
+        return Progress()
+    steps = [line for line in lines if "train/loss" in line]
+    validations = [line for line in lines if "val/loss" in line]
+    phases = [line for line in lines if "phase" in line]
+    phase = phases[-1] if phases else {"phase": "training", "time": lines[0]["time"]}
+    step = int(steps[-1]["step"]) if steps else int(_last(lines, "step") or 0)
+    max_steps = _last(lines, "max_steps") or _last(head, "max_steps")
+    first = [line for line in head if "train/loss" in line][:1] or steps[:1]
+    rate = _rate(first, steps)
+    eta = None
+    if rate and max_steps:
+        eta = max(0.0, (int(max_steps) - step) / rate - (now - steps[-1]["time"]))
+    return Progress(
+        phase=str(phase["phase"]),
+        detail=str(phase.get("detail") or ""),
+        step=step,
+        max_steps=int(max_steps) if max_steps else None,
+        loss=_number(steps, "train/loss"),
+        accuracy=_number(steps, "train/acc"),
+        val_loss=_number(validations, "val/loss"),
+        val_accuracy=_number(validations, "val/acc"),
+        silent=max(0.0, now - lines[-1]["time"]),
+        in_phase=max(0.0, now - phase["time"]),
+        rate=rate,
+        eta=eta,
+    )
+
+
+def _rate(first: list[Line], steps: list[Line]) -> float | None:
+    """Steps a second since the run's first step; since the first of the last ones where a pause lies between.
+
+    The run's own average counts validations in, so that the time left is right; but a run that was requeued may have
+    stood still for hours.
+    """
+    recent, whole = _pace(steps[:1], steps), _pace(first, steps)
+    return recent if recent and whole and whole < recent / 2 else whole or recent
+
+
+def _pace(first: list[Line], steps: list[Line]) -> float | None:
+    if not first or not steps:
+        return None
+    done, seconds = steps[-1]["step"] - first[0]["step"], steps[-1]["time"] - first[0]["time"]
+    return done / seconds if done > 0 and seconds > 0 else None
+
+
+def _last(lines: list[Line], key: str) -> Any:
+    return next((line[key] for line in reversed(lines) if key in line), None)
+
+
+def _number(lines: list[Line], key: str) -> float | None:
+    value = _last(lines, key)
+    return float(value) if isinstance(value, (int, float)) else None

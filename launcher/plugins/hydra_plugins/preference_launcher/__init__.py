@@ -1,0 +1,65 @@
+"""Hydra's way in: the sweeper and the launchers that `hydra/sweeper` and `hydra/launcher` name.
+
+Hydra scans this package at every start, so nothing heavy is imported before a launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
+
+_HERE = "hydra_plugins.preference_launcher"
+
+
+class PreferenceSweeper(BasicSweeper):
+    """Hydra's grid sweeper, less what it does before the trials are checked: write files, and compose each one twice."""
+
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
+        super().__init__(max_batch_size, params)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.config is not None and self.launcher is not None and self.hydra_context is not None
+        # Keys in the form in which launcher.overrides writes them, so that the command line replaces an experiment's.
+        chosen = [f"++{key.lstrip('+')}={values}" for key, values in self.params.items()]
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        batches = self.split_arguments(parser.parse_overrides([*chosen, *arguments]), self.max_batch_size)
+        returns = []
+        first = 0
+        for batch in batches:
+            returns.append(self.launcher.launch(batch, initial_job_idx=first))
+            first += len(batch)
+        return returns
+
+
+class PreferenceSingle(PreferenceSweeper):
+    """Without -m: one trial, whatever sweep an experiment names."""
+
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
+        super().__init__(max_batch_size, None)
+
+
+class LocalTrials(BaseSubmititLauncher):
+    """Runs the trials on this machine through submitit's local executor, side by side as far as it has room."""
+
+    _EXECUTOR = "local"
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from launcher.submit.local_launch import launch
+
+        return launch(self, job_overrides)
+
+
+# Plain dicts, not dataclasses: Hydra's scanner runs this module before it is in sys.modules.
+_SWEEPER = {"max_batch_size": None, "params": {}}
+for group, name, node in (
+    ("hydra/sweeper", "preference", {"_target_": f"{_HERE}.PreferenceSweeper", **_SWEEPER}),
+    ("hydra/sweeper", "preference_single", {"_target_": f"{_HERE}.PreferenceSingle", **_SWEEPER}),
+    ("hydra/launcher", "preference_local", {"_target_": f"{_HERE}.LocalTrials"}),
+):
+    ConfigStore.instance().store(group=group, name=name, node=node, provider="preference_launcher")

@@ -1,0 +1,143 @@
+"""What would fail once a trial runs and can be known before: rules between keys, files, folders. No torch here."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher import files, steps
+from launcher.compose import TrialConfig
+from launcher.findings import Finding, Refused
+
+
+def check(trials: Sequence[TrialConfig], sweep_folder: Path) -> None:
+    """Raise Refused with everything found wrong with any trial, each finding once."""
+    findings: dict[Finding, None] = {}
+    for trial in trials:
+        findings.update(dict.fromkeys(_trial(trial.config)))
+    findings.update(dict.fromkeys(_writable(sweep_folder)))
+    if findings:
+        raise Refused(findings)
+
+
+def _trial(config: dict[str, Any]) -> list[Finding]:
+    found = [*_parallel(config), *_optimizer(config)]
+    model_file = Path(config["pretrained_checkpoint"]["restore_from_path"])
+    found += _nemo_file(model_file)
+    rows: dict[str, int] = {}
+    for split, names in config["model"]["data"]["data_prefix"].items():
+        if config["model"]["data"]["data_impl"] != "jsonl":
+            continue  # packed files are numpy's, and are checked by what writes them
+        split_rows = 0
+        for name in names:
+            if name.replace(".", "", 1).isdigit() and len(names) > 1:
+                continue  # a blend: [weight, file, weight, file, ...]
+            count, problems = _jsonl(Path(name))
+            split_rows += count
+            found += problems
+        rows[split] = split_rows
+        batch = config["model"]["global_batch_size"]
+        if not any(str(Path(n)) in f.where for f in found for n in names) and split_rows < batch:
+            why = f"has {split_rows} rows, fewer than model.global_batch_size={batch}; NeMo-Aligner needs one batch a file"
+            found.append(Finding(names[0], "", why, f"set model.global_batch_size to at most {split_rows}, or add rows"))
+    if rows.get("train", 0) >= config["model"]["global_batch_size"]:
+        found += _steps(config, rows["train"])
+    return found
+
+
+def _parallel(config: dict[str, Any]) -> list[Finding]:
+    model, trainer = config["model"], config["trainer"]
+    world = trainer["num_nodes"] * trainer["devices"]
+    tensor, pipeline = model["tensor_model_parallel_size"], model["pipeline_model_parallel_size"]
+    micro, batch = model["micro_batch_size"], model["global_batch_size"]
+    shape = f"trainer.num_nodes={trainer['num_nodes']} x trainer.devices={trainer['devices']} = {world} ranks"
+    if world % (tensor * pipeline):
+        why = f"x model.pipeline_model_parallel_size={pipeline} does not divide {shape}"
+        return [Finding("model.tensor_model_parallel_size", str(tensor), why, "choose sizes whose product divides it")]
+    data_parallel = world // (tensor * pipeline)
+    found = []
+    if batch % (micro * data_parallel):
+        multiple = micro * data_parallel
+        near = max(1, round(batch / multiple)) * multiple
+        why = f"is no multiple of model.micro_batch_size={micro} x {data_parallel} data-parallel ranks ({shape})"
+        found.append(Finding("model.global_batch_size", str(batch), why, f"write {near}"))
+    else:
+        share, forward = batch // data_parallel, model["dpo"]["log_prob_forward_micro_batch_size"]
+        if share % forward:
+            why = f"does not divide a rank's {share} pairs of the global batch of {batch}"
+            remedy = f"write {math.gcd(share, forward)}"
+            found.append(Finding("model.dpo.log_prob_forward_micro_batch_size", str(forward), why, remedy))
+    if model.get("sequence_parallel") and (model["data"]["pad_length_to_multiple_of"] or 1) % tensor:
+        why = f"model.sequence_parallel needs lengths divisible by model.tensor_model_parallel_size={tensor}"
+        found.append(Finding("model.data.pad_length_to_multiple_of", "", why, f"write {tensor}"))
+    return found
+
+
+def _optimizer(config: dict[str, Any]) -> list[Finding]:
+    model = config["model"]
+    name, scheme = model["optim"]["name"], model["peft"]["peft_scheme"]
+    found = []
+    if scheme == "lora" and name in ("distributed_fused_adam", "mcore_distributed_optim"):
+        why = "does not train LoRA adapters: NeMo refuses it" if name.startswith("dist") else "does not learn with LoRA"
+        found.append(Finding("model.optim.name", name, why, "write model.optim.name=fused_adam"))
+    if not name.startswith("distributed"):
+        for key in ("bucket_cap_mb", "overlap_grad_sync", "overlap_param_sync", "contiguous_grad_buffer"):
+            if key in model["optim"]:
+                value = str(model["optim"][key])
+                why = f"is a key of distributed_fused_adam; {name} does not take it"
+                found.append(Finding(f"model.optim.{key}", value, why, f"drop it: ~model.optim.{key}"))
+    if model["optim"]["sched"]["min_lr"] > model["optim"]["lr"]:
+        why = f"is above model.optim.lr={model['optim']['lr']:g}"
+        found.append(Finding("model.optim.sched.min_lr", f"{model['optim']['sched']['min_lr']:g}", why, "lower it"))
+    return found
+
+
+def _steps(config: dict[str, Any], train_rows: int) -> list[Finding]:
+    dpo = config["trainer"]["dpo"]
+    try:
+        plan = steps.plan(
+            train_rows,
+            config["model"]["global_batch_size"],
+            dpo["max_epochs"],
+            dpo["max_steps"],
+            dpo["val_check_interval"],
+            dpo["save_interval"],
+        )
+    except Refused as refused:
+        return refused.findings
+    warmup = config["model"]["optim"]["sched"]["warmup_steps"]
+    if warmup >= plan.max_steps:
+        why = f"the trial has only {plan.max_steps} steps, so the learning rate would never reach its height"
+        return [Finding("model.optim.sched.warmup_steps", str(warmup), why, f"write {max(0, plan.max_steps // 10)}")]
+    return []
+
+
+@functools.lru_cache(maxsize=None)
+def _nemo_file(path: Path) -> list[Finding]:
+    return files.check_nemo(path)
+
+
+@functools.lru_cache(maxsize=None)
+def _jsonl(path: Path) -> tuple[int, list[Finding]]:
+    return files.check_jsonl(path)
+
+
+def _writable(folder: Path) -> list[Finding]:
+    """The sweep folder must not be there yet, and the nearest folder above it that is there must take it."""
+    if folder.exists():
+        return [Finding("hydra.sweep.dir", str(folder), "is there already", "name another folder")]
+    parent = folder.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK) or _read_only(parent):
+        return [Finding("paths.runs", str(folder), f"{parent} is not writable", "set paths.runs to a folder that is")]
+    return []
+
+
+def _read_only(folder: Path) -> bool:
+    """Root passes os.access on a read-only file system; the mount's flags tell the truth."""
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)

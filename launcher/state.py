@@ -1,0 +1,10 @@
+"""What main.py and the Hydra plugins, which only Hydra can call, have to tell each other within one command."""
+
+from __future__ import annotations
+
+#: The command as the user gave it, for sweep.json.
+command: list[str] = []
+#: Keys that the user added with Hydra's `+` or `++`.
+forced: frozenset[str] = frozenset()
+#: What the command ends with; a launcher sets it, since Hydra keeps no multirun's result.
+exit_code: int = 0

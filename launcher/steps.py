@@ -1,0 +1,76 @@
+"""How many steps a trial takes, and at which it validates and saves. Pure arithmetic, shared by preflight and training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.findings import Finding, Refused
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Whole steps (optimizer updates). `max_steps` is the trial's end, all epochs and any cap considered."""
+
+    steps_per_epoch: int
+    max_steps: int
+    val_check_interval: int
+    save_interval: int
+
+
+def plan(
+    rows: int,
+    global_batch_size: int,
+    max_epochs: int = 1,
+    max_steps: int = -1,
+    val_check_interval: int | float = 0.1,
+    save_interval: int | float = 0.1,
+) -> Plan:
+    """Turn `rows` training pairs and the keys of `trainer.dpo` into steps.
+
+    A float in (0, 1] is a fraction of an epoch, as in NeMo-Aligner's `val_check_interval`; this holds for
+    `save_interval` too, which NeMo-Aligner itself takes in steps only. Fractions are rounded down, but to no less
+    than one step (NeMo-Aligner would round 0.1 of 8 steps to 0 and never validate). `max_steps` < 0 means no cap.
+    NeMo-Aligner asserts save_interval % val_check_interval == 0 in the middle of training (trainer_utils.check_progress);
+    here it is refused, and a save_interval given as a fraction is rounded to a multiple by itself.
+
+    Raises Refused with every finding.
+    """
+    per_epoch = rows // global_batch_size
+    if per_epoch < 1:
+        raise Refused(
+            [
+                Finding(
+                    "model.global_batch_size",
+                    str(global_batch_size),
+                    f"the training file has only {rows} rows, fewer than one global batch",
+                    f"set it to at most {rows} or prepare more data",
+                )
+            ]
+        )
+    total = per_epoch * max_epochs
+    if max_steps >= 0:
+        total = min(total, max_steps)
+
+    val = _in_steps(val_check_interval, per_epoch)
+    save = _in_steps(save_interval, per_epoch)
+    if val > 0 and save > 0:
+        if isinstance(save_interval, float):
+            save = max(val, save // val * val)
+        elif save % val:
+            raise Refused(
+                [
+                    Finding(
+                        "trainer.dpo.save_interval",
+                        str(save_interval),
+                        f"not a multiple of trainer.dpo.val_check_interval={val_check_interval} ({val} steps)",
+                        f"write {max(val, save // val * val)}, or the same fraction as val_check_interval",
+                    )
+                ]
+            )
+    return Plan(per_epoch, total, val, save)
+
+
+def _in_steps(interval: int | float, steps_per_epoch: int) -> int:
+    if isinstance(interval, float):
+        return max(1, int(interval * steps_per_epoch))
+    return interval

@@ -1,0 +1,55 @@
+"""A whole, valid trial config and the files it names: what unit tests break one thing at a time."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+import launcher.main as main_module
+from launcher.compose import register_resolvers, resolve
+
+
+@pytest.fixture(scope="session")
+def composed() -> Any:
+    """compose(*overrides) -> (config, findings) as launcher/main.py would have them, without running anything."""
+    register_resolvers()
+
+    def build(*overrides: str) -> tuple[dict[str, Any], list[Any]]:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(main_module.config_root()), version_base="1.3"):
+            return resolve(compose("config", overrides=["cluster=local", *overrides]))
+
+    return build
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to stand in, with models/tiny.nemo (the parts that are looked at) and data/sample of 16, 8 and 8 rows."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    write_nemo(tmp_path / "models" / "tiny.nemo")
+    folder = tmp_path / "data" / "sample"
+    folder.mkdir(parents=True)
+    for split, rows in (("train", 16), ("validation", 8), ("test", 8)):
+        (folder / f"{split}.jsonl").write_text("".join(row(i) for i in range(rows)))
+    return tmp_path
+
+
+def row(number: int, **changes: Any) -> str:
+    pair = {"prompt": f"Human: {number}?\n\nAssistant:", "chosen_response": " yes", "rejected_response": " no"}
+    return json.dumps({**pair, "chosen_reward": 1.0, "rejected_reward": 0.0, **changes}) + "\n"
+
+
+def write_nemo(path: Path, names: tuple[str, ...] = ("model_config.yaml", "model_weights/x")) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = 5000
+            archive.addfile(member, io.BytesIO(b"x" * 5000))

@@ -1,0 +1,73 @@
+"""What would fail in the job is refused before it: rules between keys, files, folders."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import preflight
+from launcher.compose import TrialConfig
+from launcher.findings import Refused
+from tests.unit.conftest import row
+
+
+@pytest.fixture(autouse=True)
+def fresh_file_checks() -> None:
+    """Files are looked at once a command; tests change them in between."""
+    preflight._nemo_file.cache_clear()
+    preflight._jsonl.cache_clear()
+
+
+def findings(composed: Any, workspace: Path, *overrides: str) -> list[str]:
+    config, found = composed("model=tiny", *overrides)
+    assert found == []
+    try:
+        preflight.check([TrialConfig([], config)], workspace / "runs" / "s")
+    except Refused as refused:
+        return [str(finding) for finding in refused.findings]
+    return []
+
+
+def test_a_good_trial(composed: Any, workspace: Path) -> None:
+    assert findings(composed, workspace) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "remedy"),
+    [
+        (["trainer.devices=3"], "model.global_batch_size=4", "write 3"),
+        (["model.micro_batch_size=3"], "model.global_batch_size=4", "write 3"),
+        (["model.tensor_model_parallel_size=2"], "model.tensor_model_parallel_size=2", "divides"),
+        (["model.dpo.log_prob_forward_micro_batch_size=3"], "log_prob_forward_micro_batch_size=3", "write 1"),
+        (["model.optim.name=distributed_fused_adam"], "model.optim.name=distributed_fused_adam", "fused_adam"),
+        (["+model.optim.bucket_cap_mb=200"], "model.optim.bucket_cap_mb=200", "~model.optim.bucket_cap_mb"),
+        (["trainer.dpo.val_check_interval=2", "trainer.dpo.save_interval=3"], "trainer.dpo.save_interval=3", "write 2"),
+        (["model.optim.sched.warmup_steps=50"], "model.optim.sched.warmup_steps=50", "write 0"),
+        (["model.optim.sched.min_lr=1"], "model.optim.sched.min_lr=1", "lower"),
+        (["model.global_batch_size=9"], "validation.jsonl", "at most 8"),
+    ],
+)
+def test_rules(composed: Any, workspace: Path, overrides: list[str], key: str, remedy: str) -> None:
+    found = findings(composed, workspace, *overrides)
+    assert any(key in finding and remedy in finding for finding in found), found
+
+
+def test_files_are_named(composed: Any, workspace: Path) -> None:
+    (workspace / "models" / "tiny.nemo").unlink()
+    bad = workspace / "data" / "sample" / "train.jsonl"
+    bad.write_text(row(1) + "{\n")
+    found = findings(composed, workspace)
+    assert any("tiny.nemo: no such file" in finding for finding in found)
+    assert any(f"{bad}:2" in finding for finding in found)
+
+
+def test_the_sweep_folder_must_be_new(composed: Any, workspace: Path) -> None:
+    (workspace / "runs" / "s").mkdir(parents=True)
+    assert any("is there already" in finding for finding in findings(composed, workspace))
+
+
+def test_the_same_finding_in_every_trial_is_said_once(composed: Any, workspace: Path) -> None:
+    config, _ = composed("model=tiny", "trainer.devices=3")
+    with pytest.raises(Refused) as refused:
+        preflight.check([TrialConfig([], config)] * 3, workspace / "runs" / "s")
+    assert len(refused.value.findings) == 1

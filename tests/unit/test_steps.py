@@ -1,0 +1,43 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.findings import Refused
+from launcher.steps import Plan, plan
+
+
+def test_fractions_of_an_epoch() -> None:
+    assert plan(160_800, 64, 1, -1, 0.1, 0.1) == Plan(2512, 2512, 251, 251)
+
+
+def test_a_fraction_of_a_short_epoch_is_still_a_step() -> None:
+    assert plan(64, 8, 1, -1, 0.1, 0.1) == Plan(8, 8, 1, 1)
+
+
+def test_cap_and_epochs() -> None:
+    assert plan(100, 10, 3, 25, 5, 10).max_steps == 25
+    assert plan(100, 10, 2, -1, 5, 10).max_steps == 20
+
+
+def test_too_few_rows() -> None:
+    with pytest.raises(Refused, match="only 7 rows"):
+        plan(7, 8)
+
+
+def test_save_between_validations() -> None:
+    with pytest.raises(Refused, match="not a multiple"):
+        plan(100, 10, 1, -1, 4, 6)
+
+
+@given(
+    st.integers(1, 10**6),
+    st.integers(1, 512),
+    st.floats(0.001, 1),
+    st.floats(0.001, 1),
+)
+def test_a_save_is_always_after_a_validation(rows: int, batch: int, val: float, save: float) -> None:
+    if rows < batch:
+        return
+    steps = plan(rows, batch, 1, -1, val, save)
+    assert steps.val_check_interval >= 1
+    assert steps.save_interval % steps.val_check_interval == 0
