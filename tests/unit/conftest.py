@@ -31,7 +31,7 @@ def composed() -> Any:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to stand in, with models/tiny.nemo (the parts that are looked at) and data/sample of 16, 8 and 8 rows."""
+    """A folder to stand in: models/tiny.nemo (the parts that are looked at), data/sample of 16, 8 and 8 rows."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     write_nemo(tmp_path / "models" / "tiny.nemo")
