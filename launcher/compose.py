@@ -105,7 +105,10 @@ class Base:
             if OmegaConf.is_config(value):
                 return self._whole(values, forced)
             parent, _, name = key.rpartition(".")
-            _node(config, parent)[name] = value
+            try:
+                _node(config, parent)[name] = value
+            except KeyError:  # a name with a dot in it, such as MLflow's tags have
+                return self._whole(values, forced)
         findings = schema.check(config, forced) or _finish(config)
         return self._whole(values, forced) if findings else (config, [])
 

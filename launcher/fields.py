@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+
+_TIME_LIMIT = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}")
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,13 @@ def is_int(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     return (is_int(value) or isinstance(value, float)) and math.isfinite(value)
+
+
+def is_time_limit(value: Any) -> bool:
+    """Whether sbatch's --time takes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS (sbatch(1))."""
+    return (is_int(value) and value >= 1) or (
+        isinstance(value, str) and _TIME_LIMIT.fullmatch(value) is not None and any(c in "123456789" for c in value)
+    )
 
 
 def integer(minimum: int, doc: str = "", also: tuple[Any, ...] = ()) -> Field:
@@ -94,6 +105,14 @@ def texts(doc: str = "") -> Field:
     return Field(
         "a list of texts, at least one",
         lambda v: isinstance(v, list) and len(v) > 0 and all(isinstance(x, str) and x.strip() for x in v),
+        doc,
+    )
+
+
+def lines(doc: str = "") -> Field:
+    return Field(
+        "a list of texts, each one line",
+        lambda v: isinstance(v, list) and all(isinstance(x, str) and "\n" not in x for x in v),
         doc,
     )
 

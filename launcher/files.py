@@ -40,6 +40,25 @@ def check_nemo(path: Path) -> list[Finding]:
     return []
 
 
+def nemo_config(path: Path) -> dict[str, Any]:
+    """model_config.yaml of a .nemo that was checked: the base model's shape."""
+    import yaml
+
+    if path.is_dir():
+        text = (path / "model_config.yaml").read_bytes()
+    else:
+        with tarfile.open(path, "r:*") as archive:
+            for member in archive:
+                if member.name.removeprefix("./") == "model_config.yaml":
+                    part = archive.extractfile(member)
+                    text = part.read() if part else b""
+                    break
+            else:
+                return {}
+    loaded = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return loaded if isinstance(loaded, dict) else {}
+
+
 def _uncompressed(path: Path) -> bool:
     with path.open("rb") as stream:
         return stream.read(2) != b"\x1f\x8b"

@@ -60,8 +60,13 @@ def _run_hydra(argv: list[str]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted, nothing was started", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not hasattr(error, "exit_code") or isinstance(error, Refused):
+            raise
+        print(error, file=sys.stderr)  # launcher.submit.local.Stopped, whose module is not loaded for a --help
+        return int(error.exit_code)
     return state.exit_code
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Bytes read from the end, and from the start, of a file for a look at the progress: some 30 train steps, and the first.
+#: Bytes read from the end and the start of a file for a look at the progress: some 30 train steps, and the first.
 TAIL, HEAD = 16384, 4096
 #: The phase that a rank 0 writes first of all; a trial that is started again begins anew with it.
 STARTING = "starting"
@@ -22,17 +23,19 @@ class Progress:
     """How far a trial is, by its own word. None where it has not said yet."""
 
     phase: str = ""
-    """What it is doing: "starting", "loading model", "training", "validating", "saving", "done"; "" before its first word."""
+    """"starting", "loading model", "training", "validating", "saving", "done"; "" before its first word."""
     detail: str = ""
     step: int = 0
     """Optimizer steps done."""
     max_steps: int | None = None
     loss: float | None = None
-    """Training loss of the last step."""
+    """Training loss of the last step; nan where it has diverged."""
     accuracy: float | None = None
     """Share of the last step's training pairs whose chosen response has the higher log-ratio."""
     val_loss: float | None = None
     val_accuracy: float | None = None
+    val_step: int | None = None
+    """Steps done when it was last validated."""
     silent: float | None = None
     """Seconds since its last sign of life."""
     in_phase: float | None = None
@@ -112,6 +115,7 @@ def _progress(lines: list[Line], head: list[Line], now: float) -> Progress:
     validations = [line for line in lines if "val/loss" in line]
     phases = [line for line in lines if "phase" in line]
     phase = phases[-1] if phases else {"phase": "training", "time": lines[0]["time"]}
+    began = _began(phases) if phases else lines[0]["time"]
     step = int(steps[-1]["step"]) if steps else int(_last(lines, "step") or 0)
     max_steps = _last(lines, "max_steps") or _last(head, "max_steps")
     first = [line for line in head if "train/loss" in line][:1] or steps[:1]
@@ -128,11 +132,22 @@ def _progress(lines: list[Line], head: list[Line], now: float) -> Progress:
         accuracy=_number(steps, "train/acc"),
         val_loss=_number(validations, "val/loss"),
         val_accuracy=_number(validations, "val/acc"),
+        val_step=_last(validations, "step"),
         silent=max(0.0, now - lines[-1]["time"]),
-        in_phase=max(0.0, now - phase["time"]),
+        in_phase=max(0.0, now - began),
         rate=rate,
         eta=eta,
     )
+
+
+def _began(phases: list[Line]) -> float:
+    """When the last phase began: a phase is repeated to say how far it is."""
+    began = phases[-1]
+    for line in reversed(phases):
+        if line["phase"] != began["phase"]:
+            break
+        began = line
+    return float(began["time"])
 
 
 def _rate(first: list[Line], steps: list[Line]) -> float | None:
@@ -157,5 +172,7 @@ def _last(lines: list[Line], key: str) -> Any:
 
 
 def _number(lines: list[Line], key: str) -> float | None:
-    value = _last(lines, key)
-    return float(value) if isinstance(value, (int, float)) else None
+    for line in reversed(lines):
+        if key in line:  # null stands for a number that is none: the training has diverged
+            return float(line[key]) if isinstance(line[key], (int, float)) else math.nan
+    return None

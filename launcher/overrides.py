@@ -7,12 +7,11 @@ Hydra stops at the first key it does not know and says so with exit code 1. Here
 from __future__ import annotations
 
 import difflib
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher import slurm
 from launcher.findings import Finding, Refused
 
 
@@ -61,10 +60,9 @@ def default_cluster() -> tuple[str, str]:
     A machine may have the commands and no cluster (a laptop with the client packages); one whose controller is
     down has a cluster all the same, and runs nothing here by itself.
     """
-    if not shutil.which("sbatch"):
+    if not slurm.available():
         return "local", "no sbatch on the PATH"
-    ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=30, check=False)
-    if "configuration source" in ping.stderr:
+    if not slurm.configured():
         return "local", "sbatch is here, but no Slurm configuration"
     return "slurm", "sbatch found a cluster; cluster=local runs here"
 

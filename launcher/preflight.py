@@ -9,19 +9,59 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import files, steps
+from launcher import files, lora, steps
 from launcher.compose import TrialConfig
 from launcher.findings import Finding, Refused
 
 
-def check(trials: Sequence[TrialConfig], sweep_folder: Path) -> None:
-    """Raise Refused with everything found wrong with any trial, each finding once."""
-    findings: dict[Finding, None] = {}
+def findings(trials: Sequence[TrialConfig], sweep_folder: Path | None) -> list[Finding]:
+    """Everything that is wrong with any trial, each finding once; `sweep_folder` is the one to be made, if any."""
+    found: dict[Finding, None] = {}
     for trial in trials:
-        findings.update(dict.fromkeys(_trial(trial.config)))
-    findings.update(dict.fromkeys(_writable(sweep_folder)))
-    if findings:
-        raise Refused(findings)
+        found.update(dict.fromkeys(_trial(trial.config)))
+    if sweep_folder:
+        found.update(dict.fromkeys(_writable(sweep_folder)))
+    return list(found)
+
+
+def summary(config: dict[str, Any]) -> str:
+    """What a checked trial is about to do, in a few lines: model, trained parameters, pairs, steps, ranks."""
+    model, trainer = config["model"], config["trainer"]
+    base = Path(config["pretrained_checkpoint"]["restore_from_path"])
+    rows = {split: _rows(config, split) for split in ("train", "validation")}
+    dpo = trainer["dpo"]
+    plan = steps.plan(
+        rows["train"], model["global_batch_size"], dpo["max_epochs"], dpo["max_steps"],
+        dpo["val_check_interval"], dpo["save_interval"],
+    )  # fmt: skip
+    shape = f"{trainer['num_nodes']} node{'s' * (trainer['num_nodes'] > 1)} x {trainer['devices']} ranks"
+    return "\n".join(
+        (
+            f"  model      {base.name}{_trained(base, model)}",
+            f"  data       {rows['train']} training pairs, {rows['validation']} held out",
+            f"  each trial {plan.max_steps} steps of {model['global_batch_size']} pairs, validated every"
+            f" {plan.val_check_interval}, saved every {plan.save_interval}; {shape}, precision {trainer['precision']}",
+        )
+    )
+
+
+def _trained(base: Path, model: dict[str, Any]) -> str:
+    """How many parameters are trained, of how many; nothing where the checkpoint does not say its shape."""
+    shape = files.nemo_config(base)
+    if model["peft"]["peft_scheme"] != "lora" or not shape or not {"num_layers", "hidden_size"} <= set(shape):
+        return ""
+    tuning = model["peft"]["lora_tuning"]
+    trained = lora.trainable_parameters(shape, tuning)
+    vocabulary = shape.get("override_vocab_size")
+    if not vocabulary:
+        return f", {trained:,} trainable parameters"
+    whole = lora.parameters(shape, vocabulary)
+    rank = f"LoRA rank {tuning['adapter_dim']}, alpha {tuning['alpha']:g}"
+    return f", {trained:,} of {whole:,} parameters trained ({trained / whole:.1%}; {rank})"
+
+
+def _rows(config: dict[str, Any], split: str) -> int:
+    return sum(_jsonl(Path(name))[0] for name in config["model"]["data"]["data_prefix"][split])
 
 
 def _trial(config: dict[str, Any]) -> list[Finding]:
@@ -43,7 +83,9 @@ def _trial(config: dict[str, Any]) -> list[Finding]:
         batch = config["model"]["global_batch_size"]
         if not any(str(Path(n)) in f.where for f in found for n in names) and split_rows < batch:
             why = f"has {split_rows} rows, fewer than model.global_batch_size={batch}; NeMo-Aligner needs one batch a file"
-            found.append(Finding(names[0], "", why, f"set model.global_batch_size to at most {split_rows}, or add rows"))
+            found.append(
+                Finding(names[0], "", why, f"set model.global_batch_size to at most {split_rows}, or add rows")
+            )
     if rows.get("train", 0) >= config["model"]["global_batch_size"]:
         found += _steps(config, rows["train"])
     return found

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.fields import Field, anything, choice, fixed, flag, integer, interval, number, numbers, text, texts
+from launcher.fields import Field, anything, choice, fixed, flag, integer, interval, is_time_limit, lines, number, numbers, text, texts
 from launcher.findings import Finding
 
 _KEEP_OUT = "NeMo-Aligner drives the loop itself"
@@ -20,7 +20,9 @@ FIELDS: dict[str, Field] = {
     "trainer.num_nodes": integer(1, "nodes of one trial"),
     "trainer.devices": integer(1, "ranks a node"),
     "trainer.accelerator": choice("auto", "gpu", "cpu"),
-    "trainer.precision": choice("auto", "bf16", "bf16-mixed", "32", 32, doc="auto: bf16 where the device has it, else 32"),
+    "trainer.precision": choice(
+        "auto", "bf16", "bf16-mixed", "32", 32, doc="auto: bf16 where the device has it, else 32"
+    ),
     "trainer.log_every_n_steps": integer(1, "steps between two TensorBoard points where NeMo asks for it"),
     "trainer.max_time": text("DD:HH:MM:SS after which the trial saves and leaves", null=True),
     "trainer.max_epochs": integer(1),
@@ -102,7 +104,9 @@ FIELDS: dict[str, Field] = {
     "model.optim.overlap_grad_sync": flag("distributed_fused_adam only"),
     "model.optim.overlap_param_sync": flag("distributed_fused_adam only"),
     "model.optim.contiguous_grad_buffer": flag("distributed_fused_adam only"),
-    "model.optim.sched.name": choice("CosineAnnealing", "WarmupHoldPolicy", "WarmupAnnealing", "InverseSquareRootAnnealing"),
+    "model.optim.sched.name": choice(
+        "CosineAnnealing", "WarmupHoldPolicy", "WarmupAnnealing", "InverseSquareRootAnnealing"
+    ),
     "model.optim.sched.warmup_steps": integer(0, "steps"),
     "model.optim.sched.constant_steps": integer(0, "steps at min_lr at the end"),
     "model.optim.sched.min_lr": number(minimum=0),
@@ -132,9 +136,36 @@ FIELDS: dict[str, Field] = {
     "paths.models": text("folder of .nemo files"),
     "paths.data": text("folder of data sets"),
     "paths.runs": text("folder of sweeps"),
+    "wait": flag("on Slurm: stay and watch until all trials have ended"),
     "cluster.name": text(),
-    "cluster.trials_at_once": integer(1, also=(None,)),
-    "cluster.memory_gb_per_rank": number("GB", above=0),
+    "cluster.trials_at_once": integer(1, "trials side by side on this machine", also=(None,)),
+    "cluster.memory_gb_per_rank": number("GB that a rank takes at its peak", above=0),
+    "cluster.partition": text(null=True),
+    "cluster.account": text(null=True),
+    "cluster.qos": text(null=True),
+    "cluster.constraint": text(null=True),
+    "cluster.reservation": text(null=True),
+    "cluster.time": Field("minutes, or D-HH:MM:SS", is_time_limit, "time limit of one trial"),
+    "cluster.nodelist": text(null=True),
+    "cluster.exclude": text(null=True),
+    "cluster.exclusive": choice(True, False, None, "user", "mcs"),
+    "cluster.mail_type": text(null=True),
+    "cluster.mail_user": text(null=True),
+    "cluster.comment": text(null=True),
+    "cluster.gpus_per_node": integer(1, "follows trainer.devices", also=(None,)),
+    "cluster.cpus_per_task": integer(1, also=(None,)),
+    "cluster.mem_gb": number("GB a node", above=0, also=(None,)),
+    "cluster.array_parallelism": integer(1, "trials that may run at once"),
+    "cluster.signal_delay_s": integer(1, "seconds between the warning and the time limit"),
+    "cluster.setup": lines("shell lines before srun"),
+    "cluster.teardown": lines("shell lines after srun"),
+    "cluster.srun_args": lines("arguments for srun"),
+    "cluster.python": text("shell words that run Python in the job", null=True),
+    "cluster.environment.*": anything(),
+    "cluster.sbatch.*": anything(),
+    "cluster.container.runtime": choice("pyxis", "apptainer", None),
+    "cluster.container.image": text(null=True),
+    "cluster.container.mounts": lines("folders the container sees: PATH or OUTSIDE:INSIDE"),
 }
 
 # Keys that need not be there; all others have to be, so that a deleted one is noticed here and not on the cluster.

@@ -1,10 +1,10 @@
-"""The sweep folder: sweep.json and a folder a trial. Whoever has the folder has the whole truth; no other state is kept.
+"""The sweep folder: sweep.json and a folder a trial. Whoever has it has the whole truth; no other state is kept.
 
-    SWEEP/sweep.json         what was asked for, by whom, when, with what; the jobs that were submitted for it
-    SWEEP/<n>/config.yaml    the whole config of trial n
-    SWEEP/<n>/metrics.jsonl  written as training goes
-    SWEEP/<n>/result.json    written at the very end, only on success: a trial is done only if it is there
-    SWEEP/<n>/log/           what each rank printed
+SWEEP/sweep.json         what was asked for, by whom, when, with what; the jobs that were submitted for it
+SWEEP/<n>/config.yaml    the whole config of trial n
+SWEEP/<n>/metrics.jsonl  written as training goes
+SWEEP/<n>/result.json    written at the very end, only on success: a trial is done only if it is there
+SWEEP/<n>/log/           what each rank printed
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from launcher import metrics, yamltext
 from launcher.findings import Finding, Refused
 from launcher.metrics import Progress
 
+_ELSEWHERE = "choose another folder (hydra.sweep.dir)"
 FORMAT = 1  # of sweep.json; a reader refuses a newer one
 BETA = "model.dpo.ref_policy_kl_penalty"
 _DISTRIBUTIONS = ("dpo-launcher", "hydra-core", "hydra-submitit-launcher", "submitit", "nemo-aligner", "nemo_toolkit")
@@ -120,7 +121,7 @@ class Sweep:
             why = "submitit and Slurm put ids in the place of %j, %t, %A and %a in paths"
             raise Refused([Finding(str(folder), "", why, "choose a folder without them")])
         if (folder / "sweep.json").exists():
-            raise Refused([Finding(str(folder), "", "holds a sweep already", "choose another folder (hydra.sweep.dir)")])
+            raise Refused([Finding(str(folder), "", "holds a sweep already", _ELSEWHERE)])
         data: dict[str, Any] = {
             "format": FORMAT,
             "id": f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
@@ -145,7 +146,7 @@ class Sweep:
             _put_in_place(beside, folder, mode)
         except OSError as error:
             why = f"cannot be written ({error.strerror or error})"
-            raise Refused([Finding(str(folder), "", why, "choose another folder (hydra.sweep.dir)")]) from error
+            raise Refused([Finding(str(folder), "", why, _ELSEWHERE)]) from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)  # gone already where all went well
         return cls(folder, data)
@@ -163,7 +164,7 @@ class Sweep:
             raise Refused([Finding(str(folder / "sweep.json"), "", f"cannot be read ({error})")]) from error
         if not isinstance(data, dict) or not isinstance(data.get("format"), int) or data["format"] > FORMAT:
             why = f"has a format that this version does not know (it knows up to {FORMAT})"
-            raise Refused([Finding(str(folder / "sweep.json"), "", why, "use the launcher that wrote it, or a newer one")])
+            raise Refused([Finding(str(folder / "sweep.json"), "", why, "use a newer version")])
         return cls(folder, data)
 
     @property
@@ -195,7 +196,7 @@ class Sweep:
         return self.trials[first:]
 
     def record_job(self, kind: str, job_id: str, trials: Iterable[int], **more: Any) -> None:
-        """Note in sweep.json that something was submitted: kind "local" or "slurm", its id, the numbers of its trials."""
+        """Note in sweep.json what was submitted: kind "local" or "slurm", its id, the numbers of its trials."""
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         with self._changing() as data:
             data["jobs"].append({"kind": kind, "id": job_id, "trials": list(trials), "submitted": now, **more})
@@ -209,6 +210,30 @@ class Sweep:
             yield data
             _write_json(self.folder / "sweep.json", data)
             self.data = data
+
+
+def labels(trials: Sequence[Trial]) -> dict[int, str]:
+    """What tells the trials apart besides beta: the overrides that not all of them have, by trial number."""
+    shared = set.intersection(*(set(trial.overrides) for trial in trials)) if trials else set()
+    return {
+        trial.number: " ".join(
+            override.lstrip("+")
+            for override in trial.overrides
+            if override not in shared and override.lstrip("+").partition("=")[0] != BETA
+        )
+        for trial in trials
+    }
+
+
+def clock(seconds: float) -> str:
+    """A time as people say it: `42 s`, `3:05`, `2:10:00`, `5 d 3 h`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 100:
+        return f"{hours // 24} d {hours % 24} h"
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
 
 
 def _entry(number: int, overrides: Sequence[str], config: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import pytest
 
 from launcher import preflight
 from launcher.compose import TrialConfig
-from launcher.findings import Refused
 from tests.unit.conftest import row
 
 
@@ -21,11 +20,7 @@ def fresh_file_checks() -> None:
 def findings(composed: Any, workspace: Path, *overrides: str) -> list[str]:
     config, found = composed("model=tiny", *overrides)
     assert found == []
-    try:
-        preflight.check([TrialConfig([], config)], workspace / "runs" / "s")
-    except Refused as refused:
-        return [str(finding) for finding in refused.findings]
-    return []
+    return [str(f) for f in preflight.findings([TrialConfig([], config)], workspace / "runs" / "s")]
 
 
 def test_a_good_trial(composed: Any, workspace: Path) -> None:
@@ -68,6 +63,4 @@ def test_the_sweep_folder_must_be_new(composed: Any, workspace: Path) -> None:
 
 def test_the_same_finding_in_every_trial_is_said_once(composed: Any, workspace: Path) -> None:
     config, _ = composed("model=tiny", "trainer.devices=3")
-    with pytest.raises(Refused) as refused:
-        preflight.check([TrialConfig([], config)] * 3, workspace / "runs" / "s")
-    assert len(refused.value.findings) == 1
+    assert len(preflight.findings([TrialConfig([], config)] * 3, workspace / "runs" / "s")) == 1

@@ -55,11 +55,23 @@ class LocalTrials(BaseSubmititLauncher):
         return launch(self, job_overrides)
 
 
+class SlurmTrials(BaseSubmititLauncher):
+    """Submits the trials to Slurm as one array through submitit's executor, and returns."""
+
+    _EXECUTOR = "slurm"
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from launcher.submit.slurm_launch import launch
+
+        return launch(self, job_overrides)
+
+
 # Plain dicts, not dataclasses: Hydra's scanner runs this module before it is in sys.modules.
 _SWEEPER = {"max_batch_size": None, "params": {}}
 for group, name, node in (
     ("hydra/sweeper", "preference", {"_target_": f"{_HERE}.PreferenceSweeper", **_SWEEPER}),
     ("hydra/sweeper", "preference_single", {"_target_": f"{_HERE}.PreferenceSingle", **_SWEEPER}),
     ("hydra/launcher", "preference_local", {"_target_": f"{_HERE}.LocalTrials"}),
+    ("hydra/launcher", "preference_slurm", {"_target_": f"{_HERE}.SlurmTrials"}),
 ):
     ConfigStore.instance().store(group=group, name=name, node=node, provider="preference_launcher")

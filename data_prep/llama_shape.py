@@ -1,0 +1,176 @@
+"""The shape of a Llama, from Hugging Face's config.json; what NeMo 2.1 could not reproduce is refused. Stdlib only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.findings import Finding, Refused
+
+# Llama 3.1's scaling of the rotary frequencies. NeMo 2.1 knows no other: its apply_rope_scaling has these fixed.
+LLAMA31_ROPE = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192.0,
+}
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+_NUMBERS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "initializer_range": 0.02}  # with LlamaConfig's defaults
+
+
+@dataclass(frozen=True)
+class LlamaShape:
+    """A Llama's architecture, in Megatron's words where the two differ (query groups = HF's key-value heads)."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    query_groups: int
+    head_dim: int
+    vocab: int
+    positions: int
+    norm_eps: float
+    rope_theta: float
+    rope_llama31: bool
+    """Whether rotary frequencies are scaled as in Llama 3.1."""
+    rope_linear: float | None
+    """The factor of linear position interpolation, or None."""
+    tied: bool
+    """Whether the output layer is the embedding."""
+    init_std: float
+    dtype: str
+    """What config.json says of the weights: float32, float16 or bfloat16."""
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """The weights such a model has, by HF's names, with their shapes ([out, in] for linear layers)."""
+        query, keys = self.heads * self.head_dim, self.query_groups * self.head_dim
+        layer = {
+            "input_layernorm": (self.hidden,),
+            "self_attn.q_proj": (query, self.hidden),
+            "self_attn.k_proj": (keys, self.hidden),
+            "self_attn.v_proj": (keys, self.hidden),
+            "self_attn.o_proj": (self.hidden, query),
+            "post_attention_layernorm": (self.hidden,),
+            "mlp.gate_proj": (self.ffn, self.hidden),
+            "mlp.up_proj": (self.ffn, self.hidden),
+            "mlp.down_proj": (self.hidden, self.ffn),
+        }
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, self.hidden)}
+        for index in range(self.layers):
+            shapes |= {f"model.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
+        shapes["model.norm.weight"] = (self.hidden,)
+        if not self.tied:
+            shapes["lm_head.weight"] = (self.vocab, self.hidden)
+        return shapes
+
+
+def read_shape(path: Path) -> LlamaShape:
+    """The architecture from PATH/config.json; raises Refused naming every key that NeMo 2.1 could not reproduce."""
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Refused([Finding(str(file), "", "missing", "give the folder that holds config.json")]) from None
+    except (OSError, ValueError) as error:
+        raise Refused([Finding(str(file), "", f"cannot be read ({error})", "fetch the folder again")]) from None
+    if not isinstance(config, dict):
+        raise Refused([Finding(str(file), "", "is not a JSON object", "fetch the folder again")])
+    findings = list(_unsupported(file, config)) or list(_misshapen(file, config))
+    if findings:
+        raise Refused(findings)
+    heads = config["num_attention_heads"]
+    numbers = {key: float(config.get(key, default)) for key, default in _NUMBERS.items()}
+    kind = _rope_kind(config)
+    return LlamaShape(
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        ffn=config["intermediate_size"],
+        heads=heads,
+        query_groups=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab=config["vocab_size"],
+        positions=config["max_position_embeddings"],
+        norm_eps=numbers["rms_norm_eps"],
+        rope_theta=numbers["rope_theta"],
+        rope_llama31=kind == "llama3",
+        rope_linear=float(config["rope_scaling"]["factor"]) if kind == "linear" else None,
+        tied=bool(config.get("tie_word_embeddings", False)),
+        init_std=numbers["initializer_range"],
+        dtype=str(config.get("torch_dtype") or "float32"),
+    )
+
+
+def _unsupported(file: Path, config: dict[str, Any]) -> Iterator[Finding]:
+    """Architectures and options of other models than Llama."""
+    where, llama_only = f"{file}: ", "only Llama models can be converted (Llama 2, 3, 3.1, SmolLM2)"
+    named = config.get("architectures") or [f"model_type {config.get('model_type')}"]
+    if config.get("model_type") != "llama" or (config.get("architectures") or [_LLAMA]) != [_LLAMA]:
+        yield Finding(f"{where}architectures", ",".join(map(str, named)), "unsupported architecture", llama_only)
+        return
+    if config.get("hidden_act", "silu") != "silu":
+        yield Finding(f"{where}hidden_act", str(config["hidden_act"]), "is not Llama's activation", "needs silu")
+    for key in ("attention_bias", "mlp_bias"):
+        if config.get(key):
+            yield Finding(f"{where}{key}", "true", "NeMo's Llama has no such bias", llama_only)
+    if config.get("quantization_config"):
+        remedy = "convert the unquantised checkpoint"
+        yield Finding(f"{where}quantization_config", "", "the weights are quantised", remedy)
+    yield from _unsupported_rope(f"{where}rope_scaling", config)
+
+
+_LLAMA = "LlamaForCausalLM"
+
+
+def _rope_kind(config: dict[str, Any]) -> str:
+    rope = config.get("rope_scaling") or {}
+    return str(rope.get("rope_type", rope.get("type", "default")))
+
+
+def _unsupported_rope(where: str, config: dict[str, Any]) -> Iterator[Finding]:
+    rope = config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        yield Finding(where, str(rope), "is not an object")
+        return
+    kind = _rope_kind(config)
+    if kind == "llama3":
+        for key, fixed in LLAMA31_ROPE.items():
+            if rope.get(key) != fixed:
+                why = f"NeMo 2.1 scales rotary frequencies with Llama 3.1's {fixed:g} only"
+                yield Finding(f"{where}.{key}", str(rope.get(key)), why, "use a Llama 2, 3 or 3.1")
+    elif kind == "linear":
+        factor = rope.get("factor")
+        if not isinstance(factor, (int, float)) or not factor > 0:
+            yield Finding(f"{where}.factor", str(factor), "is not a positive number")
+    elif kind != "default":
+        remedy = "llama3, linear and none can be converted"
+        yield Finding(f"{where}.rope_type", kind, "NeMo 2.1 has no such scaling", remedy)
+
+
+def _misshapen(file: Path, config: dict[str, Any]) -> Iterator[Finding]:
+    """Sizes that are missing or do not fit together."""
+    bad = [key for key in _SIZES if not isinstance(config.get(key), int) or config[key] < 1]
+    for key in bad:
+        yield Finding(f"{file}: {key}", str(config.get(key)), "must be a positive whole number")
+    for key in _NUMBERS:
+        value = config.get(key, 1.0)
+        if not isinstance(value, (int, float)) or not value > 0:
+            yield Finding(f"{file}: {key}", str(value), "must be a positive number")
+    if bad:
+        return
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    groups = config.get("num_key_value_heads") or heads
+    if heads % groups:
+        yield Finding(f"{file}: num_key_value_heads", str(groups), f"does not divide num_attention_heads={heads}")
+    if not config.get("head_dim") and hidden % heads:
+        yield Finding(f"{file}: num_attention_heads", str(heads), f"does not divide hidden_size={hidden}")

@@ -1,0 +1,131 @@
+"""A .nemo file that convert_checkpoint.py wrote: what it was made from, its tokenizer, and how it is packed.
+
+Layout (a plain tar, in this order): conversion.json (what it was made from, how it was proved), model_config.yaml,
+tokenizer/ (HF's files), model_weights/ (Megatron's distributed checkpoint). An unpacked folder of the same layout works
+wherever a file does; NeMo takes both. Stdlib only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data_prep.nemo_config import TOKENIZER_FOLDER
+from launcher.findings import Finding, Refused
+
+RECORD = "conversion.json"
+CONFIG = "model_config.yaml"
+WEIGHTS = "model_weights"
+_RECORD_BYTES = 2048
+_MOST_BYTES = 256 << 20  # of one tokenizer file: far above any, far below what would fill a disk
+
+
+def read_record(nemo: Path) -> dict[str, Any] | None:
+    """What `nemo` says of its own making, or None where it says nothing (other converters' files, damaged files)."""
+    try:
+        if nemo.is_dir():
+            text = (nemo / RECORD).read_bytes()
+        else:
+            with tarfile.open(nemo, "r:") as archive:
+                first = archive.next()
+                member = archive.extractfile(first) if first is not None and _plain(first.name) == RECORD else None
+                if member is None:
+                    return None
+                text = member.read()
+        record = json.loads(text)
+    except (OSError, ValueError, tarfile.TarError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Put `record` into an unpacked .nemo."""
+    (folder / RECORD).write_bytes(_record_bytes(record))
+
+
+def rewrite_record(nemo: Path, record: dict[str, Any]) -> None:
+    """Replace the record of a packed file, in place: records are padded to one length, so that nothing moves."""
+    with tarfile.open(nemo, "r:") as archive:
+        first = archive.next()
+        assert first is not None and _plain(first.name) == RECORD
+        start = first.offset_data
+    with nemo.open("r+b") as file:
+        file.seek(start)
+        file.write(_record_bytes(record))
+
+
+def _record_bytes(record: dict[str, Any]) -> bytes:
+    text = json.dumps(record, indent=1).encode()
+    assert len(text) <= _RECORD_BYTES, "the record outgrew its place"
+    return text.ljust(_RECORD_BYTES)
+
+
+def unpack_tokenizer(nemo: Path, folder: Path) -> Path:
+    """Put the tokenizer inside `nemo` into `folder` (made whole or not at all) and return that folder, absolute.
+
+    The value for model.tokenizer.type. Ranks may call it at once: the first one's folder stays. Raises Refused where
+    the file holds no tokenizer, as files of NeMo's own converters do.
+    """
+    folder = folder.absolute()
+    if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
+        return folder
+    if nemo.is_dir() and (nemo / TOKENIZER_FOLDER).is_dir():
+        return (nemo / TOKENIZER_FOLDER).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        made = Path(scratch) / "files"
+        made.mkdir()
+        if not _extract_tokenizer(nemo, made):
+            remedy = "convert it with data_prep/convert_checkpoint.py, or set model.tokenizer.type"
+            raise Refused([Finding(str(nemo), "", "holds no tokenizer", remedy)])
+        try:
+            os.replace(made, folder)
+        except OSError:
+            if not folder.is_dir():  # not another rank's work: the folder cannot be written
+                raise
+    return folder
+
+
+def _extract_tokenizer(nemo: Path, into: Path) -> int:
+    """Copy the files of the tokenizer folder, and no others; returns how many."""
+    count = 0
+    try:
+        with tarfile.open(nemo, "r:") as archive:
+            for member in archive:
+                parts = PurePosixPath(_plain(member.name)).parts
+                if len(parts) != 2 or parts[0] != TOKENIZER_FOLDER or not member.isfile():
+                    continue
+                source = archive.extractfile(member)
+                if source is None or member.size > _MOST_BYTES or parts[1] == "..":
+                    continue
+                with (into / parts[1]).open("wb") as target:
+                    shutil.copyfileobj(source, target)
+                count += 1
+    except (OSError, tarfile.TarError) as error:
+        raise Refused([Finding(str(nemo), "", f"cannot be read ({error})", "convert the model again")]) from None
+    return count
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("./")
+
+
+def pack(folder: Path, nemo: Path) -> None:
+    """Tar `folder` into `nemo`, uncompressed as NeMo does, the record first so that it is found without a search.
+
+    Owner and times are left out: the same content gives the same bytes.
+    """
+
+    def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.uid = member.gid = member.mtime = 0
+        member.uname = member.gname = ""
+        return member
+
+    with tarfile.TarFile(nemo, "w", copybufsize=1 << 20) as archive:
+        for name in (RECORD, CONFIG, TOKENIZER_FOLDER, WEIGHTS):
+            archive.add(folder / name, arcname=f"./{name}", filter=anonymous)

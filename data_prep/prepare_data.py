@@ -1,0 +1,142 @@
+"""Preference pairs -> the JSONL files that NeMo-Aligner's DPO reads, without the rows on which it would crash.
+
+Writes train.jsonl, validation.jsonl and test.jsonl with {prompt, chosen_response, rejected_response, chosen_reward,
+rejected_reward}, and dataset.json, which says what they were made from and what was dropped and why. The four appear
+when all of them are done; a second run with nothing changed does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+if __name__ == "__main__":
+    # Run as a script, Python puts this folder first; the packages lie one above.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from data_prep import output, sources, summary  # noqa: E402
+from data_prep.pair_tokens import PairTokenizer  # noqa: E402
+from data_prep.pipeline import FORMATS, Options, build, recipe  # noqa: E402
+from data_prep.progress import Progress  # noqa: E402
+from data_prep.splits import Sizes  # noqa: E402
+from launcher.findings import Finding, Refused  # noqa: E402
+
+EXAMPLES = """\
+examples:
+  python data_prep/prepare_data.py sample                          # data/sample: 288 + 32 + 40 pairs, made up
+  python data_prep/prepare_data.py sample --tokenizer models/smollm2_135m.nemo
+  python data_prep/prepare_data.py hh_rlhf --subset harmless-base --tokenizer models/llama3_8b.nemo --max-tokens 2048
+  python data_prep/prepare_data.py ~/hh-rlhf --out data/hh_rlhf    # a copy of the set, where there is no network
+  python data_prep/prepare_data.py pairs.jsonl.gz --validation 64 --test 64 --skip-bad-lines
+
+A second call with nothing changed does nothing. Exit codes: 0 done, 2 bad input (nothing was written), 130 interrupted.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, where argparse prints the whole usage before it."""
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = _Parser(
+        prog="prepare_data.py",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("source", metavar="SOURCE", help="sample, hh_rlhf, a folder, a .jsonl or a .jsonl.gz (or data=SOURCE)")
+    add("--out", type=Path, metavar="FOLDER", help="where to write; default data/<name of the source>")
+    add("--tokenizer", type=Path, metavar="PATH", help="the trial's: HF folder, tokenizer.json or .nemo")
+    add("--max-tokens", type=_positive, metavar="N", help="drop pairs with more tokens (needs --tokenizer)")
+    add("--validation", type=_size, metavar="SIZE", help="share (0.05) or number of rows (64); sample 32, else 0.05")
+    add("--test", type=_size, metavar="SIZE", help="the same for the test; sample 40, else 0.05")
+    add("--subset", default="", metavar="NAMES", help="of HH-RLHF or a folder, with commas between; default all")
+    add("--revision", default=sources.HH_REVISION, help="of Anthropic/hh-rlhf; default %(default).12s")
+    add("--format", choices=sorted(FORMATS), default="hh", help="how the source writes its pairs; default %(default)s")
+    add("--limit", type=_positive, metavar="N", help="keep no more than N pairs of each of the source's own splits")
+    add("--skip-bad-lines", action="store_true", help="count lines that are not pairs, do not refuse them")
+    add("--force", action="store_true", help="make the files again, over whatever is there")
+    return made
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
+
+
+def _size(text: str) -> float | int:
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a share between 0 and 1 nor a number of rows")
+    return share
+
+
+def options_from(args: argparse.Namespace, source: sources.Source) -> Options:
+    """The options that decide what is written. Raises Refused where they do not go together."""
+    default_validation, default_test = source.default_sizes
+    validation = default_validation if args.validation is None else args.validation
+    test = default_test if args.test is None else args.test
+    if isinstance(validation, int) != isinstance(test, int):
+        why = f"one is a number of rows, the other a share (--test {test})"
+        raise Refused([Finding("--validation", str(validation), why, "give both as numbers or both as shares")])
+    if validation + test >= 1 and not isinstance(validation, int):
+        raise Refused([Finding("--validation", str(validation), f"leaves nothing to train on with --test {test}", "")])
+    if args.max_tokens and not args.tokenizer:
+        remedy = "add --tokenizer models/<name>.nemo"
+        raise Refused([Finding("--max-tokens", str(args.max_tokens), "needs a tokenizer to count with", remedy)])
+    return Options(args.format, Sizes(validation, test), args.max_tokens, args.limit, args.skip_bad_lines)
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """Everything after the command line was read. Raises Refused; nothing is written then."""
+    subsets = tuple(name.strip() for name in args.subset.split(",") if name.strip())
+    source = sources.find(args.source, subsets, args.revision)
+    folder = args.out or Path("data", source.name)
+    options = options_from(args, source)
+    tokenizer = PairTokenizer(args.tokenizer, options.max_tokens) if args.tokenizer else None
+    wanted = recipe(source, options, tokenizer)
+    made = None if args.force or not source.fixed else output.made_from(folder, wanted)
+    if made:
+        print(f"{folder} is up to date: {summary.counts(made)}; nothing to do (--force makes it again)")
+        return 0
+    output.check(folder, source.files, args.force)
+    with output.Workspace(folder) as work:
+        made = build(source, options, tokenizer, work.path, Progress("prepare_data"))
+        record = {**wanted, **made}
+        work.publish(record)
+    print(summary.table(folder, record, args.tokenizer))
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    words = [word.removeprefix("data=") for word in (sys.argv[1:] if argv is None else argv)]
+    args = parser().parse_args(words)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is removed
+    try:
+        return prepare(args)
+    except Refused as refused:
+        for finding in refused.findings:
+            print(f"error: {finding}", file=sys.stderr)
+        return refused.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

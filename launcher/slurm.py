@@ -1,0 +1,392 @@
+"""The only module that runs Slurm's commands; answers come back as the rows of `slurm_rows` and `slurm_site`.
+
+One question, one command, whatever the number of jobs: `squeue([array])` and `sacct([array])` answer for a whole sweep.
+Every failure is a SlurmError that carries the command, its exit code and what it said. `count` counts the commands run;
+`recorded()` and `hooks` see every raw answer. Made for Slurm 22.05 and newer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launcher import slurm_rows as rows
+from launcher import slurm_site as site
+from launcher.slurm_rows import AccountRow, QueueRow
+from launcher.slurm_site import Association, Partition
+
+PATIENCE = 60.0
+"""Seconds a command may take. Slurm 22.05 gives up by itself after 18 s without its controller, 60 s without slurm.conf."""
+
+
+# -- running a command -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said, as it said it."""
+
+    command: tuple[str, ...]
+    code: int | None
+    """None: it was ended because it took too long."""
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+class SlurmError(Exception):
+    """A command of Slurm failed, or said what cannot be read. `answer` has all of it; str() is one line."""
+
+    def __init__(self, answer: Answer, why: str = "") -> None:
+        self.answer = answer
+        self.command, self.code, self.stderr = answer.command, answer.code, answer.stderr
+        super().__init__(f"{shlex.join(answer.command[:8])}: {why or self.said or f'exit code {answer.code}'}")
+
+    @property
+    def said(self) -> str:
+        """The command's own words on one line, without its `sbatch: error: ` in front."""
+        lines = [re.sub(r"^(\w+: )?(error|fatal): ", "", line) for line in self.stderr.splitlines()]
+        return "; ".join(line for line in lines if line.strip())
+
+
+class SlurmMissing(SlurmError):
+    """The command is not on the PATH."""
+
+
+class SlurmTimeout(SlurmError):
+    """It took longer than it may. An sbatch that did may have submitted all the same: look for the job by its name."""
+
+
+count: Counter[str] = Counter()
+"""How often each command was run by this process."""
+
+hooks: list[Callable[[Answer], None]] = []
+"""Called with every answer, failures included; for --debug."""
+
+
+@contextmanager
+def recorded() -> Iterator[list[Answer]]:
+    """Collects the answers of the commands run inside."""
+    answers: list[Answer] = []
+    hooks.append(answers.append)
+    try:
+        yield answers
+    finally:
+        hooks.remove(answers.append)
+
+
+def log_to(path: Path) -> Callable[[Answer], None]:
+    """A hook that appends every answer to a file, a JSON object a line, for bug reports. The file is its user's alone."""
+
+    def write(answer: Answer) -> None:
+        with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), **asdict(answer)}) + "\n")
+
+    return write
+
+
+# What a user's profile may set to change what these commands print.
+_FORMATTING = ("SQUEUE_", "SACCT_", "SINFO_", "SCONTROL_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
+# What a job finds in its environment that is not about the job; a command started in a job needs it as well.
+_LASTING = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_DEBUG_FLAGS")
+
+
+def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """For running a Slurm command: without the variables of the job that this process may be in itself.
+
+    sbatch would hand them on, and SLURM_MEM_PER_CPU, SLURM_CPU_BIND and others break the new job's srun.
+    """
+    env = dict(os.environ if base is None else base)
+    if "SLURM_JOB_ID" in env:
+        env = {name: value for name, value in env.items() if not name.startswith("SLURM") or name in _LASTING}
+    return env
+
+
+def run(
+    *command: str | os.PathLike[str],
+    timeout: float = PATIENCE,
+    stdin: str = "",
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    tolerate: str = "",
+) -> Answer:
+    """Runs a command of Slurm, without a shell. Raises SlurmError.
+
+    tolerate   pattern of complaints that make a failure none: of a job that Slurm has forgotten, say
+    """
+    line = tuple(os.fspath(word) for word in command)
+    count[line[0]] += 1
+    began = time.monotonic()
+
+    def answer(code: int | None, stdout: str, stderr: str) -> Answer:
+        made = Answer(line, code, stdout, stderr, time.monotonic() - began)
+        for hook in hooks:
+            hook(made)
+        return made
+
+    try:
+        with subprocess.Popen(
+            line,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment() if env is None else dict(env),
+            cwd=cwd,
+            encoding="utf-8",
+            errors="replace",
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(stdin, timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                stdout, stderr = process.communicate()
+                late = answer(None, stdout, stderr)
+                raise SlurmTimeout(late, f"no answer in {timeout:.0f} s") from None
+    except FileNotFoundError as error:
+        if error.filename != line[0]:
+            raise  # cwd does not exist
+        raise SlurmMissing(
+            answer(None, "", ""), "not found on the PATH: is this a machine of a Slurm cluster?"
+        ) from None
+    given = answer(process.returncode, stdout, stderr)
+    if given.code and not (tolerate and re.search(tolerate, stderr)):
+        raise SlurmError(given)
+    return given
+
+
+def _ask(*command: str, **options: object) -> Answer:
+    """A question: the same answer in every language, time zone and profile."""
+    env = {name: value for name, value in environment().items() if not name.startswith(_FORMATTING)}
+    # BITSTR_LEN=0: else sacct and squeue cut an array's list of elements at 64 letters
+    env |= {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0", "LC_ALL": "C", "TERM": "dumb"}
+    return run(*command, env=env, **options)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _reading(answer: Answer) -> Iterator[None]:
+    """An answer that cannot be read is a SlurmError that shows it."""
+    try:
+        yield
+    except (ValueError, KeyError, AttributeError) as error:
+        raise SlurmError(answer, f"cannot read its answer: {error!r}") from error
+
+
+# -- is there a Slurm? -------------------------------------------------------------------------------------------------
+
+
+def available() -> bool:
+    """Whether Slurm's commands are on this machine. Runs none."""
+    return shutil.which("sbatch") is not None
+
+
+def version() -> tuple[int, ...]:
+    """Of the commands: (22, 5, 8). (The controller's may be one release newer.)"""
+    answer = _ask("sbatch", "--version")
+    found = re.search(r"\d+(?:\.\d+)+", answer.stdout)
+    if not found:
+        raise SlurmError(answer, f"no version in {answer.stdout.strip()!r}")
+    return tuple(int(part) for part in found[0].split("."))
+
+
+def ping() -> dict[str, bool]:
+    """The controllers and whether each answers: {"head1": True, "head2": False}."""
+    try:
+        text = _ask("scontrol", "ping", timeout=30).stdout
+    except SlurmError as error:  # exit code 1 if none is up, but its lines say so all the same
+        text = error.answer.stdout
+        if "Slurmctld(" not in text:
+            raise
+    return {host: word == "UP" for host, word in re.findall(r"Slurmctld\(\w+\) at (\S+) is (\w+)", text)}
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What sbatch made."""
+
+    job_id: int
+    """The array's number, where it is an array."""
+    cluster: str
+    """"" unless another cluster than this machine's took it (SBATCH_CLUSTERS, --clusters)."""
+    said: str
+    """Remarks of the site's submit plugin, "" if there are none."""
+
+
+def sbatch(
+    script: str | os.PathLike[str] | None = None,
+    args: Sequence[str] = (),
+    *,
+    text: str = "",
+    script_args: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float = 2 * PATIENCE,
+) -> Submitted:
+    """Submits a script: a file, or its text. Raises SlurmError with Slurm's reason, SlurmTimeout if that stays unknown.
+
+    args   options such as `--partition=main`; they win over the script's #SBATCH lines
+    env    what sbatch, and so the job, finds in its environment (default: `environment()`)
+    """
+    if (script is None) == (not text):
+        raise ValueError("either a script or its text")
+    words = [] if script is None else [os.fspath(script), *script_args]
+    answer = run("sbatch", "--parsable", *args, *words, timeout=timeout, stdin=text, env=env, cwd=cwd)
+    for line in reversed(answer.stdout.splitlines()):  # a submit plugin may have talked before
+        if found := re.fullmatch(r"(\d+)(?:;(\S+))?", line.strip()):
+            return Submitted(int(found[1]), found[2] or "", answer.stderr.strip())
+    raise SlurmError(answer, f"no job id in {answer.stdout!r}")
+
+
+def squeue(
+    jobs: Iterable[int | str] | None = None, *, name: str | None = None, ended: bool = False, user: str | None = None
+) -> list[QueueRow]:
+    """What the queue holds of some jobs or arrays (or all by a name; or all of a user, by default this one's).
+
+    Every element of an array is a row, the waiting ones as well. ended: with those that have ended, as long as the queue
+    knows them (MinJobAge, 5 minutes); ask sacct for older ones.
+    """
+    chosen = _chosen(jobs, name)
+    if chosen is None:
+        return []
+    whose = [f"--user={user}"] if user else [] if jobs is not None else ["--me"]
+    states = ["--states=all"] if ended else []
+    options = ["-r", "-h", *chosen, *whose, *states, "-O", rows.QUEUE_FORMAT]
+    # one forgotten id is an error, one among several is not
+    answer = _ask("squeue", *options, tolerate=_GONE)
+    with _reading(answer):
+        return rows.queue_rows(answer.stdout)
+
+
+def sacct(
+    jobs: Iterable[int | str] | None = None,
+    *,
+    name: str | None = None,
+    since: float | None = None,
+    every_run: bool = False,
+) -> list[AccountRow]:
+    """What the accounting knows of some jobs or arrays; or of this user's by a name, from `since` (default: today) on.
+
+    every_run: a job that was requeued has a row for each of its runs; else only for the latest.
+    Jobs that were held from the start are found by their number only. An element that was cancelled by itself before it
+    started has no row at all, here or in squeue (22.05): an element that neither knows, and that has no result, is one.
+    """
+    chosen = _chosen(jobs, name)
+    if chosen is None:
+        return []
+    start = [] if since is None else ["--starttime", time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))]
+    runs = ["--duplicates"] if every_run else []
+    answer = _ask("sacct", "-X", "-n", "-P", *chosen, *start, *runs, "-o", ",".join(rows.ACCOUNT_FIELDS))
+    with _reading(answer):
+        return rows.account_rows(answer.stdout)
+
+
+def scancel(jobs: Iterable[int | str], signal: str | None = None, *, batch: bool = False) -> None:
+    """Cancels jobs, arrays (`69`) or elements (`69_2`, `69_[2-5]`), or sends them a signal. Those that are over: no error.
+
+    batch: the signal is for the batch script too, not only for its steps.
+    """
+    ids = [str(job) for job in jobs]
+    if ids:
+        options = [*([f"--signal={signal}"] if signal else []), *(["--full"] if batch else [])]
+        run("scancel", *options, *ids, tolerate=_GONE)
+
+
+def requeue(jobs: Iterable[int | str], *, hold: bool = False) -> None:
+    """Ends running jobs and puts them back into the queue; ended ones as well, while the queue still knows them.
+
+    They wait cred_expire (2 minutes by default) before they start again: `start_now` spares that.
+    """
+    if ids := ",".join(str(job) for job in jobs):
+        run("scontrol", "requeuehold" if hold else "requeue", ids)
+
+
+def start_now(jobs: Iterable[int | str]) -> None:
+    """Lets waiting jobs start as soon as there is room, whatever time they were to wait for."""
+    if ids := ",".join(str(job) for job in jobs):
+        run("scontrol", "update", f"JobId={ids}", "StartTime=now")
+
+
+_GONE = "Invalid job id|already completing or completed"
+
+
+def _chosen(jobs: Iterable[int | str] | None, name: str | None) -> list[str] | None:
+    """The options that choose jobs; None for an empty choice, which must not become all jobs."""
+    if name is not None and "," in name:
+        raise ValueError(f"name={name!r}: Slurm takes a comma for the start of the next name")
+    ids = None if jobs is None else [str(job) for job in jobs]
+    if ids == []:
+        return None
+    return [*(["-j", ",".join(ids)] if ids else []), *([f"--name={name}"] if name is not None else [])]
+
+
+# -- the cluster -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a cluster allows and has."""
+
+    settings: dict[str, str]
+    """`scontrol show config`, as written there."""
+    partitions: list[Partition]
+
+    @property
+    def name(self) -> str:
+        return self.settings["ClusterName"]
+
+    @property
+    def max_array_size(self) -> int:
+        """The highest index of an array is one less. (It does not cap how many elements there are.)"""
+        return int(self.settings["MaxArraySize"])
+
+    @property
+    def default_partition(self) -> Partition | None:
+        return next((partition for partition in self.partitions if partition.default), None)
+
+    def partition(self, name: str) -> Partition | None:
+        return next((partition for partition in self.partitions if partition.name == name), None)
+
+
+def cluster() -> Cluster:
+    """Configuration and partitions, hidden ones too, in two commands."""
+    # scontrol takes questions from its standard input; asked in one go they cost one command
+    asked = _ask("scontrol", "--all", "--oneliner", stdin="show config\nshow partition\n")
+    nodes = _ask("sinfo", "--all", "--exact", "-h", "-o", site.NODE_FORMAT)
+    # the prompt is there even where nobody sits; with libreadline on a line of its own, else in front of the answer
+    text = re.sub(r"^(?:scontrol: )+", "", asked.stdout, flags=re.MULTILINE)
+    with _reading(nodes):
+        groups = site.node_groups(nodes.stdout)
+    with _reading(asked):
+        found = Cluster(site.settings(text), site.partitions(text, groups))
+        _ = found.name, found.max_array_size
+        return found
+
+
+def associations(user: str | None = None) -> list[Association] | None:
+    """What a user (by default this one) may do under which account. None: this cluster keeps no accounts.
+
+    [] means that accounts are kept and this user has none: where they are enforced, sbatch refuses all jobs.
+    """
+    name = user or pwd.getpwuid(os.getuid()).pw_name
+    fields = f"format={','.join(site.ASSOCIATION_FIELDS)}"
+    try:
+        answer = _ask("sacctmgr", "-n", "-P", "show", "user", name, "withassoc", fields)
+    except SlurmError as error:
+        if "not running a supported accounting_storage" in error.stderr + error.answer.stdout:
+            return None
+        raise
+    with _reading(answer):
+        return site.associations(answer.stdout)

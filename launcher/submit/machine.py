@@ -1,0 +1,101 @@
+"""What this machine has to give: cores, memory, GPUs, ports. The limits of a container or a batch job are respected."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import socket
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+
+GB = 1e9
+_CGROUP = Path("/sys/fs/cgroup")
+# Below the range from which Linux gives ports to outgoing connections (32768 up), so that none of those takes it
+# between our choice and the moment rank 0 listens; above Lightning's own choice for Slurm jobs (15000 to 24999).
+PORTS = range(25000, 32768)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What may be used."""
+
+    cores: int
+    memory_gb: float
+    """Available now, in GB (1e9 bytes)."""
+    gpus: tuple[str, ...] = ()
+    """As CUDA_VISIBLE_DEVICES names them."""
+
+
+def look() -> Machine:
+    """This machine, now."""
+    return Machine(cores(), available_memory_gb(), gpus())
+
+
+def cores() -> int:
+    """Cores that this process may run on: its affinity, and the CPU quota of its container."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(allowed, int(quota))) if quota else allowed
+
+
+def _cgroup_quota() -> float | None:
+    """Cores' worth of time that cgroup v2 or v1 allows; None without a limit."""
+    quota, period = (_words("cpu.max") + ["", ""])[:2]  # v2: "200000 100000" or "max 100000"
+    if not quota:
+        quota, period = (_words("cpu/cpu.cfs_quota_us") + _words("cpu/cpu.cfs_period_us") + ["", ""])[:2]
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+
+
+def available_memory_gb() -> float:
+    """Memory that new processes can have without swapping, the limit of the container considered, in GB."""
+    host = _meminfo()
+    for limit_file, used_file in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, used = _words(limit_file), _words(used_file)
+        if limit and used and limit[0].isdigit() and used[0].isdigit():  # "max" means none
+            return max(0, min(host, int(limit[0]) - int(used[0]))) / GB
+    return host / GB
+
+
+def _meminfo() -> int:
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except FileNotFoundError:  # not Linux
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    return int(found.group(1)) * 1024 if found else 0
+
+
+def _words(name: str) -> list[str]:
+    try:
+        return (_CGROUP / name).read_text().split()
+    except OSError:  # no such controller here: no such limit
+        return []
+
+
+def gpus() -> tuple[str, ...]:
+    """NVIDIA GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else all. Asks no driver and no torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        valid = names.index("-1") if "-1" in names else len(names)  # CUDA stops reading at the first that is none
+        return tuple(name for name in names[:valid] if name)
+    return tuple(str(place) for place, _ in enumerate(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def free_port(taken: Container[int] = ()) -> int:
+    """A TCP port on which nothing listens now, other than those in `taken`. Raises OSError where there is none."""
+    for port in random.sample(PORTS, len(PORTS)):
+        if port in taken:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+        return port
+    raise OSError(f"every port from {PORTS.start} to {PORTS.stop - 1} is in use")

@@ -1,0 +1,136 @@
+"""What the Hydra launcher `preference_slurm` does: check, write the sweep's folder, submit it as one array, return."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import launcher as package
+from hydra.core.utils import JobReturn, JobStatus
+
+from launcher import preflight, slurm
+from launcher.compose import TrialConfig
+from launcher.findings import Finding
+from launcher.submit import container, script, slurm_check
+from launcher.submit.prepare import checked_trials, job_return
+from launcher.submit.script import ArrayRequest
+from launcher.sweep import Sweep, Trial
+
+_TOGETHER = ("num_nodes", "devices")  # of `trainer`: with `cluster`, what the trials of one array have to share
+
+
+def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+    """Raises Refused with nothing submitted. Returns at once, unless `wait` is set or a sweeper needs values."""
+    site = slurm_check.Site()
+    sweep, trials = checked_trials(launcher, job_overrides, lambda configs: _check(site, configs))
+    configs = {trial.number: trial.config() for trial in trials}
+    requests = list(arrays(sweep, trials, configs, site.cluster.max_array_size))
+    submit(sweep, requests)
+    first = configs[trials[0].number]
+    print(_submitted(sweep, requests, first), flush=True)
+    if first["wait"] or _needs_values(launcher):
+        from launcher.submit.slurm_wait import wait_for
+
+        return wait_for(sweep, trials)
+    return [_unfinished(trial) for trial in trials]
+
+
+def arrays(
+    sweep: Sweep, trials: Sequence[Trial], configs: Mapping[int, dict[str, Any]], max_array_size: int
+) -> Iterator[ArrayRequest]:
+    """The arrays that a sweep becomes: one, unless its trials differ in what they ask Slurm for, or are too many."""
+
+    def shape(trial: Trial) -> str:
+        config = configs[trial.number]
+        return repr([config["cluster"], [config["trainer"][key] for key in _TOGETHER]])
+
+    for _, alike in itertools.groupby(sorted(trials, key=shape), key=shape):
+        numbers = sorted(trial.number for trial in alike)
+        for first in range(0, len(numbers), max_array_size):
+            chunk = numbers[first : first + max_array_size]
+            yield _request(sweep, chunk, configs[chunk[0]])
+
+
+def _request(sweep: Sweep, trials: list[int], config: dict[str, Any]) -> ArrayRequest:
+    cluster, trainer = config["cluster"], config["trainer"]
+    root = str(Path(package.__file__).resolve().parents[1])
+    inside = container.words(config, sweep.folder, root)
+    return ArrayRequest(
+        sweep=sweep.folder,
+        name=f"{config['experiment']['name']}-{sweep.data['id']}",
+        trials=trials,
+        nodes=trainer["num_nodes"],
+        ranks_per_node=trainer["devices"],
+        cluster=cluster,
+        srun_args=inside.srun_args,
+        python=" ".join([*inside.prefix, cluster["python"] or shlex.quote(sys.executable)]),
+        pythonpath="" if "site-packages" in root and not inside.mounted else root,
+        environment={str(name): str(value) for name, value in cluster["environment"].items()},
+    )
+
+
+def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
+    """Write each array's script into the sweep's folder and hand it to sbatch.
+
+    sbatch writes the array's id straight into that folder. If this process dies, even by kill -9, either no sbatch
+    was started and there is no array, or there is one and its id is there.
+    """
+    folder = sweep.folder / "slurm"
+    folder.mkdir(exist_ok=True)
+    taken = len(list(folder.glob("*.sbatch")))
+    for number, request in enumerate(requests, taken):
+        path = folder / f"{number}.sbatch"
+        path.write_text(script.text(request), encoding="utf-8")
+        path.chmod(0o700)
+        sweep.record_job("slurm", "", request.trials, script=path.name, name=request.name)
+        slurm.submit(path, receipt=path.with_suffix(".id"))
+
+
+def _check(site: slurm_check.Site, trials: Sequence[TrialConfig]) -> list[Finding]:
+    found: dict[Finding, None] = {}
+    seen = set()
+    for trial in trials:
+        asked = repr([trial.config["cluster"], [trial.config["trainer"][key] for key in _TOGETHER]])
+        if asked not in seen:
+            seen.add(asked)
+            found.update(dict.fromkeys(slurm_check.findings(site, trial.config)))
+    return list(found)
+
+
+def _submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: dict[str, Any]) -> str:
+    ids = [job["id"] for job in sweep.submitted() if job["id"]][-len(requests) :]
+    trials = sum(len(request.trials) for request in requests)
+    shape = f"{config['trainer']['num_nodes']} nodes x {config['trainer']['devices']} ranks"
+    many = "s" if len(ids) > 1 else ""
+    folder = shlex.quote(os.path.relpath(sweep.folder))
+    return "\n".join(
+        (
+            f"array{many} {', '.join(ids)}: {trials} trial{'s' if trials > 1 else ''} x {shape}, job {requests[0].name}",
+            f"  folder     {sweep.folder}",
+            preflight.summary(config),
+            f"  how it is  python -m launcher status {folder}",
+            f"  follow it  python -m launcher watch {folder}",
+            f"  stop it    python -m launcher cancel {folder}",
+        )
+    )
+
+
+def _needs_values(launcher: Any) -> bool:
+    """Whether the sweeper chooses its next trials by the results of these; ours and Hydra's own do not."""
+    target = str(launcher.config.hydra.sweeper._target_)
+    return not target.startswith(("hydra_plugins.preference_launcher.", "hydra._internal.core_plugins."))
+
+
+def _unfinished(trial: Trial) -> JobReturn:
+    """Hydra is told no result that does not exist: the status says unknown, and asking for a value raises."""
+    answer = JobReturn(overrides=list(trial.overrides))
+    answer.status = JobStatus.UNKNOWN
+    return answer
+
+
+__all__ = ["arrays", "job_return", "launch", "submit"]

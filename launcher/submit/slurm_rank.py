@@ -1,0 +1,117 @@
+"""What srun starts for each rank: one rank of one trial. Standard library only, so that it starts in any container.
+
+    srun ... python -m launcher.submit.slurm_rank TRIAL_FOLDER
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import fcntl
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+#: Below the range from which Linux takes ports for outgoing connections (32768 on).
+PORTS = range(20000, 32000)
+_PATIENCE_S = 600  # ranks start as their nodes come up, with caches cold
+
+
+def rank_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """torch.distributed's variables from those that srun gives a task (srun(1), OUTPUT ENVIRONMENT VARIABLES)."""
+    ranks, nodes = int(env["SLURM_NTASKS"]), int(env.get("SLURM_STEP_NUM_NODES") or env["SLURM_NNODES"])
+    return {
+        "RANK": env["SLURM_PROCID"],
+        "LOCAL_RANK": env["SLURM_LOCALID"],
+        "NODE_RANK": env["SLURM_NODEID"],
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks // nodes),
+    }
+
+
+def claim_port(job_id: int) -> tuple[int, IO[str]]:
+    """A free port, and the lock file that keeps it ours: two jobs on one node never choose the same.
+
+    The lock is held as long as the file is open. Jobs begin their search at different ports.
+    """
+    for step in range(len(PORTS)):
+        port = PORTS[(job_id + step) % len(PORTS)]
+        lock = _lock(Path(tempfile.gettempdir()) / f"launcher-port-{port}.lock")
+        if lock is None:
+            continue
+        with socket.socket() as listener:
+            try:
+                listener.bind(("", port))
+            except OSError:
+                lock.close()
+                continue
+        return port, lock
+    raise RuntimeError(f"no free port from {PORTS.start} to {PORTS.stop - 1} on {socket.gethostname()}")
+
+
+def _lock(path: Path) -> IO[str] | None:
+    try:
+        lock = path.open("a")
+    except PermissionError:
+        return None  # another user's
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def meet(trial: Path, env: Mapping[str, str]) -> tuple[str, int, IO[str] | None]:
+    """(address, port, lock) of rank 0, which writes them into the trial's folder, where the other ranks find them.
+
+    Each start of a job has a file of its own, so that a requeued one never reads its predecessor's.
+    """
+    attempt = f"{env['SLURM_JOB_ID']}.{env.get('SLURM_RESTART_COUNT', '0')}.{env.get('SLURM_STEP_ID', '0')}"
+    place = trial / "log" / f"{attempt}_rendezvous"
+    if env["SLURM_PROCID"] == "0":
+        port, lock = claim_port(int(env["SLURM_JOB_ID"]))
+        beside = place.with_suffix(".new")
+        beside.write_text(f"{_address(env)} {port}\n")
+        os.replace(beside, place)
+        return _address(env), port, lock
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        try:
+            address, port_text = place.read_text().split()
+            return address, int(port_text), None
+        except FileNotFoundError:
+            time.sleep(0.2)
+    raise TimeoutError(f"rank 0 did not write {place} within {_PATIENCE_S} s; is the sweep's folder on a shared disk?")
+
+
+def _address(env: Mapping[str, str]) -> str:
+    """Slurm's name of this node where it resolves, as it does on most sites, else the host's own."""
+    name = env.get("SLURMD_NODENAME", "")
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return socket.gethostname()
+    return name or socket.gethostname()
+
+
+def main() -> int:
+    faulthandler.enable()  # a segmentation fault leaves a traceback in the log
+    trial = Path(sys.argv[1])
+    os.environ.update(rank_variables(os.environ))
+    address, port, lock = meet(trial, os.environ)
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+    from launcher.train import run_trial
+
+    run_trial(trial)
+    if lock:
+        lock.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

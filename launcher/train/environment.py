@@ -1,0 +1,128 @@
+"""Where a rank runs: its place among the ranks, its device, its threads. Light: torch is imported inside functions."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Instruction sets with which a CPU computes bfloat16 itself (x86's two, Arm's one), as /proc/cpuinfo names them.
+BF16_UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the trial's processes, as torch.distributed's env variables have it."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """A single process where nothing is set."""
+        world_size = int(os.environ.get("WORLD_SIZE", 1))
+        return cls(
+            rank=int(os.environ.get("RANK", 0)),
+            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+            world_size=world_size,
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+        )
+
+    @property
+    def nodes(self) -> int:
+        return self.world_size // self.local_world_size
+
+    def export(self) -> None:
+        """Set every variable that Lightning's torch-elastic environment and torch.distributed read, where unset."""
+        if self.world_size == 1:
+            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+            os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise RuntimeError(f"WORLD_SIZE={self.world_size}, but {' and '.join(missing)} not set")
+        for name, value in (
+            ("RANK", self.rank),
+            ("LOCAL_RANK", self.local_rank),
+            ("WORLD_SIZE", self.world_size),
+            ("LOCAL_WORLD_SIZE", self.local_world_size),
+            ("GROUP_RANK", self.rank // self.local_world_size),  # Lightning reads the node's number from it
+        ):
+            os.environ.setdefault(name, str(value))
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the ranks compute on."""
+
+    accelerator: str
+    """"gpu" or "cpu", as trainer.accelerator has it."""
+    precision: str
+    """"bf16", "bf16-mixed" or "32", as trainer.precision has it."""
+    name: str
+    """The processor's or GPU's own name."""
+
+
+def settle_device(accelerator: str, precision: str | int) -> Device:
+    """Decide what `auto` means here. Raises RuntimeError where a GPU is asked for and CUDA does not answer."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if accelerator == "gpu" and not gpu:
+        raise RuntimeError("trainer.accelerator=gpu, but torch finds no CUDA device; write trainer.accelerator=auto")
+    if accelerator == "auto":
+        accelerator = "gpu" if gpu else "cpu"
+    if precision == "auto":
+        precision = "bf16" if accelerator == "gpu" or cpu_has_bf16() else "32"
+    name = torch.cuda.get_device_name() if accelerator == "gpu" else _cpu_name()
+    return Device(accelerator, str(precision), name)
+
+
+def settle_cpu(ranks: Ranks) -> int:
+    """Share the cores among this node's ranks and let them meet on one machine; returns a rank's threads."""
+    import torch
+
+    if ranks.nodes == 1 and sys.platform == "linux":
+        # Gloo looks up this host's name to choose a network card, which fails on machines without a network.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() // ranks.local_world_size))
+    return torch.get_num_threads()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has bfloat16 units; without them bf16 is several times slower than fp32. False if unknown."""
+    flags = _cpuinfo("flags") or _cpuinfo("Features")
+    return not BF16_UNITS.isdisjoint(flags.split())
+
+
+def _cpu_name() -> str:
+    return _cpuinfo("model name") or os.uname().machine
+
+
+def _cpuinfo(field: str) -> str:
+    """The first value of a field of Linux's /proc/cpuinfo, "" where there is none."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return ""
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

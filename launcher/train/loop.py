@@ -1,0 +1,56 @@
+"""NeMo-Aligner's DPOTrainer, with a validation before the first step and a word on what it is doing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nemo_aligner.algorithms.dpo import DPOTrainer
+
+from launcher.train.metrics import MetricsFile
+
+
+class PreferenceTrainer(DPOTrainer):
+    """Trains exactly as DPOTrainer does; `logger` has to be a TrialLogger."""
+
+    @property
+    def progress(self) -> MetricsFile:
+        """Where phases are reported."""
+        file: MetricsFile = self.logger.file
+        return file
+
+    def validate_baseline(self, whole: bool) -> float:
+        """Validate before the first step, and log it as step 0; returns the preference loss.
+
+        `whole` takes all validation batches, else the first alone: an untrained adapter's values are all known
+        beforehand (loss ln 2, log-ratios 0), so that one batch is enough to see whether they come out.
+        """
+        batches = self.limit_val_batches
+        self.limit_val_batches = batches if whole else min(1, batches)
+        try:
+            _, metrics = self.run_validation()
+        finally:
+            self.limit_val_batches = batches
+        self.logger.log_metrics(metrics, step=0, prefix="val/")
+        return float(metrics["preference_loss"])
+
+    def fit(self) -> None:
+        self.progress.phase("training", f"from step {self.step}")
+        super().fit()
+
+    def run_validation(self) -> tuple[float, dict[str, float]]:
+        self.progress.phase("validating", f"{self.limit_val_batches} batches")
+        self._validated = 0
+        answer = super().run_validation()
+        self.progress.phase("training")
+        return answer
+
+    def validation_step(self, global_batch: Any) -> tuple[float, dict[str, float]]:
+        answer = super().validation_step(global_batch)
+        self._validated += 1
+        self.progress.beat(f"batch {self._validated} of {self.limit_val_batches}")
+        return answer
+
+    def save(self, extra_candidates: Any = None, is_train_end: bool = False) -> None:
+        self.progress.phase("saving", f"checkpoint of step {self.step}")
+        super().save(extra_candidates, is_train_end=is_train_end)
+        self.progress.phase("training")

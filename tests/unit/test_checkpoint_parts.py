@@ -1,0 +1,435 @@
+"""The parts of a conversion: Megatron's layouts, its checkpoint format, NeMo's config, what is refused, the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep import convert_checkpoint, nemo_file, small_models
+from data_prep.hf_folder import open_folder, read_header
+from data_prep.llama_shape import LLAMA31_ROPE, read_shape
+from data_prep.nemo_config import TOKENIZER_INSIDE, model_config, vocab_divisor
+from launcher.files import check_nemo
+from launcher.findings import Refused
+
+torch = pytest.importorskip("torch")
+ROOT = Path(convert_checkpoint.__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return small_models.ensure("tiny", tmp_path_factory.mktemp("hf"))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A random Llama of one's own, to spoil."""
+    path = tmp_path / "llama"
+    path.mkdir()
+    small_models.write_random_llama(path)
+    return path
+
+
+def edit(folder: Path, **changes) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def refusal(call, *args, **kwargs) -> str:
+    with pytest.raises(Refused) as refused:
+        call(*args, **kwargs)
+    return str(refused.value)
+
+
+# --- Megatron's layouts -----------------------------------------------------------------------------------------------
+
+
+def test_fused_qkv_is_ordered_by_query_group():
+    """4 heads in 2 groups, one row a head: q0 q1 k0 v0, q2 q3 k1 v1."""
+    from data_prep.megatron_weights import fuse_qkv
+
+    query = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    key, value = torch.tensor([[10.0], [11.0]]), torch.tensor([[20.0], [21.0]])
+    assert fuse_qkv(query, key, value, groups=2).ravel().tolist() == [0, 1, 10, 20, 2, 3, 11, 21]
+
+
+@given(groups=st.integers(1, 4), per_group=st.integers(1, 4), head_dim=st.integers(1, 6), hidden=st.integers(1, 5))
+def test_fused_qkv_round_trip(groups, per_group, head_dim, hidden):
+    from data_prep.megatron_weights import fuse_qkv, split_qkv
+
+    heads = groups * per_group
+    query, key, value = (torch.randn(n * head_dim, hidden) for n in (heads, groups, groups))
+    fused = fuse_qkv(query, key, value, groups)
+    for got, want in zip(split_qkv(fused, heads, groups), (query, key, value), strict=True):
+        assert torch.equal(got, want)
+
+
+def written(hf: Path, folder: Path, dtype=torch.float32) -> dict[str, torch.Tensor]:
+    """Write the model's weights, and read them back with PyTorch's own reader, whole."""
+    import torch.distributed.checkpoint as dcp
+    from safetensors.torch import load_file
+
+    from data_prep.megatron_weights import CheckpointWriter, write_weights
+
+    weights = load_file(hf / "model.safetensors")
+    layers = []
+    write_weights(read_shape(hf), weights.__getitem__, CheckpointWriter(folder, dtype), layers.append)
+    assert layers == [0, 1]
+    index = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    tensors = {key: entry for key, entry in index.items() if "_extra_state" not in key}
+    state = {key: torch.full(entry.size, math.nan, dtype=entry.properties.dtype) for key, entry in tensors.items()}
+    dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+    return state
+
+
+def test_weights_written_are_those_read(tiny, tmp_path):
+    from safetensors.torch import load_file
+
+    from data_prep.megatron_weights import split_qkv
+
+    hf, state = load_file(tiny / "model.safetensors"), written(tiny, tmp_path / "weights")
+    layers = "model.decoder.layers."
+    for index in range(2):
+        of = {name.split(".", 3)[3]: weight for name, weight in hf.items() if f"layers.{index}." in name}
+        fused = state[f"{layers}self_attention.linear_qkv.weight"][index]
+        for got, name in zip(split_qkv(fused, 4, 2), "qkv", strict=True):
+            assert torch.equal(got, of[f"self_attn.{name}_proj.weight"])
+        gate_then_up = torch.cat([of["mlp.gate_proj.weight"], of["mlp.up_proj.weight"]])
+        assert torch.equal(state[f"{layers}mlp.linear_fc1.weight"][index], gate_then_up)
+        plain = {
+            "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
+            "mlp.linear_fc2.weight": "mlp.down_proj.weight",
+            "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+            "mlp.linear_fc1.layer_norm_weight": "post_attention_layernorm.weight",
+        }
+        assert all(torch.equal(state[layers + ours][index], of[theirs]) for ours, theirs in plain.items())
+    assert torch.equal(state["model.embedding.word_embeddings.weight"], hf["model.embed_tokens.weight"])
+    assert torch.equal(state["model.decoder.final_layernorm.weight"], hf["model.norm.weight"])
+    assert torch.equal(state["model.output_layer.weight"], hf["lm_head.weight"])
+
+
+def test_tied_model_has_no_output_layer(tmp_path):
+    (tmp_path / "hf").mkdir()
+    small_models.write_random_llama(tmp_path / "hf", tie_word_embeddings=True)
+    assert "model.output_layer.weight" not in written(tmp_path / "hf", tmp_path / "weights")
+    shape = open_folder(tmp_path / "hf").shape
+    assert model_config(shape, shape.vocab, "32")["share_embeddings_and_output_weights"] is True
+
+
+def test_bf16_is_rounded_once(tiny, tmp_path):
+    from safetensors.torch import load_file
+
+    state = written(tiny, tmp_path / "weights", torch.bfloat16)
+    want = load_file(tiny / "model.safetensors")["model.embed_tokens.weight"].bfloat16()
+    assert torch.equal(state["model.embedding.word_embeddings.weight"], want)
+
+
+# --- NeMo's config ----------------------------------------------------------------------------------------------------
+
+
+def test_config_holds_no_path_of_this_machine(tiny):
+    config = model_config(read_shape(tiny), 1024, "bf16")
+    assert config["tokenizer"]["type"] == TOKENIZER_INSIDE == "nemo:tokenizer"
+    assert str(tiny) not in json.dumps(config)
+    assert config["precision"] == "bf16"
+    assert (config["num_query_groups"], config["kv_channels"], config["activation"]) == (2, 16, "fast-swiglu")
+
+
+LLAMA31 = {"rope_type": "llama3"} | LLAMA31_ROPE
+
+
+@pytest.mark.parametrize(
+    ("rope", "scaled", "linear"),
+    [(None, False, None), (LLAMA31, True, None), ({"type": "linear", "factor": 4.0}, False, 4.0)],
+    ids=["none", "llama3.1", "linear"],
+)
+def test_rotary_config(folder, rope, scaled, linear):
+    edit(folder, rope_scaling=rope, rope_theta=500000.0)
+    config = model_config(read_shape(folder), 1024, "32")
+    assert config["scale_positional_embedding"] is scaled
+    assert config["seq_len_interpolation_factor"] == linear
+    assert config["rotary_base"] == 500000.0
+
+
+@pytest.mark.parametrize(
+    ("vocab", "tokens", "divisor"),
+    [
+        (128256, 128256, 32),
+        (32000, 32000, 32),
+        (49152, 49152, 128),
+        (1024, 1024, 128),
+        (50257, 50257, 1),
+        (32064, 32001, 64),
+    ],
+    ids=["llama3", "llama2", "smollm2", "tiny", "odd", "fewer tokens than rows"],
+)
+def test_vocabulary_divisor(vocab, tokens, divisor):
+    assert vocab_divisor(vocab, tokens) == divisor
+
+
+@given(vocab=st.integers(1, 5000), fewer=st.integers(0, 600))
+def test_nemo_pads_the_vocabulary_to_exactly_the_embedding(vocab, fewer):
+    tokens = max(1, vocab - fewer)
+    divisor = vocab_divisor(vocab, tokens)
+    assert math.ceil(tokens / divisor) * divisor == vocab
+
+
+def test_more_tokens_than_rows_are_refused():
+    with pytest.raises(ValueError, match="1025 tokens, the embedding 1024 rows"):
+        vocab_divisor(1024, 1025)
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, "MistralForCausalLM: unsupported"),
+        ({"model_type": "gpt2", "architectures": None}, "unsupported architecture"),
+        ({"hidden_act": "gelu"}, "hidden_act=gelu"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"rope_scaling": LLAMA31 | {"factor": 32.0}}, "factor=32.0: NeMo 2.1 scales .* 8 only"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type=yarn"),
+        ({"rope_scaling": {"type": "linear"}}, "factor=None"),
+        ({"rope_scaling": "linear"}, "is not an object"),
+        ({"hidden_size": "64"}, "hidden_size=64: must be a positive whole number"),
+        ({"rope_theta": -1}, "rope_theta=-1"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3: does not divide"),
+        ({"num_hidden_layers": 3}, "9 weights are missing, first model.layers.2"),
+        ({"num_hidden_layers": 1}, "9 weights that a Llama .* first model.layers.1"),
+        ({"intermediate_size": 128}, r"has shape \(160, 64\), config.json says \(128, 64\)"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_config_that_cannot_be_converted(folder, changes, said):
+    import re
+
+    edit(folder, **changes)
+    assert re.search(said, refusal(open_folder, folder))
+
+
+def test_all_findings_come_at_once(folder):
+    edit(folder, attention_bias=True, hidden_act="gelu")
+    assert len(refusal(open_folder, folder).splitlines()) == 2
+
+
+def test_tied_folder_may_bring_an_output_layer(folder):
+    edit(folder, tie_word_embeddings=True)
+    assert "lm_head.weight" not in open_folder(folder).files
+
+
+@pytest.mark.parametrize("spoil", ["missing", "no json", "a list"])
+def test_bad_config(folder, spoil):
+    file = folder / "config.json"
+    file.unlink() if spoil == "missing" else file.write_text({"no json": "{", "a list": "[]"}[spoil])
+    assert str(file) in refusal(open_folder, folder)
+
+
+def test_missing_tokenizer_and_missing_weights_are_both_named(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "model.safetensors").unlink()
+    said = refusal(open_folder, folder)
+    assert "no tokenizer.json" in said
+    assert "holds no model*.safetensors" in said
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 5000, -1], ids=lambda keep: f"{keep} bytes")
+def test_truncated_safetensors(folder, keep):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    assert "cut short" in refusal(open_folder, folder)
+
+
+def test_file_that_is_no_safetensors(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", 5) + b"hello")
+    assert "is no safetensors file" in refusal(read_header, file)
+
+
+def test_sharded_folder_with_a_lost_shard(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names = read_header(folder / "model-00001-of-00002.safetensors")
+    places = {name: "model-00001-of-00002.safetensors" for name in names}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    assert len(open_folder(folder).files) == len(names)
+    places["lm_head.weight"] = "model-00002-of-00002.safetensors"
+    index.write_text(json.dumps({"weight_map": places}))
+    assert "model-00002-of-00002.safetensors" in refusal(open_folder, folder)
+
+
+def test_fingerprint_sees_config_tokenizer_and_weights(folder):
+    first = open_folder(folder).fingerprint()
+    assert open_folder(folder).fingerprint() == first
+    seen = {first}
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        file = folder / name
+        content = bytearray(file.read_bytes())
+        content[-1 if name == "model.safetensors" else content.rindex(b"1")] ^= 1
+        file.write_bytes(content)
+        seen.add(open_folder(folder).fingerprint())
+    assert len(seen) == 4
+
+
+# --- The file and the command -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nemo(folder, tmp_path) -> Path:
+    return convert_checkpoint.convert(str(folder), tmp_path / "out" / "model.nemo", verify=False)
+
+
+def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    script = ROOT / "data_prep" / "convert_checkpoint.py"
+    return subprocess.run([sys.executable, script, *map(str, args)], capture_output=True, text=True, cwd=cwd)
+
+
+def test_file_is_whole_and_alone(nemo):
+    assert check_nemo(nemo) == []
+    assert list(nemo.parent.iterdir()) == [nemo]
+    with tarfile.open(nemo) as archive:
+        names = archive.getnames()
+    assert names[0] == "./conversion.json"
+    assert {"./model_config.yaml", "./tokenizer/tokenizer.json", "./model_weights/metadata.json"} <= set(names)
+
+
+def test_tokenizer_comes_out_as_it_went_in(nemo, folder, tmp_path):
+    out = nemo_file.unpack_tokenizer(nemo, tmp_path / "trial" / "tokenizer")
+    assert out.is_absolute()
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        assert (out / name).read_bytes() == (folder / name).read_bytes()
+    assert nemo_file.unpack_tokenizer(nemo, out) == out
+    assert [path.name for path in out.parent.iterdir()] == ["tokenizer"]
+
+
+def test_unpacked_nemo_serves_as_well(nemo, tmp_path):
+    with tarfile.open(nemo) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    assert nemo_file.unpack_tokenizer(tmp_path / "unpacked", tmp_path / "no") == tmp_path / "unpacked" / "tokenizer"
+    assert nemo_file.read_record(tmp_path / "unpacked") == nemo_file.read_record(nemo)
+
+
+def test_nemo_without_a_tokenizer_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "other.nemo", "w") as archive:
+        archive.addfile(tarfile.TarInfo("./model_config.yaml"))
+    said = refusal(nemo_file.unpack_tokenizer, tmp_path / "other.nemo", tmp_path / "tokenizer")
+    assert "holds no tokenizer" in said
+    assert not (tmp_path / "tokenizer").exists()
+
+
+def test_second_run_does_nothing(nemo, folder, capsys):
+    before = nemo.stat()
+    convert_checkpoint.convert(str(folder), nemo, verify=False)
+    after = nemo.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert "is there already" in capsys.readouterr().out
+
+
+def test_same_source_gives_the_same_bytes(nemo, folder, tmp_path):
+    again = convert_checkpoint.convert(str(folder), tmp_path / "again.nemo", verify=False)
+    assert again.read_bytes() == nemo.read_bytes()
+
+
+def test_another_precision_is_made_again(nemo, folder):
+    convert_checkpoint.convert(str(folder), nemo, precision="bf16", verify=False)
+    assert nemo_file.read_record(nemo)["precision"] == "bf16"
+
+
+def test_bfloat16_folder_is_stored_in_bf16(tmp_path):
+    (tmp_path / "hf").mkdir()
+    small_models.write_random_llama(tmp_path / "hf", dtype="bfloat16")
+    made = convert_checkpoint.convert(str(tmp_path / "hf"), tmp_path / "bf16.nemo", verify=False)
+    assert nemo_file.read_record(made)["precision"] == "bf16"
+
+
+def test_damaged_file_is_made_again(nemo, folder):
+    whole = nemo.read_bytes()
+    nemo.write_bytes(whole[: len(whole) // 2])
+    convert_checkpoint.convert(str(folder), nemo, verify=False)
+    assert nemo.read_bytes() == whole
+
+
+def test_another_models_file_is_kept(nemo, folder, tmp_path):
+    before = nemo.read_bytes()
+    edit(folder, rope_theta=1e6)
+    said = refusal(convert_checkpoint.convert, str(folder), nemo, verify=False)
+    assert "was made from llama; --force overwrites it" in said
+    (tmp_path / "mine.nemo").write_text("precious")
+    assert "was not made by this command" in refusal(
+        convert_checkpoint.convert, str(folder), tmp_path / "mine.nemo", verify=False
+    )
+    assert nemo.read_bytes() == before
+    convert_checkpoint.convert(str(folder), nemo, verify=False, force=True)
+    assert nemo.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["nowhere", "x.nemo"], "SOURCE=nowhere: no such folder"),
+        (["."], "OUTPUT.nemo: missing"),
+        (["tiny", "x.ckpt"], "does not end in .nemo"),
+        (["tiny", "folder.nemo"], "is a folder"),
+        (["tiny", "file/x.nemo"], "cannot be written"),
+    ],
+    ids=["no source", "no output", "no .nemo", "folder", "unwritable"],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, args, said):
+    (tmp_path / "folder.nemo").mkdir()
+    (tmp_path / "file").touch()
+    done = run(*args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.nemo"]
+
+
+def test_tokenizer_that_cannot_be_read_leaves_nothing(folder, tmp_path):
+    (folder / "tokenizer.json").write_text("{}")
+    said = refusal(convert_checkpoint.convert, str(folder), tmp_path / "out" / "x.nemo", verify=False)
+    assert "tokenizer cannot be loaded" in said
+    assert len(said.splitlines()) == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_full_disk_is_refused_before_anything_is_written(folder, tmp_path, monkeypatch):
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr(convert_checkpoint.shutil, "disk_usage", lambda path: usage)
+    said = refusal(convert_checkpoint.convert, str(folder), tmp_path / "x.nemo", verify=False)
+    assert "GiB are free" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["llama"]
+
+
+def test_work_of_a_killed_run_is_removed(folder, tmp_path):
+    import socket
+
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead = tmp_path / f".x.nemo.{socket.gethostname()}.{done.stdout.strip()}.part"
+    alive = tmp_path / f".x.nemo.{socket.gethostname()}.{os.getppid()}.part"
+    dead.mkdir()
+    alive.mkdir()
+    convert_checkpoint.convert(str(folder), tmp_path / "x.nemo", verify=False)
+    assert not dead.exists()
+    assert alive.exists()
+
+
+def test_help_has_examples_and_imports_no_torch():
+    code = (
+        "import sys; from data_prep import convert_checkpoint as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    )
+    code += "print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "convert_checkpoint.py tiny" in done.stdout
+    assert done.stdout.endswith("False\n")
