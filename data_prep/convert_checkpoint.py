@@ -11,17 +11,17 @@ import math
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import nemo_file, small_models  # noqa: E402
+from data_prep import nemo_file, scratch, small_models  # noqa: E402
 from data_prep.hf_folder import HFFolder, open_folder  # noqa: E402
 from data_prep.progress import Progress  # noqa: E402
 from data_prep.proof import Failed, Prover  # noqa: E402
@@ -92,8 +92,7 @@ def convert(
     if not force and _done(output, wanted, verify, source):
         return output
     with ExitStack() as stack:
-        work = _work_folder(output.absolute())
-        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        work = stack.enter_context(_scratch(output.absolute()))
         if verify and prover is None:
             prover = stack.enter_context(Prover())  # NeMo's import takes 13 s: it runs meanwhile
         _convert(source, folder, output.absolute(), work, wanted, prover if verify else None)
@@ -157,7 +156,7 @@ def _convert(
 
 def _write_folder(folder: HFFolder, content: Path, record: dict[str, Any], progress: Progress) -> None:
     """The .nemo's content, unpacked."""
-    with progress.phase("reading the tokenizer"):
+    with progress.phase("importing torch, reading the tokenizer"):
         import torch
         import yaml
         from safetensors import safe_open
@@ -172,9 +171,9 @@ def _write_folder(folder: HFFolder, content: Path, record: dict[str, Any], progr
     for path in folder.tokenizer_files():
         shutil.copyfile(path, content / nemo_file.TOKENIZER_FOLDER / path.name)
 
-    def read(name: str) -> torch.Tensor:
-        with safe_open(folder.files[name], framework="pt") as file:
-            return file.get_tensor(name)
+    def read(name: str, first: int, end: int) -> torch.Tensor:
+        with safe_open(folder.files[name], framework="pt") as file:  # anew each time, so that its pages are let go
+            return file.get_slice(name)[first:end]
 
     def on_layer(index: int) -> None:
         progress.detail = f"layer {index + 1} of {folder.shape.layers}"
@@ -202,31 +201,15 @@ def _config(folder: HFFolder, precision: str) -> dict[str, Any]:
         raise Refused([Finding(str(folder.path), "", str(error), remedy)]) from None
 
 
-def _work_folder(output: Path) -> Path:
-    """A new folder beside `output`; those that killed runs of this machine left are removed."""
-    host = socket.gethostname()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for left in output.parent.glob(f".{output.name}.{host}.*.part"):
-            pid = left.name.split(".")[-2]
-            if pid.isdecimal() and not _alive(int(pid)):
-                shutil.rmtree(left, ignore_errors=True)
-        work = output.parent / f".{output.name}.{host}.{os.getpid()}.part"
-        work.mkdir()
-    except OSError as error:
-        remedy = "name a folder that can be written"
-        raise Refused([Finding("OUTPUT.nemo", str(output), f"cannot be written ({error.strerror})", remedy)]) from None
-    return work
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch.beside(output))
+        except OSError as error:
+            why, remedy = f"cannot be written ({error.strerror})", "name a folder that can be written"
+            raise Refused([Finding("OUTPUT.nemo", str(output), why, remedy)]) from None
+        yield folder
 
 
 def _check_space(folder: HFFolder, work: Path, precision: str) -> None:

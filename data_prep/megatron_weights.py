@@ -33,7 +33,9 @@ from torch.distributed.checkpoint.metadata import (
 
 from data_prep.llama_shape import LlamaShape
 
-Read = Callable[[str], torch.Tensor]
+#: (HF's name of a weight, first row, end row) -> these rows. What it returns is used and dropped before the next call.
+Read = Callable[[str, int, int], torch.Tensor]
+_ROWS = 8192  # of an embedding in memory at a time: 64 MiB of Llama-3-8B's 1 GiB in bf16
 _LAYERS = "model.decoder.layers."
 # Modules whose state dict has an `_extra_state`: Transformer Engine's FP8 scales; Megatron's own layers keep an empty
 # one for its sake. Both take None for "no FP8". Which modules ask depends on TE's version: these are all of them, and
@@ -122,13 +124,20 @@ class CheckpointWriter:
 
 
 def write_weights(shape: LlamaShape, read: Read, writer: CheckpointWriter, on_layer: Callable[[int], None]) -> None:
-    """Write the whole model; `read` gives a weight by its HF name, `on_layer` hears of every finished layer."""
+    """Write the whole model with what `read` gives; `on_layer` hears of every finished layer."""
+    sizes = shape.tensors()
+
+    def whole(key: str, name: str) -> None:
+        size = sizes[name]
+        for row in range(0, size[0], _ROWS):
+            writer.tensor(key, read(name, row, min(row + _ROWS, size[0])), (row, 0)[: len(size)], size)
+
     with writer.file(0):
-        _whole(writer, "model.embedding.word_embeddings.weight", read("model.embed_tokens.weight"))
-        _whole(writer, "model.decoder.final_layernorm.weight", read("model.norm.weight"))
+        whole("model.embedding.word_embeddings.weight", "model.embed_tokens.weight")
+        whole("model.decoder.final_layernorm.weight", "model.norm.weight")
         writer.nothing("model.decoder.final_layernorm._extra_state")
         if not shape.tied:
-            _whole(writer, "model.output_layer.weight", read("lm_head.weight"))
+            whole("model.output_layer.weight", "lm_head.weight")
     for index in range(shape.layers):
         with writer.file(index + 1):
             _write_layer(shape, read, writer, index)
@@ -136,13 +145,12 @@ def write_weights(shape: LlamaShape, read: Read, writer: CheckpointWriter, on_la
     writer.close()
 
 
-def _whole(writer: CheckpointWriter, key: str, weight: torch.Tensor) -> None:
-    writer.tensor(key, weight, (0,) * weight.ndim, tuple(weight.shape))
-
-
 def _write_layer(shape: LlamaShape, read: Read, writer: CheckpointWriter, index: int) -> None:
+    sizes = shape.tensors()
+
     def of_layer(name: str) -> torch.Tensor:
-        return read(f"model.layers.{index}.{name}.weight")
+        name = f"model.layers.{index}.{name}.weight"
+        return read(name, 0, sizes[name][0])
 
     def put(key: str, weight: torch.Tensor, row: int = 0, rows: int | None = None) -> None:
         size = (shape.layers, rows or weight.shape[0], *weight.shape[1:])

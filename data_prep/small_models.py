@@ -11,13 +11,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from data_prep.progress import Progress
+from data_prep.scratch import beside
 from launcher.findings import Finding, Refused
 
 NAMES = ("tiny", "smollm2_135m")
@@ -54,9 +54,8 @@ def ensure(name: str, folder: Path, progress: Progress | None = None) -> Path:
         return target
     make: Callable[[Path, Progress], None] = {"tiny": _make_tiny, "smollm2_135m": _make_smollm2}[name]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as scratch:
-            made = Path(scratch) / name
+        with beside(target) as scratch:
+            made = scratch / name
             made.mkdir()
             make(made, progress or Progress(name))
             for file in made.iterdir():  # safetensors writes files that only their owner can read

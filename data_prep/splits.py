@@ -68,7 +68,7 @@ def _by_number(splits: tuple[int, ...], openings: Sequence[int], sizes: Sizes) -
 
 
 def _fill(rows: Counter[int], place: dict[int, int], left: dict[int, int], rest: int) -> dict[int, int]:
-    """Moves openings that fit nowhere whole into what is left; {opening: how many of its rows}, the others go unused."""
+    """Moves openings that fit nowhere whole into what is left: {opening: number of rows}; its others go unused."""
     room = {}
     spare = (opening for opening in sorted(rows) if place[opening] == rest)
     for split, number in left.items():

@@ -13,6 +13,7 @@ import pwd
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -27,7 +28,7 @@ from launcher.slurm_rows import AccountRow, QueueRow
 from launcher.slurm_site import Association, Partition
 
 PATIENCE = 60.0
-"""Seconds a command may take. Slurm 22.05 gives up by itself after 18 s without its controller, 60 s without slurm.conf."""
+"""Seconds a command may take. By itself Slurm 22.05 gives up after 18 s without controller, 60 s without slurm.conf."""
 
 
 # -- running a command -------------------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def recorded() -> Iterator[list[Answer]]:
 
 
 def log_to(path: Path) -> Callable[[Answer], None]:
-    """A hook that appends every answer to a file, a JSON object a line, for bug reports. The file is its user's alone."""
+    """A hook that appends every answer to a file, a JSON object a line, for bug reports. Only its user may read it."""
 
     def write(answer: Answer) -> None:
         with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:
@@ -123,6 +124,8 @@ def run(
 ) -> Answer:
     """Runs a command of Slurm, without a shell. Raises SlurmError.
 
+    It has a session of its own, so that Ctrl-C does not end an sbatch that is half-way through.
+
     tolerate   pattern of complaints that make a failure none: of a job that Slurm has forgotten, say
     """
     line = tuple(os.fspath(word) for word in command)
@@ -143,13 +146,14 @@ def run(
             stderr=subprocess.PIPE,
             env=environment() if env is None else dict(env),
             cwd=cwd,
+            start_new_session=True,
             encoding="utf-8",
             errors="replace",
         ) as process:
             try:
                 stdout, stderr = process.communicate(stdin, timeout)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # a site's sbatch may be a script around the real one
                 stdout, stderr = process.communicate()
                 late = answer(None, stdout, stderr)
                 raise SlurmTimeout(late, f"no answer in {timeout:.0f} s") from None
@@ -190,6 +194,22 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
+def configured() -> bool:
+    """Whether Slurm's commands find a cluster's configuration here, be its controller up or down.
+
+    A laptop may have the commands and no cluster. Runs a command only where the configuration is in none of the usual
+    places and may come by DNS (slurm.conf(5), "configless").
+    """
+    usual = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
+    if "SLURM_CONF" in os.environ or any(Path(name).exists() for name in usual):
+        return True
+    try:
+        ping()
+    except SlurmError as error:
+        return "configuration source" not in error.stderr
+    return True
+
+
 def version() -> tuple[int, ...]:
     """Of the commands: (22, 5, 8). (The controller's may be one release newer.)"""
     answer = _ask("sbatch", "--version")
@@ -220,9 +240,9 @@ class Submitted:
     job_id: int
     """The array's number, where it is an array."""
     cluster: str
-    """"" unless another cluster than this machine's took it (SBATCH_CLUSTERS, --clusters)."""
+    """Empty unless another cluster than this machine's took it (SBATCH_CLUSTERS, --clusters)."""
     said: str
-    """Remarks of the site's submit plugin, "" if there are none."""
+    """Remarks of the site's submit plugin; mostly empty."""
 
 
 def sbatch(
@@ -250,13 +270,61 @@ def sbatch(
     raise SlurmError(answer, f"no job id in {answer.stdout!r}")
 
 
+def submit(script: Path, receipt: Path, timeout: float = 2 * PATIENCE) -> int:
+    """Submits a script; its job's id is the first line of `receipt`, which sbatch writes itself, as its output.
+
+    So the id is on disk even if this process is killed while sbatch runs. Raises SlurmError, SlurmTimeout.
+    """
+    command = ("sbatch", "--parsable", os.fspath(script))
+    count["sbatch"] += 1
+    began = time.monotonic()
+    with receipt.open("wb") as output:
+        try:
+            # A session of its own, so that Ctrl-C in the terminal does not reach it between the two.
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                env=environment(),
+                timeout=timeout,
+                start_new_session=True,
+                check=False,
+            )
+            code, stderr = done.returncode, done.stderr.decode("utf-8", "replace")
+        except subprocess.TimeoutExpired:
+            raise SlurmTimeout(Answer(command, None, "", "", timeout), f"no answer in {timeout:.0f} s") from None
+        except FileNotFoundError:
+            missing = Answer(command, None, "", "", 0.0)
+            raise SlurmMissing(missing, "not found on the PATH: is this a machine of a Slurm cluster?") from None
+    answer = Answer(command, code, receipt.read_text(), stderr, time.monotonic() - began)
+    for hook in hooks:
+        hook(answer)
+    if code:
+        raise SlurmError(answer)
+    job_id = read_receipt(receipt)
+    if job_id is None:
+        raise SlurmError(answer, f"no job id in {answer.stdout!r}")
+    return job_id
+
+
+def read_receipt(receipt: Path) -> int | None:
+    """The job's id that sbatch wrote, None where it wrote none (yet)."""
+    if not receipt.exists():
+        return None
+    for line in reversed(receipt.read_text().splitlines()):
+        if found := re.fullmatch(r"(\d+)(?:;(\S+))?", line.strip()):
+            return int(found[1])
+    return None
+
+
 def squeue(
     jobs: Iterable[int | str] | None = None, *, name: str | None = None, ended: bool = False, user: str | None = None
 ) -> list[QueueRow]:
     """What the queue holds of some jobs or arrays (or all by a name; or all of a user, by default this one's).
 
-    Every element of an array is a row, the waiting ones as well. ended: with those that have ended, as long as the queue
-    knows them (MinJobAge, 5 minutes); ask sacct for older ones.
+    Every element of an array is a row, the waiting ones as well. ended: with those that have ended, as long as the
+    queue knows them (MinJobAge, 5 minutes); ask sacct for older ones.
     """
     chosen = _chosen(jobs, name)
     if chosen is None:
@@ -293,14 +361,14 @@ def sacct(
         return rows.account_rows(answer.stdout)
 
 
-def scancel(jobs: Iterable[int | str], signal: str | None = None, *, batch: bool = False) -> None:
-    """Cancels jobs, arrays (`69`) or elements (`69_2`, `69_[2-5]`), or sends them a signal. Those that are over: no error.
+def scancel(jobs: Iterable[int | str], signal_name: str | None = None, *, batch: bool = False) -> None:
+    """Cancels jobs, arrays (`69`), elements (`69_2`, `69_[2-5]`), or sends them a signal. Those that are over are fine.
 
     batch: the signal is for the batch script too, not only for its steps.
     """
     ids = [str(job) for job in jobs]
     if ids:
-        options = [*([f"--signal={signal}"] if signal else []), *(["--full"] if batch else [])]
+        options = [*([f"--signal={signal_name}"] if signal_name else []), *(["--full"] if batch else [])]
         run("scancel", *options, *ids, tolerate=_GONE)
 
 

@@ -139,7 +139,7 @@ class Association:
     cluster: str
     account: str
     partition: str
-    """"" means any."""
+    """Empty: in any."""
     default: bool
     """Whether this is the account of a job that names none."""
     qos: frozenset[str]

@@ -26,7 +26,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher import metrics, yamltext
+from launcher import metrics, slurm, yamltext
 from launcher.findings import Finding, Refused
 from launcher.metrics import Progress
 
@@ -186,6 +186,19 @@ class Sweep:
         """What was submitted for this sweep, oldest first: {"kind", "id", "trials", ...}."""
         jobs: list[dict[str, Any]] = self.data["jobs"]
         return jobs
+
+    def submitted(self) -> list[dict[str, Any]]:
+        """`jobs`, with the ids of Slurm's arrays as sbatch itself wrote them; "" where it wrote none."""
+        found = []
+        for job in self.jobs:
+            if job["kind"] == "slurm" and not job["id"]:
+                job = {**job, "id": str(slurm.read_receipt(self.receipt(job["script"])) or "")}
+            found.append(job)
+        return found
+
+    def receipt(self, script: str) -> Path:
+        """Where sbatch writes the id of the array that `script` (its name in the folder slurm/) became."""
+        return (self.folder / "slurm" / script).with_suffix(".id")
 
     def add_trials(self, trials: Sequence[tuple[Sequence[str], dict[str, Any]]]) -> list[Trial]:
         """More trials for the same sweep, numbered on; for sweepers that choose them batch by batch."""

@@ -88,7 +88,7 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
         path.write_text(script.text(request), encoding="utf-8")
         path.chmod(0o700)
         sweep.record_job("slurm", "", request.trials, script=path.name, name=request.name)
-        slurm.submit(path, receipt=path.with_suffix(".id"))
+        slurm.submit(path, receipt=sweep.receipt(path.name))
 
 
 def _check(site: slurm_check.Site, trials: Sequence[TrialConfig]) -> list[Finding]:

@@ -71,10 +71,16 @@ class Session:
         self.timer.close()
         if self.trainer.step < self.trainer.max_steps:
             return self.timer.reason or "no steps left in this epoch"
-        if self.config.exp_manager.checkpoint_callback_params.save_nemo_on_train_end and not self.nemo_file():
+        if self.config.exp_manager.checkpoint_callback_params.save_nemo_on_train_end and self._lacks_nemo_file():
             # A predecessor made the last checkpoint and was stopped before it wrote this.
             self.model.save_to(self.trainer.ckpt_callback._format_nemo_checkpoint_name())
         return ""
+
+    def _lacks_nemo_file(self) -> bool:
+        """Rank 0's view, for all: it alone writes the file, and the others may look before it is there."""
+        lacks = torch.tensor([self.nemo_file() is None], dtype=torch.int32, device=torch.cuda.current_device())
+        torch.distributed.broadcast(lacks, 0)
+        return bool(lacks.item())
 
     def _baseline(self) -> None:
         fresh = self.config.model.peft.restore_from_path is None

@@ -83,7 +83,11 @@ def written(hf: Path, folder: Path, dtype=torch.float32) -> dict[str, torch.Tens
 
     weights = load_file(hf / "model.safetensors")
     layers = []
-    write_weights(read_shape(hf), weights.__getitem__, CheckpointWriter(folder, dtype), layers.append)
+
+    def read(name: str, first: int, end: int) -> torch.Tensor:
+        return weights[name][first:end]
+
+    write_weights(read_shape(hf), read, CheckpointWriter(folder, dtype), layers.append)
     assert layers == [0, 1]
     index = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     tensors = {key: entry for key, entry in index.items() if "_extra_state" not in key}
@@ -115,6 +119,18 @@ def test_weights_written_are_those_read(tiny, tmp_path):
         assert all(torch.equal(state[layers + ours][index], of[theirs]) for ours, theirs in plain.items())
     assert torch.equal(state["model.embedding.word_embeddings.weight"], hf["model.embed_tokens.weight"])
     assert torch.equal(state["model.decoder.final_layernorm.weight"], hf["model.norm.weight"])
+    assert torch.equal(state["model.output_layer.weight"], hf["lm_head.weight"])
+
+
+def test_embeddings_are_written_in_pieces(tiny, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    from data_prep import megatron_weights
+
+    monkeypatch.setattr(megatron_weights, "_ROWS", 100)
+    state = written(tiny, tmp_path / "weights")
+    hf = load_file(tiny / "model.safetensors")
+    assert torch.equal(state["model.embedding.word_embeddings.weight"], hf["model.embed_tokens.weight"])
     assert torch.equal(state["model.output_layer.weight"], hf["lm_head.weight"])
 
 
