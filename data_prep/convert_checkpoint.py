@@ -141,7 +141,7 @@ def _convert(
     folder = folder or open_folder(small_models.ensure(source, output.parent / "hf", progress))
     _check_space(folder, work, wanted["precision"])
     name = source if source in small_models.NAMES else folder.path.resolve().name
-    record: dict[str, Any] = {**wanted, "name": name, "proof": None}
+    record: dict[str, Any] = {**wanted, "name": name[:100], "proof": None}
     _write_folder(folder, work / "content", record, progress)
     made = work / output.name
     with progress.phase("packing"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextmanager
 def beside(target: Path) -> Iterator[Path]:
-    """A new hidden folder in `target`'s, on the same file system, so that what is made there can be renamed to `target`.
+    """A new hidden folder in that of `target`: on one file system, so that what is made there can be renamed to it.
 
     What killed processes of this machine left for the same target is removed first. Raises OSError.
     """

@@ -36,7 +36,11 @@ def words(config: dict[str, Any], sweep: Path, root: str) -> Inside:
     mounts += [f"{folder}:{folder}:ro" for folder in sorted(folders)]
     mounts += [mount if ":" in mount else f"{mount}:{mount}" for mount in container.get("mounts") or []]
     if runtime == "pyxis":
-        arguments = [f"--container-image={image}", f"--container-mounts={','.join(mounts)}", "--no-container-mount-home"]
+        arguments = [
+            f"--container-image={image}",
+            f"--container-mounts={','.join(mounts)}",
+            "--no-container-mount-home",
+        ]
         return Inside(srun_args=[*arguments, "--container-workdir=/tmp"], mounted=True)
     binds = [word for mount in mounts for word in ("--bind", shlex.quote(mount))]
     prefix = ["apptainer", "exec", "--nv", "--no-home", "--pwd", "/tmp", *binds, shlex.quote(image)]

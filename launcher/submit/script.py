@@ -18,7 +18,7 @@ PLAIN = (
 )  # fmt: skip
 #: Options that follow from the trial or that the launcher needs for itself.
 OWN = ("nodes", "ntasks_per_node", "array", "output", "error", "open-mode", "job_name", "signal", "requeue", "parsable")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,11 @@ def text(request: ArrayRequest) -> str:
     cluster = request.cluster
     loader = jinja2.FileSystemLoader(str(templates()))
     jinja = jinja2.Environment(
-        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     jinja.filters["quote"] = lambda value: shlex.quote(str(value))
     return jinja.get_template("sweep.sbatch.j2").render(
@@ -94,8 +98,10 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
     findings = []
     for option, value in (cluster.get("sbatch") or {}).items():
         name = str(option).replace("-", "_")
-        if not _NAME.fullmatch(name):
-            findings.append(Finding(f"cluster.sbatch.{option}", "", "is no name of an option", "write it without dashes"))
+        if not _NAME.fullmatch(name) or str(option).startswith("-"):
+            findings.append(
+                Finding(f"cluster.sbatch.{option}", "", "is no name of an option", "write it without dashes")
+            )
         elif str(option) in OWN or name in OWN:
             findings.append(Finding(f"cluster.sbatch.{option}", str(value), "is set by the launcher itself", "drop it"))
         elif name in _submitit_names():
@@ -112,8 +118,13 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
     if known.get("comment") is not None:
         known["comment"] = one_line(str(known["comment"]))
     count = len(request.trials)
-    free |= {"array": f"0-{count - 1}%{min(count, int(cluster['array_parallelism']))}", "output": str(request.sweep / "slurm" / "%A_%a.out"), "requeue": True}
-    return {**{name: value for name, value in known.items() if value is not None}, "additional_parameters": free}
+    free |= {
+        "array": f"0-{count - 1}%{min(count, int(cluster['array_parallelism']))}",
+        "output": str(request.sweep / "slurm" / "%A_%a.out"),
+        "requeue": True,
+    }
+    given = {name: value for name, value in known.items() if value is not None or name == "wckey"}
+    return {**given, "additional_parameters": free}
 
 
 def one_line(value: str) -> str:
@@ -131,4 +142,11 @@ def templates() -> Path:
 def _submitit_names() -> set[str]:
     from submitit.slurm.slurm import _get_default_parameters
 
-    return set(_get_default_parameters()) - {"additional_parameters", "map_count", "setup", "teardown", "srun_args", "use_srun"}
+    return set(_get_default_parameters()) - {
+        "additional_parameters",
+        "map_count",
+        "setup",
+        "teardown",
+        "srun_args",
+        "use_srun",
+    }

@@ -80,7 +80,9 @@ def _partition(partition: Partition, config: dict[str, Any]) -> list[Finding]:
 def _account(associations: list[Association], partition: Partition, cluster: dict[str, Any]) -> list[Finding]:
     """Accounts and QoS, where the site keeps them."""
     if not associations:
-        return [Finding("cluster.account", "", "this cluster keeps accounts and you have none", "ask its administrators")]
+        return [
+            Finding("cluster.account", "", "this cluster keeps accounts and you have none", "ask its administrators")
+        ]
     mine = sorted({association.account for association in associations})
     account = cluster["account"] or next((a.account for a in associations if a.default), mine[0])
     found = []
@@ -90,11 +92,15 @@ def _account(associations: list[Association], partition: Partition, cluster: dic
     if not partition.admits_account(account):
         admits = ", ".join(sorted(partition.accounts or [])) or "other accounts"
         why = f"partition {partition.name} does not admit it"
-        found.append(Finding("cluster.account", account, why, f"it admits {admits}; choose another of {', '.join(mine)}"))
+        found.append(
+            Finding("cluster.account", account, why, f"it admits {admits}; choose another of {', '.join(mine)}")
+        )
     allowed = frozenset[str]().union(*(a.qos for a in associations if a.account == account))
     if cluster["qos"] and allowed and cluster["qos"] not in allowed:
         why = f"account {account} may not use it"
         found.append(Finding("cluster.qos", cluster["qos"], why, f"it may use: {', '.join(sorted(allowed))}"))
     elif cluster["qos"] and not partition.admits_qos(cluster["qos"]):
-        found.append(Finding("cluster.qos", cluster["qos"], f"partition {partition.name} does not admit it", "choose another"))
+        found.append(
+            Finding("cluster.qos", cluster["qos"], f"partition {partition.name} does not admit it", "choose another")
+        )
     return found

@@ -1,6 +1,6 @@
 """What srun starts for each rank: one rank of one trial. Standard library only, so that it starts in any container.
 
-    srun ... python -m launcher.submit.slurm_rank TRIAL_FOLDER
+srun ... python -m launcher.submit.slurm_rank TRIAL_FOLDER
 """
 
 from __future__ import annotations

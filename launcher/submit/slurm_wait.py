@@ -1,0 +1,82 @@
+"""Staying with a sweep that Slurm runs, until every trial has ended: for `wait=true`, and sweepers that need values."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from hydra.core.utils import JobReturn
+
+from launcher import slurm, state
+from launcher.progress import view
+from launcher.slurm_rows import QueueRow
+from launcher.submit.prepare import job_return
+from launcher.sweep import Outcome, Sweep, Trial
+from launcher.table import render
+
+_ASK_S = 15.0  # between two questions to Slurm
+_LOOK_S = 0.5  # between two looks at the trials' folders
+_LAG_S = 30.0  # a trial that left the queue may show its result so much later, on a shared disk with caches
+_AWAY_S = 300.0  # longest wait between two questions while Slurm does not answer
+
+
+def wait_for(sweep: Sweep, trials: Sequence[Trial]) -> list[JobReturn]:
+    """Watch until no trial waits or runs any more; sets the command's exit code. Ctrl-C leaves the trials to Slurm."""
+    outcomes = {trial.number: Outcome(trial, "WAITING") for trial in trials}
+    asked, every = 0.0, _ASK_S
+    gone: dict[int, float] = {}
+    try:
+        with view(trials) as show:
+            while any(outcome.state in ("WAITING", "RUNNING") for outcome in outcomes.values()):
+                if time.monotonic() - asked >= every:
+                    asked = time.monotonic()
+                    try:
+                        _update(outcomes, _rows(sweep), gone)
+                        every = _ASK_S
+                    except slurm.SlurmError as error:
+                        every = min(_AWAY_S, every * 2)
+                        print(f"Slurm does not answer ({error}); asking again in {every:.0f} s", file=sys.stderr)
+                show(outcomes)
+                time.sleep(_LOOK_S)
+            show(outcomes)
+    except KeyboardInterrupt:
+        print(f"no longer waiting; Slurm goes on with what is in {sweep.folder}", file=sys.stderr)
+        raise
+    ended = [outcomes[trial.number] for trial in trials]
+    print(render(sweep, ended))
+    for outcome in ended:
+        if outcome.state != "DONE":
+            state.exit_code = 1
+            log = outcome.trial.folder / "log"
+            print(f"error: trial {outcome.trial.name} {outcome.state}: {outcome.error}; logs: {log}", file=sys.stderr)
+    return [job_return(outcome.trial, outcome.error) for outcome in ended]
+
+
+def _rows(sweep: Sweep) -> dict[int, QueueRow]:
+    """What the queue says of each trial, by number; the latest array that a trial is in counts."""
+    arrays = {int(job["id"]): job["trials"] for job in sweep.submitted() if job["kind"] == "slurm" and job["id"]}
+    found: dict[int, QueueRow] = {}
+    for row in sorted(slurm.squeue(arrays, ended=True), key=lambda row: row.job_id):
+        if row.array_id in arrays and row.task_id is not None:
+            found[arrays[row.array_id][row.task_id]] = row
+    return found
+
+
+def _update(outcomes: dict[int, Outcome], rows: dict[int, QueueRow], gone: dict[int, float]) -> None:
+    for number, outcome in outcomes.items():
+        if outcome.state not in ("WAITING", "RUNNING"):
+            continue
+        trial, row = outcome.trial, rows.get(number)
+        if row is not None and not row.state.ended:
+            outcomes[number] = Outcome(trial, "RUNNING" if row.state.phase == "running" else "WAITING", row.reason)
+            gone.pop(number, None)
+        elif trial.result() is not None:
+            outcomes[number] = Outcome(trial, "DONE", seconds=(trial.result() or {}).get("seconds"))
+        elif time.monotonic() - gone.setdefault(number, time.monotonic()) > _LAG_S or _failed(row):
+            said = f"Slurm says {row.state.word}" if row else "it left Slurm's queue"
+            outcomes[number] = Outcome(trial, "FAILED", f"{said}, and there is no result")
+
+
+def _failed(row: QueueRow | None) -> bool:
+    return row is not None and row.state.phase == "failed"

@@ -1,0 +1,281 @@
+"""Running Slurm's commands: how they are called, and what becomes of what they say, with commands that only answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher import slurm
+from tests.unit.test_slurm import RECORDED, said
+
+
+class Fakes:
+    """Commands on the PATH that answer as they are told and note how they were called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, name: str, stdout: str = "", stderr: str = "", code: int | None = 0, first: str = "") -> None:
+        (self.folder / f"{name}.out").write_text(stdout)
+        (self.folder / f"{name}.err").write_text(stderr)
+        script = self.folder / name
+        script.write_text(
+            f"""#!/bin/sh
+cd '{self.folder}'; printf '%s\\0' "$@" >{name}.args; env -0 >{name}.env; cat >{name}.in
+{first}
+cat {name}.out; cat {name}.err >&2; exit {code}
+"""
+        )
+        script.chmod(0o755)
+
+    def add_recorded(self, label: str) -> None:
+        answer = RECORDED[label]
+        self.add(answer["command"][0], answer["stdout"], answer["stderr"], answer["code"])
+
+    def args(self, name: str) -> list[str]:
+        return (self.folder / f"{name}.args").read_text().split("\0")[:-1]
+
+    def env(self, name: str) -> dict[str, str]:
+        pairs = (pair.partition("=") for pair in (self.folder / f"{name}.env").read_text().split("\0")[:-1])
+        return {key: value for key, _, value in pairs}
+
+    def stdin(self, name: str) -> str:
+        return (self.folder / f"{name}.in").read_text()
+
+
+@pytest.fixture
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH_", "SQUEUE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    slurm.count.clear()
+    return Fakes(folder)
+
+
+def test_one_squeue_answers_for_a_whole_sweep(fakes: Fakes) -> None:
+    fakes.add_recorded("one array")
+    with slurm.recorded() as answers:
+        assert len(slurm.squeue([12, "13_4"])) == 5
+    assert slurm.count == {"squeue": 1}
+    assert fakes.args("squeue")[:4] == ["-r", "-h", "-j", "12,13_4"]
+    assert [answer.stdout for answer in answers] == [said("one array")]
+
+
+def test_no_jobs_is_no_question_and_no_harm(fakes: Fakes) -> None:
+    assert (slurm.squeue([]), slurm.sacct([])) == ([], [])
+    slurm.scancel([])
+    slurm.requeue([])
+    slurm.start_now([])
+    assert not slurm.count
+
+
+def test_choosing_by_name_or_user(fakes: Fakes) -> None:
+    fakes.add("squeue")
+    fakes.add("sacct")
+    slurm.squeue(name="dpo beta", ended=True)
+    assert fakes.args("squeue")[2:5] == ["--name=dpo beta", "--me", "--states=all"]
+    slurm.squeue(user="ann")
+    assert fakes.args("squeue")[2:4] == ["--user=ann", "-O"]
+    slurm.sacct(name="dpo", since=0, every_run=True)
+    start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(0))
+    assert fakes.args("sacct")[3:7] == ["--name=dpo", "--starttime", start, "--duplicates"]
+    with pytest.raises(ValueError, match="comma"):
+        slurm.squeue(name="a,b")
+
+
+def test_a_forgotten_job_is_no_failure(fakes: Fakes) -> None:
+    fakes.add_recorded("one forgotten")
+    assert slurm.squeue([999]) == []
+    fakes.add_recorded("scancel forgotten signal")
+    slurm.scancel(["999_1"], "USR1", batch=True)
+    assert fakes.args("scancel") == ["--signal=USR1", "--full", "999_1"]
+    fakes.add_recorded("requeue forgotten")
+    with pytest.raises(slurm.SlurmError, match="^scontrol requeue 999: Invalid job id specified for job 999$"):
+        slurm.requeue([999])
+
+
+def test_the_answers_do_not_depend_on_the_users_profile(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SQUEUE_FORMAT", "SQUEUE_STATES", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN", "LC_ALL"):
+        monkeypatch.setenv(name, "odd")
+    monkeypatch.setenv("SLURM_CONF", "/cluster/slurm.conf")
+    fakes.add("squeue")
+    slurm.squeue([1])
+    env = fakes.env("squeue")
+    assert not [name for name in env if name.startswith("SQUEUE_")]
+    assert (env["SLURM_TIME_FORMAT"], env["SLURM_BITSTR_LEN"], env["LC_ALL"]) == ("%s", "0", "C")
+    assert env["SLURM_CONF"] == "/cluster/slurm.conf"
+
+
+def test_submitting(fakes: Fakes, tmp_path: Path) -> None:
+    fakes.add("sbatch", "lua: welcome\n4711;far\n", "sbatch: your quota is fine\n")
+    script = tmp_path / "a b.sh"
+    made = slurm.sbatch(script, ["--array=0-2", "--comment=$(touch x) 'y'\nz"], script_args=["one"])
+    assert made == slurm.Submitted(4711, "far", "sbatch: your quota is fine")
+    assert fakes.args("sbatch") == ["--parsable", "--array=0-2", "--comment=$(touch x) 'y'\nz", str(script), "one"]
+    slurm.sbatch(text="#!/bin/sh\ntrue\n")
+    assert (fakes.args("sbatch"), fakes.stdin("sbatch")) == (["--parsable"], "#!/bin/sh\ntrue\n")
+    fakes.add("sbatch", "Submitted, thank you\n")
+    with pytest.raises(slurm.SlurmError, match="no job id in 'Submitted, thank you"):
+        slurm.sbatch(script)
+    with pytest.raises(ValueError, match="either a script or its text"):
+        slurm.sbatch()
+
+
+def test_a_job_submitted_from_a_job_does_not_inherit_its_limits(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes.add("sbatch", "1\n")
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "4000")
+    slurm.sbatch("x")
+    assert fakes.env("sbatch")["SLURM_MEM_PER_CPU"] == "4000"  # no job of ours: the user's own wish
+    for name, value in {"SLURM_JOB_ID": "5", "SLURMD_NODENAME": "n", "SLURM_CONF": "c", "SBATCH_ACCOUNT": "a"}.items():
+        monkeypatch.setenv(name, value)
+    slurm.sbatch("x")
+    left = {name: value for name, value in fakes.env("sbatch").items() if name.startswith(("SLURM", "SBATCH"))}
+    assert left == {"SLURM_CONF": "c", "SBATCH_ACCOUNT": "a"}
+
+
+@pytest.mark.parametrize(
+    ("label", "why"),
+    [
+        (
+            "bad partition",
+            "invalid partition specified: nope; Batch job submission failed: Invalid partition name specified",
+        ),
+        ("bad account", "Batch job submission failed: Invalid account or account/partition combination specified"),
+        ("array too large", "Batch job submission failed: Invalid job array specification"),
+    ],
+)
+def test_a_refusal_is_one_line_and_carries_everything(fakes: Fakes, label: str, why: str) -> None:
+    fakes.add_recorded(label)
+    with pytest.raises(slurm.SlurmError) as caught:
+        slurm.sbatch("x.sh", RECORDED[label]["command"][2:])
+    assert str(caught.value) == f"{' '.join(RECORDED[label]['command'])} x.sh: {why}"
+    assert (caught.value.code, caught.value.stderr) == (1, RECORDED[label]["stderr"])
+    assert caught.value.command[-1] == "x.sh"
+
+
+def test_a_command_that_takes_too_long_is_ended_with_its_children(fakes: Fakes) -> None:
+    fakes.add("squeue", first="sleep 30; echo late")
+    began = time.monotonic()
+    with slurm.recorded() as answers, pytest.raises(slurm.SlurmTimeout, match="squeue x: no answer in 0 s"):
+        slurm.run("squeue", "x", timeout=0.3)
+    assert time.monotonic() - began < 5
+    assert [answer.code for answer in answers] == [None]
+
+
+def test_no_slurm_on_this_machine(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(fakes.folder))
+    assert not slurm.available()
+    with pytest.raises(slurm.SlurmMissing, match="^squeue -r .*: not found on the PATH"):
+        slurm.squeue([1])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        slurm.run("/bin/true", cwd=tmp_path / "nowhere")
+
+
+def test_an_answer_that_cannot_be_read_is_shown(fakes: Fakes) -> None:
+    fakes.add("squeue", "maintenance until noon\n")
+    with pytest.raises(
+        slurm.SlurmError, match="cannot read its answer: .*13 fields expected: 'maintenance until noon'"
+    ):
+        slurm.squeue([1])
+    fakes.add("scontrol", "nothing of use\n")
+    fakes.add("sinfo")
+    with pytest.raises(slurm.SlurmError, match=r"cannot read its answer: KeyError\('ClusterName'\)"):
+        slurm.cluster()
+
+
+def test_bytes_that_are_no_text_do_no_harm(fakes: Fakes) -> None:
+    line = said("one array").splitlines()[0].replace("JobArrayTaskLimit", "r\udce9servation")
+    fakes.add("squeue")
+    (fakes.folder / "squeue.out").write_bytes(line.encode("utf-8", "surrogateescape") + b"\n")
+    assert slurm.squeue([1])[0].reason == "r\ufffdservation"
+
+
+def test_log_to_keeps_raw_answers_for_a_bug_report(fakes: Fakes, tmp_path: Path) -> None:
+    log = tmp_path / "slurm.jsonl"
+    fakes.add_recorded("one array")
+    hook = slurm.log_to(log)
+    slurm.hooks.append(hook)
+    try:
+        slurm.squeue([12])
+        slurm.squeue([12])
+    finally:
+        slurm.hooks.remove(hook)
+    first, second = (json.loads(line) for line in log.read_text().splitlines())
+    assert first["stdout"] == second["stdout"] == said("one array") and first["command"][0] == "squeue"
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+def test_the_cluster_in_two_commands(fakes: Fakes) -> None:
+    fakes.add_recorded("cluster")
+    fakes.add_recorded("cluster 2")
+    found = slurm.cluster()
+    assert slurm.count == {"scontrol": 1, "sinfo": 1}
+    assert (found.name, found.max_array_size, found.settings["SlurmctldHost[0]"]) == ("lab", 1001, "head1(127.0.0.1)")
+    assert [partition.name for partition in found.partitions] == ["main", "short", "dead", "wide"]
+    assert found.default_partition is found.partition("main") and found.partition("nope") is None
+
+
+def test_scontrol_without_readline_writes_its_prompt_in_front_of_the_answer(fakes: Fakes) -> None:
+    text = (
+        said("cluster")
+        .replace("scontrol: show config\n", "scontrol: ")
+        .replace("scontrol: show partition\n", "scontrol: ")
+    )
+    assert "scontrol: PartitionName=main" in text
+    fakes.add("scontrol", text)
+    fakes.add_recorded("cluster 2")
+    assert [partition.name for partition in slurm.cluster().partitions] == ["main", "short", "dead", "wide"]
+
+
+def test_version_and_controllers(fakes: Fakes) -> None:
+    fakes.add_recorded("version")
+    assert slurm.available() and slurm.version() == (22, 5, 8)
+    fakes.add("sbatch", "slurm 24.11.0-0rc1\n")
+    assert slurm.version() == (24, 11, 0)
+    fakes.add_recorded("ping")
+    assert slurm.ping() == {"head1": True}
+    fakes.add("scontrol", "Slurmctld(primary) at a is DOWN\nSlurmctld(backup) at b is DOWN\n", code=1)
+    assert slurm.ping() == {"a": False, "b": False}
+    fakes.add("scontrol", stderr="scontrol: fatal: Could not establish a configuration source\n", code=1)
+    with pytest.raises(slurm.SlurmError, match="^scontrol ping: Could not establish a configuration source$"):
+        slurm.ping()
+
+
+def test_accounts_of_this_user(fakes: Fakes) -> None:
+    fakes.add_recorded("associations")
+    assert [row.account for row in slurm.associations("ann") or []] == ["research", "root"]
+    assert fakes.args("sacctmgr")[2:6] == ["show", "user", "ann", "withassoc"]
+    fakes.add("sacctmgr", stderr="You are not running a supported accounting_storage plugin\n", code=1)
+    assert slurm.associations() is None
+    fakes.add("sacctmgr", stderr="sacctmgr: error: Unable to contact slurmdbd\n", code=1)
+    with pytest.raises(slurm.SlurmError, match="Unable to contact slurmdbd"):
+        slurm.associations()
+
+
+def test_ctrl_c_does_not_end_an_sbatch_that_is_half_way(fakes: Fakes) -> None:
+    """The terminal's Ctrl-C goes to the whole process group; the submission must not be torn in two by it."""
+    fakes.add("sbatch", "7\n", first="touch started; sleep 0.5; touch submitted")
+    program = "from launcher import slurm; slurm.sbatch('x')"
+    child = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, stderr=subprocess.DEVNULL)
+    while not (fakes.folder / "started").exists():
+        time.sleep(0.01)
+    os.killpg(child.pid, signal.SIGINT)
+    child.wait(10)
+    time.sleep(0.8)
+    assert (fakes.folder / "submitted").exists()
+
+
+def test_importing_it_is_light() -> None:
+    heavy = "{'torch', 'hydra', 'omegaconf', 'submitit', 'nemo'}"
+    program = f"import sys, launcher.slurm; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
