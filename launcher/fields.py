@@ -8,13 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-
 _TIME_LIMIT = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}")
 
 
 @dataclass(frozen=True)
 class Field:
-    """What one key may hold. `allows` names it for a person; `accepts` decides; `doc` says what the key does, with its unit."""
+    """What one key may hold. `allows` says it to a person, `accepts` decides, `doc` says what the key does."""
 
     allows: str
     accepts: Callable[[Any], bool]

@@ -70,7 +70,7 @@ def shapes(model: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def trainable_parameters(model: dict[str, Any], tuning: dict[str, Any]) -> int:
-    """Parameters of the adapters: rank x (inputs + outputs) of every adapted matrix (Hu et al. 2021, arXiv 2106.09685)."""
+    """Parameters of the adapters: rank x (inputs + outputs) of each adapted matrix (LoRA, arXiv 2106.09685)."""
     selected = tuning.get("layer_selection")
     layers = len(selected) if selected else model["num_layers"]
     matrices = shapes(model)

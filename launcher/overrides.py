@@ -17,7 +17,7 @@ from launcher.findings import Finding, Refused
 
 @dataclass(frozen=True)
 class CommandLine:
-    """`argv` is what Hydra is given; `forced` the keys that the user added with a `+` of his own; `note` one line for him."""
+    """`argv` is for Hydra, `forced` the keys that the user added with a `+` of his own, `note` one line to print."""
 
     argv: list[str]
     forced: frozenset[str]
@@ -46,11 +46,10 @@ def prepare(argv: Sequence[str], config_root: Path) -> CommandLine:
         cluster, why = default_cluster()
         rewritten.append(f"cluster={cluster}")
         note = f"cluster={cluster} ({why})"
-    if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
-        # One trial is a sweep of one: the same folder, the same checks, the same way to run it.
-        if not args.multirun:
-            rewritten.append("hydra/sweeper=preference_single")
-            options = [*options, "--multirun"]
+    shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
+    if not shows and not args.multirun:  # one trial is a sweep of one: the same folder, checks and way to run it
+        rewritten.append("hydra/sweeper=preference_single")
+        options = [*options, "--multirun"]
     return CommandLine([*options, *rewritten], frozenset(forced), note)
 
 

@@ -82,7 +82,7 @@ def _trial(config: dict[str, Any]) -> list[Finding]:
         rows[split] = split_rows
         batch = config["model"]["global_batch_size"]
         if not any(str(Path(n)) in f.where for f in found for n in names) and split_rows < batch:
-            why = f"has {split_rows} rows, fewer than model.global_batch_size={batch}; NeMo-Aligner needs one batch a file"
+            why = f"has {split_rows} rows, fewer than model.global_batch_size={batch}; every file needs a batch"
             found.append(
                 Finding(names[0], "", why, f"set model.global_batch_size to at most {split_rows}, or add rows")
             )
@@ -158,12 +158,12 @@ def _steps(config: dict[str, Any], train_rows: int) -> list[Finding]:
     return []
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _nemo_file(path: Path) -> list[Finding]:
     return files.check_nemo(path)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _jsonl(path: Path) -> tuple[int, list[Finding]]:
     return files.check_jsonl(path)
 

@@ -11,7 +11,21 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.fields import Field, anything, choice, fixed, flag, integer, interval, is_time_limit, lines, number, numbers, text, texts
+from launcher.fields import (
+    Field,
+    anything,
+    choice,
+    fixed,
+    flag,
+    integer,
+    interval,
+    is_time_limit,
+    lines,
+    number,
+    numbers,
+    text,
+    texts,
+)
 from launcher.findings import Finding
 
 _KEEP_OUT = "NeMo-Aligner drives the loop itself"
@@ -20,9 +34,7 @@ FIELDS: dict[str, Field] = {
     "trainer.num_nodes": integer(1, "nodes of one trial"),
     "trainer.devices": integer(1, "ranks a node"),
     "trainer.accelerator": choice("auto", "gpu", "cpu"),
-    "trainer.precision": choice(
-        "auto", "bf16", "bf16-mixed", "32", 32, doc="auto: bf16 where the device has it, else 32"
-    ),
+    "trainer.precision": choice("auto", "bf16", "bf16-mixed", "32", 32, doc="auto: bf16 where it is fast"),
     "trainer.log_every_n_steps": integer(1, "steps between two TensorBoard points where NeMo asks for it"),
     "trainer.max_time": text("DD:HH:MM:SS after which the trial saves and leaves", null=True),
     "trainer.max_epochs": integer(1),

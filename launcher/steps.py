@@ -1,4 +1,4 @@
-"""How many steps a trial takes, and at which it validates and saves. Pure arithmetic, shared by preflight and training."""
+"""How many steps a trial takes, and at which it validates and saves. Shared by preflight and training."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def plan(
     A float in (0, 1] is a fraction of an epoch, as in NeMo-Aligner's `val_check_interval`; this holds for
     `save_interval` too, which NeMo-Aligner itself takes in steps only. Fractions are rounded down, but to no less
     than one step (NeMo-Aligner would round 0.1 of 8 steps to 0 and never validate). `max_steps` < 0 means no cap.
-    NeMo-Aligner asserts save_interval % val_check_interval == 0 in the middle of training (trainer_utils.check_progress);
-    here it is refused, and a save_interval given as a fraction is rounded to a multiple by itself.
+    NeMo-Aligner asserts save_interval % val_check_interval == 0 in the middle of training
+    (trainer_utils.check_progress); here it is refused, and a fraction is rounded to a multiple by itself.
 
     Raises Refused with every finding.
     """

@@ -1,4 +1,4 @@
-"""What the Hydra launcher `preference_local` does: check, write the sweep's folder, run the trials here, compare them."""
+"""What the Hydra launcher `preference_local` does: check, write the folder, run the trials here, compare them."""
 
 from __future__ import annotations
 

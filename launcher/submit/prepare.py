@@ -19,7 +19,7 @@ Check = Callable[[Sequence[TrialConfig]], list[Finding]]
 def checked_trials(
     launcher: Any, job_overrides: Sequence[Sequence[str]], check: Check | None = None
 ) -> tuple[Sweep, list[Trial]]:
-    """The trials of one batch of overrides, checked and written; `launcher` is a Hydra launcher plugin, set up by Hydra.
+    """The trials of one batch of overrides, checked and written; `launcher` is a Hydra launcher plugin.
 
     The first batch makes the sweep's folder, later ones (a sweeper that learns from results) add to it. `check` finds
     what only this kind of launcher can say. Raises Refused, with nothing written, if a trial would fail.

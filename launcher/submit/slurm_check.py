@@ -45,8 +45,8 @@ def findings(site: Site, config: dict[str, Any]) -> list[Finding]:
             found.append(Finding("cluster.partition", one, why, f"there are: {', '.join(sorted(partitions))}"))
     if not found:
         # Several partitions: Slurm takes whichever starts first, so one that fits is enough.
-        each = [_partition(partitions[one], config) for one in str(name).split(",")]
-        found += min(each, key=len)
+        each: list[list[Finding]] = [_partition(partitions[one], config) for one in str(name).split(",")]
+        found += sorted(each, key=len)[0]
         if associations is not None:
             found += _account(associations, partitions[str(name).split(",")[0]], cluster)
     return found

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import launcher as package
 from hydra.core.utils import JobReturn, JobStatus
 
+import launcher as package
 from launcher import preflight, slurm
 from launcher.compose import TrialConfig
 from launcher.findings import Finding
@@ -110,7 +110,7 @@ def _submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: dict[str,
     folder = shlex.quote(os.path.relpath(sweep.folder))
     return "\n".join(
         (
-            f"array{many} {', '.join(ids)}: {trials} trial{'s' if trials > 1 else ''} x {shape}, job {requests[0].name}",
+            f"array{many} {', '.join(ids)}: {trials} trial{'s' * (trials > 1)} x {shape}, job {requests[0].name}",
             f"  folder     {sweep.folder}",
             preflight.summary(config),
             f"  how it is  python -m launcher status {folder}",

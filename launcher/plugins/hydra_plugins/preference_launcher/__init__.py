@@ -18,7 +18,7 @@ _HERE = "hydra_plugins.preference_launcher"
 
 
 class PreferenceSweeper(BasicSweeper):
-    """Hydra's grid sweeper, less what it does before the trials are checked: write files, and compose each one twice."""
+    """Hydra's grid sweeper, less what it does before the trials are checked: write files, compose each twice."""
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size, params)
