@@ -21,10 +21,11 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import nemo_file, scratch, small_models  # noqa: E402
+from data_prep import scratch, small_models  # noqa: E402
 from data_prep.hf_folder import HFFolder, open_folder  # noqa: E402
 from data_prep.progress import Progress  # noqa: E402
 from data_prep.proof import Failed, Prover  # noqa: E402
+from launcher import nemo_file  # noqa: E402
 from launcher.files import check_nemo  # noqa: E402
 from launcher.findings import Finding, Refused  # noqa: E402
 
@@ -141,7 +142,7 @@ def _convert(
     folder = folder or open_folder(small_models.ensure(source, output.parent / "hf", progress))
     _check_space(folder, work, wanted["precision"])
     name = source if source in small_models.NAMES else folder.path.resolve().name
-    record: dict[str, Any] = {**wanted, "name": name[:100], "proof": None}
+    record: dict[str, Any] = {**wanted, "name": name[:100], "vocabulary": folder.shape.vocab, "proof": None}
     _write_folder(folder, work / "content", record, progress)
     made = work / output.name
     with progress.phase("packing"):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from data_prep.llama_shape import LlamaShape
+from launcher.nemo_file import TOKENIZER_FOLDER
 
-TOKENIZER_FOLDER = "tokenizer"
 # NeMo keeps files inside a .nemo under "nemo:NAME", but for the path of a HF tokenizer it looks nothing up: whoever
 # restores unpacks the folder and sets model.tokenizer.type to where it lies. Until then this name fails at once and
 # clearly (transformers: "Incorrect path_or_model_id"), offline as well, and can be no folder or hub name by accident.

@@ -123,7 +123,7 @@ def _compare(job: dict[str, Any], say: Any) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from data_prep.nemo_file import unpack_tokenizer
+    from launcher.nemo_file import unpack_tokenizer
 
     say(phase="computing HF's logits")
     stored = torch.bfloat16 if job["precision"] == "bf16" else torch.float32

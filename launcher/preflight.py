@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import files, lora, steps
+from launcher import files, lora, nemo_file, steps
 from launcher.compose import TrialConfig
 from launcher.findings import Finding, Refused
 
@@ -52,7 +52,7 @@ def _trained(base: Path, model: dict[str, Any]) -> str:
         return ""
     tuning = model["peft"]["lora_tuning"]
     trained = lora.trainable_parameters(shape, tuning)
-    vocabulary = shape.get("override_vocab_size")
+    vocabulary = (nemo_file.read_record(base) or {}).get("vocabulary")
     if not vocabulary:
         return f", {trained:,} trainable parameters"
     whole = lora.parameters(shape, vocabulary)

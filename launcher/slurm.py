@@ -392,8 +392,9 @@ _GONE = "Invalid job id|already completing or completed"
 
 def _chosen(jobs: Iterable[int | str] | None, name: str | None) -> list[str] | None:
     """The options that choose jobs; None for an empty choice, which must not become all jobs."""
-    if name is not None and "," in name:
-        raise ValueError(f"name={name!r}: Slurm takes a comma for the start of the next name")
+    if name is not None and (odd := set(name) & set(",'\"[")):
+        # sacct 22.05 would find nothing and call that success; a comma starts the next name
+        raise ValueError(f"name={name!r}: Slurm cannot look for a name with {' '.join(sorted(odd))} in it")
     ids = None if jobs is None else [str(job) for job in jobs]
     if ids == []:
         return None

@@ -163,7 +163,7 @@ def _measured_on(found: Sequence[Row]) -> str:
     steps = sorted({row.steps for row in done if row.steps is not None})
     text = f"Measured on {_span(pairs)} held-out pairs after {_span(steps)} steps, one seed a beta."
     errors = [
-        math.sqrt(row.accuracy * (1 - row.accuracy) / row.pairs)
+        standard_error(row.accuracy, row.pairs)
         for row in done
         if row.accuracy is not None and 0 <= row.accuracy <= 1 and row.pairs
     ]
@@ -174,6 +174,15 @@ def _measured_on(found: Sequence[Row]) -> str:
     if len(done) < len(found):
         text += f" {len(found) - len(done)} of {len(found)} trials have no result."
     return text
+
+
+def standard_error(share: float, count: int) -> float:
+    """Of a share of `count` pairs, by Agresti and Coull's rule of two more successes and failures (1998).
+
+    The textbook's formula says 0 where all pairs are right, which on 32 pairs nobody can know.
+    """
+    share = (share * count + 2) / (count + 4)
+    return math.sqrt(share * (1 - share) / (count + 4))
 
 
 def _span(values: Sequence[int]) -> str:

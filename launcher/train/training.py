@@ -35,7 +35,7 @@ from nemo_aligner.utils.train_script_utils import (
 from nemo_aligner.utils.utils import load_and_override_model_config, load_from_nemo, retrieve_model_state_dict_in_cpu
 from omegaconf import DictConfig
 
-from data_prep.nemo_file import unpack_tokenizer
+from launcher.nemo_file import unpack_tokenizer
 from launcher.steps import Plan
 from launcher.train import settings
 from launcher.train.loop import PreferenceTrainer

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import convert_checkpoint, megatron_weights, nemo_config, nemo_file, proof, small_models
+from data_prep import convert_checkpoint, megatron_weights, nemo_config, proof, small_models
 from data_prep.llama_shape import LLAMA31_ROPE
+from launcher import nemo_file
 
 pytest.importorskip("nemo")
 pytestmark = pytest.mark.nemo

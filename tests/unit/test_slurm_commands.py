@@ -89,8 +89,9 @@ def test_choosing_by_name_or_user(fakes: Fakes) -> None:
     slurm.sacct(name="dpo", since=0, every_run=True)
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(0))
     assert fakes.args("sacct")[3:7] == ["--name=dpo", "--starttime", start, "--duplicates"]
-    with pytest.raises(ValueError, match="comma"):
-        slurm.squeue(name="a,b")
+    for name in ("a,b", "it's", "a[1-2]"):
+        with pytest.raises(ValueError, match="cannot look for a name with"):
+            slurm.sacct(name=name)
 
 
 def test_a_forgotten_job_is_no_failure(fakes: Fakes) -> None:

@@ -15,11 +15,11 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.nemo_config import TOKENIZER_FOLDER
 from launcher.findings import Finding, Refused
 
 RECORD = "conversion.json"
 CONFIG = "model_config.yaml"
+TOKENIZER_FOLDER = "tokenizer"
 WEIGHTS = "model_weights"
 _RECORD_BYTES = 2048
 _MOST_BYTES = 256 << 20  # of one tokenizer file: far above any, far below what would fill a disk
