@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r(?!\n)")
 _TAIL = 65536  # bytes of a log that are searched for the error
 _LONGEST = 300  # characters of an error in one line
 _MOST_LINES = 40  # of a traceback
+_LAST_LINES = 12  # of a log without one
 _RANKS = 64  # at most so many ranks' logs are searched for the first error
 _ERROR = re.compile(r"\s*(?:\[?rank ?\d+\]?:\s*)?((?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Refused)\b.*)")
 _FATAL = re.compile(r"(Fatal Python error: .*|Segmentation fault.*|.*\bCUDA out of memory\b.*|.*\bKilled\b.*)")
@@ -31,6 +32,9 @@ _FOLLOWED = re.compile(
     re.IGNORECASE,
 )
 # slurmstepd and srun report the end that they brought about themselves
+_SRUN = re.compile(r"srun: error: \S+: tasks? (\d+)(?:[,-][\d,-]*)?: (.+)")
+_ENDED_BY_SRUN = re.compile(r"Terminated|Killed|Exited with exit code (?:143|137)")
+_STEPD = re.compile(r"^(?:srun|slurmstepd\S*): (?:error: )?")
 _NOISE = re.compile(r"(?:srun|slurmstepd(?:-\w+)?): ")
 
 
@@ -82,21 +86,35 @@ class Failure:
     log: Path
 
 
-def failure(attempt: Attempt) -> Failure | None:
+def failure(attempt: Attempt, batch: Sequence[str] = ()) -> Failure | None:
     """What the rank that failed first said. None where no rank of the attempt said anything that looks like an error.
 
-    By the ranks' own notes, which have the time; else by what their logs end with, where a complaint about a lost
-    connection only counts if there is no other.
+    By the ranks' own notes, which have the time; else by the log of the rank that srun reports first in `batch`, what
+    the batch script printed; else by what the logs end with, where a complaint about a lost connection only counts if
+    there is no other.
     """
     noted = [found for rank in sorted(attempt.logs) if (found := _noted(attempt, rank))]
     if noted:
         return min(noted, key=lambda pair: pair[0])[1]
+    reported = srun_reported(batch)
+    if reported and reported[0] in attempt.logs:
+        rank, how = reported
+        log = attempt.logs[rank]
+        return _told(rank, log) or Failure(rank, how, tuple(tail(log)[-_LAST_LINES:]), log)
     told = []
     for rank in sorted(attempt.logs)[:_RANKS]:
-        found = _told(rank, attempt.logs[rank])
-        if found:
-            told.append((bool(_FOLLOWED.search(found.error)), attempt.logs[rank].stat().st_mtime, rank, found))
+        said = _told(rank, attempt.logs[rank])
+        if said:
+            told.append((bool(_FOLLOWED.search(said.error)), attempt.logs[rank].stat().st_mtime, rank, said))
     return min(told, key=lambda item: item[:3])[3] if told else None
+
+
+def srun_reported(batch: Sequence[str]) -> tuple[int, str] | None:
+    """(rank, how it ended) of the task that srun reports as the first to fail: `srun: error: node2: task 1: Exited with
+    exit code 3`. One that it ended itself, as it does once one has failed, only if there is no other.
+    """
+    found = [(int(match[1]), match[2].strip()) for line in batch if (match := _SRUN.fullmatch(line.strip()))]
+    return next((each for each in found if not _ENDED_BY_SRUN.match(each[1])), found[0] if found else None)
 
 
 def _noted(attempt: Attempt, rank: int) -> tuple[float, Failure] | None:
@@ -118,7 +136,7 @@ def _told(rank: int, log: Path) -> Failure | None:
             continue
         match = _ERROR.fullmatch(line) or _FATAL.fullmatch(line)
         if match or _MEMORY.search(line):
-            text = match[1] if match else line.strip()
+            text = match[1] if match else _STEPD.sub("", line.strip())
             return Failure(rank, _short(text), tuple(_around(lines, place)), log)
     return None
 
@@ -147,7 +165,8 @@ def tail(path: Path, size: int = _TAIL) -> list[str]:
 
 def said_out_of_memory(lines: Iterable[str]) -> str:
     """The line in which Slurm or CUDA says that memory ran out; "" where none does."""
-    return next((line.strip() for line in lines if _MEMORY.search(line)), "")
+    said = next((line.strip() for line in lines if _MEMORY.search(line)), "")
+    return _short(_STEPD.sub("", said))
 
 
 def _short(text: str) -> str:

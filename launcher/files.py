@@ -85,6 +85,23 @@ def check_jsonl(path: Path) -> tuple[int, list[Finding]]:
     return rows, found
 
 
+def longer_rows(path: Path, tokens: int) -> int:
+    """How many rows of a file of pairs may be longer than that, by the dataset.json that prepare_data.py writes.
+
+    Exact where `tokens` is an edge of its histogram, else too many rather than too few. 0 where nothing is known: no
+    such record, one without a tokenizer, or a file that has changed since.
+    """
+    try:
+        record = json.loads((path.parent / "dataset.json").read_bytes())
+        lengths, written = record["lengths"], record["files"][path.name]["bytes"]
+        if lengths["unit"] != "tokens" or path.stat().st_size != written or lengths[path.stem]["max"] <= tokens:
+            return 0
+        bins = lengths[path.stem]["histogram"].items()
+        return sum(rows for edge, rows in bins if edge.startswith(">") or int(edge.split()[1]) > tokens)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not a record of ours
+        return 0
+
+
 def _row_problem(line: bytes) -> str:
     try:
         row: Any = json.loads(line)

@@ -5,22 +5,37 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import files, lora, nemo_file, steps
+from launcher import base_model, disk, files, gpus, lora, memory, steps
 from launcher.compose import TrialConfig
 from launcher.findings import Finding, Refused
 
 
-def findings(trials: Sequence[TrialConfig], sweep_folder: Path | None) -> list[Finding]:
-    """Everything that is wrong with any trial, each finding once; `sweep_folder` is the one to be made, if any."""
+def findings(
+    trials: Sequence[TrialConfig], sweep_folder: Path | None, expected: Collection[Path] = ()
+) -> list[Finding]:
+    """Everything that is wrong with any trial, each finding once; `sweep_folder` is the one to be made, if any.
+
+    `expected` are files that will be made before a trial starts: they need not be there, and are not looked at.
+    """
     found: dict[Finding, None] = {}
     for trial in trials:
-        found.update(dict.fromkeys(_trial(trial.config)))
+        found.update(dict.fromkeys(_trial(trial.config, expected)))
     if sweep_folder:
         found.update(dict.fromkeys(_writable(sweep_folder)))
+    found.update(dict.fromkeys(_room(trials, sweep_folder)[0]))
+    return list(found)
+
+
+def warnings(trials: Sequence[TrialConfig], sweep_folder: Path | None) -> list[Finding]:
+    """What may go wrong, and cannot be known: each once, for people; nothing is refused for it."""
+    found: dict[Finding, None] = {}
+    for trial in trials:
+        found.update(dict.fromkeys(_trial_warnings(trial.config)))
+    found.update(dict.fromkeys(_room(trials, sweep_folder)[1]))
     return list(found)
 
 
@@ -29,30 +44,31 @@ def summary(config: dict[str, Any]) -> str:
     model, trainer = config["model"], config["trainer"]
     base = Path(config["pretrained_checkpoint"]["restore_from_path"])
     rows = {split: _rows(config, split) for split in ("train", "validation")}
-    dpo = trainer["dpo"]
-    plan = steps.plan(
-        rows["train"], model["global_batch_size"], dpo["max_epochs"], dpo["max_steps"],
-        dpo["val_check_interval"], dpo["save_interval"],
-    )  # fmt: skip
+    plan = disk.trial_plan(config, rows["train"])
+    length = f"{plan.max_steps} steps" if plan else "steps"
+    rhythm = f"validated every {plan.val_check_interval}, saved every {plan.save_interval}; " if plan else ""
+    pairs = f"{rows['train']} training pairs, {rows['validation']} held out" if plan else "not there yet"
     shape = f"{trainer['num_nodes']} node{'s' * (trainer['num_nodes'] > 1)} x {trainer['devices']} ranks"
+    needed = memory.per_gpu(loaded, config) if (loaded := base_model.load(base)) and _on_gpus(config) else None
     return "\n".join(
         (
             f"  model      {base.name}{_trained(base, model)}",
-            f"  data       {rows['train']} training pairs, {rows['validation']} held out",
-            f"  each trial {plan.max_steps} steps of {model['global_batch_size']} pairs, validated every"
-            f" {plan.val_check_interval}, saved every {plan.save_interval}; {shape}, precision {trainer['precision']}",
+            f"  data       {pairs}",
+            f"  each trial {length} of {model['global_batch_size']} pairs, {rhythm}{shape},"
+            f" precision {trainer['precision']}",
+            *([f"  memory     about {needed}"] if needed else []),
         )
     )
 
 
 def _trained(base: Path, model: dict[str, Any]) -> str:
     """How many parameters are trained, of how many; nothing where the checkpoint does not say its shape."""
-    shape = files.nemo_config(base)
-    if model["peft"]["peft_scheme"] != "lora" or not shape or not {"num_layers", "hidden_size"} <= set(shape):
+    loaded = base_model.load(base)
+    if model["peft"]["peft_scheme"] != "lora" or loaded is None or not loaded.shaped:
         return ""
+    shape, vocabulary = loaded.config, loaded.vocabulary
     tuning = model["peft"]["lora_tuning"]
     trained = lora.trainable_parameters(shape, tuning)
-    vocabulary = (nemo_file.read_record(base) or {}).get("vocabulary")
     if not vocabulary:
         return f", {trained:,} trainable parameters"
     whole = lora.parameters(shape, vocabulary)
@@ -64,14 +80,18 @@ def _rows(config: dict[str, Any], split: str) -> int:
     return sum(_jsonl(Path(name))[0] for name in config["model"]["data"]["data_prefix"][split])
 
 
-def _trial(config: dict[str, Any]) -> list[Finding]:
+def _trial(config: dict[str, Any], expected: Collection[Path]) -> list[Finding]:
     found = [*_parallel(config), *_optimizer(config)]
     model_file = Path(config["pretrained_checkpoint"]["restore_from_path"])
-    found += _nemo_file(model_file)
+    damaged = [] if model_file in expected else _nemo_file(model_file)
+    base = None if damaged or model_file in expected else base_model.load(model_file)
+    found += [*damaged, *(base_model.findings(base, config) if base else [])]
     rows: dict[str, int] = {}
     for split, names in config["model"]["data"]["data_prefix"].items():
         if config["model"]["data"]["data_impl"] != "jsonl":
             continue  # packed files are numpy's, and are checked by what writes them
+        if any(Path(name) in expected for name in names):
+            continue
         split_rows = 0
         for name in names:
             if name.replace(".", "", 1).isdigit() and len(names) > 1:
@@ -89,6 +109,63 @@ def _trial(config: dict[str, Any]) -> list[Finding]:
     if rows.get("train", 0) >= config["model"]["global_batch_size"]:
         found += _steps(config, rows["train"])
     return found
+
+
+def _trial_warnings(config: dict[str, Any]) -> list[Finding]:
+    found = []
+    base = base_model.load(Path(config["pretrained_checkpoint"]["restore_from_path"]))
+    if base is not None:
+        found += [*base_model.warnings(base, config), *memory.warnings(base, config, *_gpu_memory(config))]
+    length = config["model"]["encoder_seq_length"]
+    for split in ("train", "validation"):
+        for name in config["model"]["data"]["data_prefix"][split]:
+            if rows := _longer(Path(name), length):
+                why = f"up to {rows} rows are longer than model.encoder_seq_length={length}; NeMo-Aligner skips them"
+                remedy = f"prepare it with --max-tokens {length}, or raise model.encoder_seq_length"
+                found.append(Finding(name, "", why, remedy))
+    return found
+
+
+def _on_gpus(config: dict[str, Any]) -> bool:
+    """Whether the trial is known to run on GPUs: asked of Slurm, or there on this machine."""
+    if config["trainer"]["accelerator"] == "cpu":
+        return False
+    if config["cluster"]["name"] == "local":
+        return bool(_gpus_here())
+    return bool(config["cluster"].get("gpus_per_node"))
+
+
+def _gpu_memory(config: dict[str, Any]) -> tuple[float | None, str]:
+    """(GiB of a GPU, what says so); None where it is not known."""
+    told = config["cluster"].get("gpu_memory_gb")
+    if not _on_gpus(config):
+        return None, ""
+    if told is None and config["cluster"]["name"] == "local":
+        return min(_gpus_here()), "memory of this machine's GPUs"
+    return told, "cluster.gpu_memory_gb"
+
+
+@functools.lru_cache(maxsize=1)
+def _gpus_here() -> tuple[float, ...]:
+    """GiB of each."""
+    try:
+        return tuple(gpu.memory_gib for gpu in gpus.query())
+    except gpus.NoAnswer:  # the trial itself decides then what it runs on; `doctor` says what is wrong
+        return ()
+
+
+def _room(trials: Sequence[TrialConfig], folder: Path | None) -> tuple[list[Finding], list[Finding]]:
+    """(refusals, warnings) about the disk that all trials' checkpoints take together."""
+    each = []
+    for trial in trials:
+        config = trial.config
+        base = base_model.load(Path(config["pretrained_checkpoint"]["restore_from_path"]))
+        rows = _rows(config, "train") if config["model"]["data"]["data_impl"] == "jsonl" else 0
+        written = disk.checkpoints(base, config, disk.trial_plan(config, rows)) if base else None
+        each += [written] if written else []
+    if not each:
+        return [], []
+    return disk.room(each, folder or Path(trials[0].config["paths"]["runs"]))
 
 
 def _parallel(config: dict[str, Any]) -> list[Finding]:
@@ -166,6 +243,11 @@ def _nemo_file(path: Path) -> list[Finding]:
 @functools.cache
 def _jsonl(path: Path) -> tuple[int, list[Finding]]:
     return files.check_jsonl(path)
+
+
+@functools.cache
+def _longer(path: Path, tokens: int) -> int:
+    return files.longer_rows(path, tokens)
 
 
 def _writable(folder: Path) -> list[Finding]:

@@ -167,6 +167,7 @@ FIELDS: dict[str, Field] = {
     "cluster.gpus_per_node": integer(1, "follows trainer.devices", also=(None,)),
     "cluster.cpus_per_task": integer(1, also=(None,)),
     "cluster.mem_gb": number("GB a node", above=0, also=(None,)),
+    "cluster.gpu_memory_gb": number("GiB of one GPU; for a warning only", above=0, also=(None,)),
     "cluster.array_parallelism": integer(1, "trials that may run at once"),
     "cluster.signal_delay_s": integer(1, "seconds between the warning and the time limit"),
     "cluster.setup": lines("shell lines before srun"),

@@ -219,10 +219,10 @@ def version() -> tuple[int, ...]:
     return tuple(int(part) for part in found[0].split("."))
 
 
-def ping() -> dict[str, bool]:
+def ping(timeout: float = 30) -> dict[str, bool]:
     """The controllers and whether each answers: {"head1": True, "head2": False}."""
     try:
-        text = _ask("scontrol", "ping", timeout=30).stdout
+        text = _ask("scontrol", "ping", timeout=timeout).stdout
     except SlurmError as error:  # exit code 1 if none is up, but its lines say so all the same
         text = error.answer.stdout
         if "Slurmctld(" not in text:
@@ -273,30 +273,36 @@ def sbatch(
 def submit(script: Path, receipt: Path, timeout: float = 2 * PATIENCE) -> int:
     """Submits a script; its job's id is the first line of `receipt`, which sbatch writes itself, as its output.
 
-    So the id is on disk even if this process is killed while sbatch runs. Raises SlurmError, SlurmTimeout.
+    So the id is on disk even if this process is killed while sbatch runs. What sbatch complains of goes into a file as
+    well (.err, beside the receipt): into a pipe whose reader is dead, a remark would end it before it writes the id.
+    Raises SlurmError, SlurmTimeout.
     """
     command = ("sbatch", "--parsable", os.fspath(script))
     count["sbatch"] += 1
     began = time.monotonic()
-    with receipt.open("wb") as output:
+    complaints = receipt.with_suffix(".err")
+    with receipt.open("wb") as output, complaints.open("wb") as errors:
         try:
             # A session of its own, so that Ctrl-C in the terminal does not reach it between the two.
             done = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=subprocess.PIPE,
+                stderr=errors,
                 env=environment(),
                 timeout=timeout,
                 start_new_session=True,
                 check=False,
             )
-            code, stderr = done.returncode, done.stderr.decode("utf-8", "replace")
+            code = done.returncode
         except subprocess.TimeoutExpired:
             raise SlurmTimeout(Answer(command, None, "", "", timeout), f"no answer in {timeout:.0f} s") from None
         except FileNotFoundError:
             missing = Answer(command, None, "", "", 0.0)
             raise SlurmMissing(missing, "not found on the PATH: is this a machine of a Slurm cluster?") from None
+    stderr = complaints.read_text(encoding="utf-8", errors="replace")
+    if not stderr:
+        complaints.unlink()
     answer = Answer(command, code, receipt.read_text(), stderr, time.monotonic() - began)
     for hook in hooks:
         hook(answer)
@@ -344,12 +350,16 @@ def sacct(
     name: str | None = None,
     since: float | None = None,
     every_run: bool = False,
+    arrays_only: bool = False,
 ) -> list[AccountRow]:
     """What the accounting knows of some jobs or arrays; or of this user's by a name, from `since` (default: today) on.
 
-    every_run: a job that was requeued has a row for each of its runs; else only for the latest.
-    Jobs that were held from the start are found by their number only. An element that was cancelled by itself before it
-    started has no row at all, here or in squeue (22.05): an element that neither knows, and that has no result, is one.
+    every_run     a job that was requeued has a row for each of its runs; else only for the latest
+    arrays_only   no rows but those of elements. For arrays, ask this way: in the first seconds the accounting (22.05)
+                  may show its last element as a plain job by the array's number, FAILED if that element has
+
+    It lags by a second, by five on a busy machine. Jobs that were held from the start are found by their number only.
+    An element that was cancelled by itself before it started has no row at all, here or in squeue (22.05).
     """
     chosen = _chosen(jobs, name)
     if chosen is None:
@@ -358,7 +368,8 @@ def sacct(
     runs = ["--duplicates"] if every_run else []
     answer = _ask("sacct", "-X", "-n", "-P", *chosen, *start, *runs, "-o", ",".join(rows.ACCOUNT_FIELDS))
     with _reading(answer):
-        return rows.account_rows(answer.stdout)
+        found = rows.account_rows(answer.stdout)
+    return [row for row in found if row.task_id is not None] if arrays_only else found
 
 
 def scancel(jobs: Iterable[int | str], signal_name: str | None = None, *, batch: bool = False) -> None:
@@ -382,7 +393,11 @@ def requeue(jobs: Iterable[int | str], *, hold: bool = False) -> None:
 
 
 def start_now(jobs: Iterable[int | str]) -> None:
-    """Lets waiting jobs start as soon as there is room, whatever time they were to wait for."""
+    """Lets waiting jobs start as soon as there is room, whatever time they were to wait for.
+
+    Of a job that was requeued, not before 2 seconds have passed: a slurmd that is told to start what it was told to end
+    in the same second calls the credential revoked, and the job is FAILED (22.05).
+    """
     if ids := ",".join(str(job) for job in jobs):
         run("scontrol", "update", f"JobId={ids}", "StartTime=now")
 
@@ -392,7 +407,7 @@ _GONE = "Invalid job id|already completing or completed"
 
 def _chosen(jobs: Iterable[int | str] | None, name: str | None) -> list[str] | None:
     """The options that choose jobs; None for an empty choice, which must not become all jobs."""
-    if name is not None and (odd := set(name) & set(",'\"[")):
+    if name is not None and (odd := set(name) & set(",'\"[]")):
         # sacct 22.05 would find nothing and call that success; a comma starts the next name
         raise ValueError(f"name={name!r}: Slurm cannot look for a name with {' '.join(sorted(odd))} in it")
     ids = None if jobs is None else [str(job) for job in jobs]

@@ -243,7 +243,7 @@ ACCOUNT_FIELDS = (
 
 @dataclass(frozen=True)
 class AccountRow:
-    """A job, or one element of an array, as the accounting remembers it. It lags behind squeue by about a second."""
+    """A job, or one element of an array, as the accounting remembers it; seconds later than squeue."""
 
     job_id: int
     """Its own number (JobIDRaw); the array's, for an element that has not started."""

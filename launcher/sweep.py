@@ -24,11 +24,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from launcher import metrics, slurm, yamltext
 from launcher.findings import Finding, Refused
 from launcher.metrics import Progress
+
+if TYPE_CHECKING:
+    import pandas
 
 _ELSEWHERE = "choose another folder (hydra.sweep.dir)"
 FORMAT = 1  # of sweep.json; a reader refuses a newer one
@@ -71,9 +74,25 @@ class Trial:
             return None
         return loaded if isinstance(loaded, dict) else None
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics_rows(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl, a half-written last one left out."""
         return metrics.read_all(self.folder / "metrics.jsonl")
+
+    def metrics(self) -> pandas.DataFrame:
+        """metrics.jsonl as a table for notebooks: a row a train step or validation, indexed by step, a column a metric.
+
+        `time` is in seconds since 1970. Steps that a restart has done again are there once, as done last. Empty where
+        the trial has not begun. Raises ImportError without pandas.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("Trial.metrics() needs pandas: pip install pandas (metrics_rows() does not)") from error
+        rows = [row for row in self.metrics_rows() if "train/loss" in row or "val/loss" in row]
+        if not rows:
+            return pandas.DataFrame(columns=["time"], index=pandas.Index([], name="step", dtype="int64"))
+        # a validation after a step has a line of its own: both become one row
+        return pandas.DataFrame(rows).groupby("step").last()
 
     def progress(self, now: float | None = None) -> Progress:
         """How far it is, from the last lines of metrics.jsonl."""
@@ -116,12 +135,39 @@ class Sweep:
 
         `folder` may exist already, with Hydra's files in it, but not a sweep. Raises Refused.
         """
+        sweep = cls.planned(folder, command=command, experiment=experiment, trials=trials)
+        folder, data = sweep.folder, sweep.data
+        if (folder / "sweep.json").exists():
+            raise Refused([Finding(str(folder), "", "holds a sweep already", _ELSEWHERE)])
+        beside = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
+        try:
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            beside.mkdir(mode=mode)
+            beside.chmod(mode)  # mkdir's mode is cut by the umask
+            _write_configs(beside, enumerate(config for _, config in trials))
+            _write_json(beside / "sweep.json", data)
+            _put_in_place(beside, folder, mode)
+        except OSError as error:
+            why = f"cannot be written ({error.strerror or error})"
+            raise Refused([Finding(str(folder), "", why, _ELSEWHERE)]) from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)  # gone already where all went well
+        return sweep
+
+    @classmethod
+    def planned(
+        cls,
+        folder: Path | str,
+        *,
+        command: Sequence[str],
+        experiment: dict[str, Any],
+        trials: Sequence[tuple[Sequence[str], dict[str, Any]]],
+    ) -> Sweep:
+        """What `create` would write, unwritten. Raises Refused where the folder's name cannot be used."""
         folder = Path(os.path.abspath(Path(folder).expanduser()))
         if _PLACEHOLDERS.search(str(folder)):
             why = "submitit and Slurm put ids in the place of %j, %t, %A and %a in paths"
             raise Refused([Finding(str(folder), "", why, "choose a folder without them")])
-        if (folder / "sweep.json").exists():
-            raise Refused([Finding(str(folder), "", "holds a sweep already", _ELSEWHERE)])
         data: dict[str, Any] = {
             "format": FORMAT,
             "id": f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
@@ -136,19 +182,6 @@ class Sweep:
             "trials": [_entry(number, *trial) for number, trial in enumerate(trials)],
             "jobs": [],
         }
-        beside = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
-        try:
-            beside.parent.mkdir(parents=True, exist_ok=True)
-            beside.mkdir(mode=mode)
-            beside.chmod(mode)  # mkdir's mode is cut by the umask
-            _write_configs(beside, enumerate(config for _, config in trials))
-            _write_json(beside / "sweep.json", data)
-            _put_in_place(beside, folder, mode)
-        except OSError as error:
-            why = f"cannot be written ({error.strerror or error})"
-            raise Refused([Finding(str(folder), "", why, _ELSEWHERE)]) from error
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)  # gone already where all went well
         return cls(folder, data)
 
     @classmethod

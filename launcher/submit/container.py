@@ -7,10 +7,12 @@ is standard library only. So it is enough to mount the clone, read-only, and to 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from launcher.findings import Finding
 
 
 @dataclass(frozen=True)
@@ -23,17 +25,29 @@ class Inside:
     mounted: bool = False
 
 
+def findings(config: dict[str, Any], sweep: Path, root: str) -> list[Finding]:
+    """A container without an image, and folders that cannot be mounted."""
+    container = config["cluster"].get("container") or {}
+    runtime = container.get("runtime")
+    if not runtime:
+        return []
+    found = []
+    if not container.get("image"):
+        remedy = "name one: cluster.container.image=/shared/nemo.sqsh" if runtime == "pyxis" else "name a .sif file"
+        found.append(Finding("cluster.container.image", "", f"has no value, and {runtime} needs one", remedy))
+    for folder in (root, str(sweep), *_read(config)):
+        if "," in folder or ":" in folder:
+            why = f"{runtime} takes a comma or colon for the end of a mount's path"
+            found.append(Finding("cluster.container", folder, why, "choose a folder without"))
+    return found
+
+
 def words(config: dict[str, Any], sweep: Path, root: str) -> Inside:
     """Sweep, model and data are mounted where they are outside, so that paths in the config hold; home is not."""
     container = config["cluster"].get("container") or {}
-    runtime, image = container.get("runtime"), str(container.get("image") or "")
-    if not runtime:
+    if not container.get("runtime"):
         return Inside()
-    mounts = [f"{root}:{root}:ro", f"{sweep}:{sweep}"]
-    model = Path(config["pretrained_checkpoint"]["restore_from_path"]).parent
-    files = [name for names in config["model"]["data"]["data_prefix"].values() for name in names]
-    folders = {model, *(Path(name).parent for name in files if name.startswith("/"))}
-    mounts += [f"{folder}:{folder}:ro" for folder in sorted(folders)]
+    mounts = [f"{root}:{root}:ro", f"{sweep}:{sweep}", *(f"{folder}:{folder}:ro" for folder in _read(config))]
     mounts += [mount if ":" in mount else f"{mount}:{mount}" for mount in container.get("mounts") or []]
     if runtime == "pyxis":
         arguments = [
@@ -45,3 +59,10 @@ def words(config: dict[str, Any], sweep: Path, root: str) -> Inside:
     binds = [word for mount in mounts for word in ("--bind", shlex.quote(mount))]
     prefix = ["apptainer", "exec", "--nv", "--no-home", "--pwd", "/tmp", *binds, shlex.quote(image)]
     return Inside(prefix=prefix, mounted=True)
+
+
+def _read(config: dict[str, Any]) -> list[str]:
+    """The folders that a trial reads its model and its pairs from."""
+    model = Path(config["pretrained_checkpoint"]["restore_from_path"]).parent
+    files = [name for names in config["model"]["data"]["data_prefix"].values() for name in names]
+    return sorted({str(folder) for folder in (model, *(Path(name).parent for name in files if name.startswith("/")))})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +15,67 @@ from launcher.findings import Finding, Refused
 from launcher.sweep import Sweep, Trial
 
 Check = Callable[[Sequence[TrialConfig]], list[Finding]]
+Warn = Callable[[Sequence[TrialConfig], Path], list[Finding]]
 
 
 def checked_trials(
-    launcher: Any, job_overrides: Sequence[Sequence[str]], check: Check | None = None
+    launcher: Any, job_overrides: Sequence[Sequence[str]], check: Check | None = None, warn: Warn | None = None
 ) -> tuple[Sweep, list[Trial]]:
     """The trials of one batch of overrides, checked and written; `launcher` is a Hydra launcher plugin.
 
     The first batch makes the sweep's folder, later ones (a sweeper that learns from results) add to it. `check` finds
-    what only this kind of launcher can say. Raises Refused, with nothing written, if a trial would fail.
+    what only this kind of launcher can say, `warn` (given the sweep's folder as well) what is no reason to refuse.
+    Raises Refused, with nothing written, if a trial would fail.
     """
-    configs = compose.trial_configs(launcher.hydra_context.config_loader, launcher.config, job_overrides, state.forced)
-    folder = Path(launcher.config.hydra.sweep.dir).expanduser().absolute()
+    configs = composed(launcher, job_overrides)
+    refuse(launcher, configs, check, warn)
+    return written(launcher, configs)
+
+
+def composed(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[TrialConfig]:
+    """The trials' configs, by themselves without fault. Raises Refused."""
+    return compose.trial_configs(launcher.hydra_context.config_loader, launcher.config, job_overrides, state.forced)
+
+
+def folder_of(launcher: Any) -> Path:
+    """Where the sweep is written."""
+    return Path(launcher.config.hydra.sweep.dir).expanduser().absolute()
+
+
+def refuse(
+    launcher: Any,
+    configs: Sequence[TrialConfig],
+    check: Check | None = None,
+    warn: Warn | None = None,
+    expected: Collection[Path] = (),
+) -> None:
+    """Raises Refused with all that is wrong; `expected` are files that will be made before a trial starts."""
+    folder = folder_of(launcher)
     sweep: Sweep | None = getattr(launcher, "sweep", None)
-    findings = preflight.findings(configs, None if sweep else folder)
+    findings = preflight.findings(configs, None if sweep else folder, expected)
     findings += check(configs) if check else []
     if findings:
         raise Refused(findings)
+    for warning in [*preflight.warnings(configs, folder), *(warn(configs, folder) if warn else [])]:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def written(launcher: Any, configs: Sequence[TrialConfig]) -> tuple[Sweep, list[Trial]]:
+    """The sweep's folder, made or added to, and the trials of these configs. Raises Refused where it cannot be."""
+    sweep: Sweep | None = getattr(launcher, "sweep", None)
     pairs = [(trial.overrides, trial.config) for trial in configs]
     if sweep is not None:
         return sweep, sweep.add_trials(pairs)
     launcher.sweep = Sweep.create(
-        folder, command=state.command, experiment=configs[0].config["experiment"], trials=pairs
+        folder_of(launcher), command=state.command, experiment=configs[0].config["experiment"], trials=pairs
     )
     return launcher.sweep, launcher.sweep.trials
+
+
+class NoResult(Exception):
+    """What a sweeper gets that asks for the value of a trial that has none. str() is one line."""
+
+    exit_code = 1
 
 
 def job_return(trial: Trial, error: str = "") -> JobReturn:
@@ -49,5 +87,5 @@ def job_return(trial: Trial, error: str = "") -> JobReturn:
         answer.return_value = result["final"]["val/loss"]
     else:
         answer.status = JobStatus.FAILED
-        answer.return_value = RuntimeError(f"trial {trial.name} has no result: {error or 'it did not end'}")
+        answer.return_value = NoResult(f"error: trial {trial.name} has no result: {error or 'it did not end'}")
     return answer

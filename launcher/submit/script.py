@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launcher.findings import Finding, Refused
+from launcher.submit import template
 
 #: Keys of `cluster` that are sbatch's own options, under submitit's names for them.
 PLAIN = (
@@ -18,7 +19,7 @@ PLAIN = (
 )  # fmt: skip
 #: Options that follow from the trial or that the launcher needs for itself.
 OWN = ("nodes", "ntasks_per_node", "array", "output", "error", "open-mode", "job_name", "signal", "requeue", "parsable")
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,29 +41,22 @@ class ArrayRequest:
     pythonpath: str = ""
     """What has to be on PYTHONPATH for `launcher` to be found in the job."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    after: Sequence[int] = ()
+    """Jobs that have to be done before; if one of them fails, the array is cancelled."""
 
 
 def text(request: ArrayRequest) -> str:
     """The script. Raises Refused where an option cannot be written into one."""
-    import jinja2
-
     cluster = request.cluster
-    loader = jinja2.FileSystemLoader(str(templates()))
-    jinja = jinja2.Environment(
-        loader=loader,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    jinja.filters["quote"] = lambda value: shlex.quote(str(value))
-    return jinja.get_template("sweep.sbatch.j2").render(
+    return template.render(
+        template.read("sweep"),
         nodes=request.nodes,
         ranks_per_node=request.ranks_per_node,
         trials=request.trials,
         sweep=request.sweep,
+        opens_output="\n" in str(request.sweep),
         directives=directives(request),
-        environment=sorted(request.environment.items()),
+        environment=exports(request.environment),
         pythonpath=request.pythonpath,
         setup=cluster.get("setup") or [],
         teardown=cluster.get("teardown") or [],
@@ -93,12 +87,12 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
         **{name: cluster.get(name) for name in PLAIN},
     }
     if cluster.get("mem_gb") is not None:
-        known["mem"] = f"{float(cluster['mem_gb']):g}G"
+        known["mem"] = f"{math.ceil(cluster['mem_gb'] * 1024)}M"  # sbatch takes no fractions
     free: dict[str, Any] = {}
     findings = []
     for option, value in (cluster.get("sbatch") or {}).items():
         name = str(option).replace("-", "_")
-        if not _NAME.fullmatch(name) or str(option).startswith("-"):
+        if not _NAME.fullmatch(name) or str(option).startswith(("-", "_")):
             findings.append(
                 Finding(f"cluster.sbatch.{option}", "", "is no name of an option", "write it without dashes")
             )
@@ -110,6 +104,10 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
             free[str(option)] = value
     if cluster.get("reservation") is not None:
         free["reservation"] = cluster["reservation"]
+    if request.after:
+        done_first = f"afterok:{':'.join(str(job) for job in request.after)}"
+        known["dependency"] = ",".join(filter(None, [known.get("dependency"), done_first]))
+        free["kill-on-invalid-dep"] = "yes"
     for name, value in [*known.items(), *free.items()]:
         if name != "comment" and "\n" in str(value):
             findings.append(Finding(f"cluster.{name}", str(value), "has a line break", "write it in one line"))
@@ -120,11 +118,17 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
     count = len(request.trials)
     free |= {
         "array": f"0-{count - 1}%{min(count, int(cluster['array_parallelism']))}",
-        "output": str(request.sweep / "slurm" / "%A_%a.out"),
+        "output": output(request.sweep),
         "requeue": True,
     }
     given = {name: value for name, value in known.items() if value is not None or name == "wckey"}
     return {**given, "additional_parameters": free}
+
+
+def output(sweep: Path) -> str:
+    """For --output: Slurm puts values in the place of a % and a letter, and a #SBATCH line ends where the line does."""
+    name = str(sweep).replace("%", "%%")
+    return f"{name}/slurm/%A_%a.out" if "\n" not in name else "/dev/null"  # then the script itself opens the file
 
 
 def one_line(value: str) -> str:
@@ -132,11 +136,25 @@ def one_line(value: str) -> str:
     return " ".join(value.split())
 
 
-def templates() -> Path:
-    """The folder of templates: beside the package in a clone, inside it where it was installed."""
-    here = Path(__file__).resolve().parents[1]
-    inside = here / "sbatch"
-    return inside if inside.is_dir() else here.parent / "sbatch"
+def findings(cluster: Mapping[str, Any]) -> list[Finding]:
+    """Everything under `cluster` that cannot be written into a script, known before there is a sweep."""
+    probe = ArrayRequest(sweep=Path("/"), name="", trials=[0], nodes=1, ranks_per_node=1, cluster=cluster, python="")
+    found = []
+    for written in (lambda: parameters(probe), lambda: exports(cluster.get("environment") or {})):
+        try:
+            written()
+        except Refused as refused:
+            found += refused.findings
+    return found
+
+
+def exports(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Variables for a script, by name. Raises Refused where a name is none that a shell takes."""
+    wrong = [name for name in environment if not _NAME.fullmatch(str(name))]
+    if wrong:
+        why = "is no name of a variable"
+        raise Refused([Finding(f"cluster.environment.{name}", "", why, "letters, digits and _ only") for name in wrong])
+    return sorted(environment.items())
 
 
 def _submitit_names() -> set[str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from launcher import slurm
+from launcher import disk, slurm
+from launcher.compose import TrialConfig
 from launcher.findings import Finding
 from launcher.slurm_rows import duration
 from launcher.slurm_site import Association, Partition
@@ -24,9 +27,15 @@ class Site:
         """None where the site keeps no accounts."""
         return slurm.associations()
 
+    @property
+    def enforces_limits(self) -> bool:
+        """Whether accounts' limits hold here, or are only kept on record (slurm.conf(5), AccountingStorageEnforce)."""
+        enforced = self.cluster.settings.get("AccountingStorageEnforce", "").lower()
+        return bool({"limits", "safe", "all"} & set(enforced.split(",")))
 
-def findings(site: Site, config: dict[str, Any]) -> list[Finding]:
-    """Everything about `cluster` and the trial's shape that this cluster would not run."""
+
+def findings(site: Site, config: dict[str, Any], trials: int = 1) -> list[Finding]:
+    """Everything about `cluster` and the trial's shape that this cluster would not run; `trials` in the whole sweep."""
     cluster = config["cluster"]
     try:
         partitions = {partition.name: partition for partition in site.cluster.partitions}
@@ -34,7 +43,7 @@ def findings(site: Site, config: dict[str, Any]) -> list[Finding]:
     except slurm.SlurmError as error:
         why = f"Slurm does not answer ({error})"
         return [Finding("cluster", cluster["name"], why, "try again later, or run here with cluster=local")]
-    name = cluster["partition"] or next((p.name for p in partitions.values() if p.default), None)
+    name = _asked_for(site, config)
     found: list[Finding] = []
     if name is None:
         why = "is not set, and the cluster has no default"
@@ -48,8 +57,53 @@ def findings(site: Site, config: dict[str, Any]) -> list[Finding]:
         each: list[list[Finding]] = [_partition(partitions[one], config) for one in str(name).split(",")]
         found += sorted(each, key=len)[0]
         if associations is not None:
-            found += _account(associations, partitions[str(name).split(",")[0]], cluster)
+            here = site.cluster.name.lower()  # slurmdbd may keep several clusters, their names in small letters
+            associations = [row for row in associations if row.cluster.lower() == here]
+            partition = partitions[str(name).split(",")[0]]
+            found += _account(associations, partition, cluster)
+            if not found and site.enforces_limits and associations:
+                found += _limits(_association(associations, partition, cluster), config, trials)
     return found
+
+
+def warnings(site: Site, trials: Sequence[TrialConfig], folder: Path) -> list[Finding]:
+    """What this cluster would accept and may not do well: nodes that are down now, folders that only this machine has.
+
+    Asks Slurm nothing that `findings` has not asked already; `folder` is the sweep's.
+    """
+    found: dict[Finding, None] = {}
+    places: dict[tuple[str, Path], None] = {("paths.runs", folder): None}
+    largest = 1
+    for trial in trials:
+        config = trial.config
+        for name in str(_asked_for(site, config)).split(","):
+            partition = site.cluster.partition(name)
+            if partition is not None:
+                largest = max(largest, partition.total_nodes)
+                found.update(dict.fromkeys(_down_now(partition, config)))
+        model = Path(config["pretrained_checkpoint"]["restore_from_path"])
+        data = Path(config["model"]["data"]["data_prefix"]["train"][-1])
+        places[("pretrained_checkpoint.restore_from_path", model)] = None
+        places[("model.data.data_prefix", data)] = None
+    if largest > 1:  # on a cluster of one machine everything is shared
+        found.update(dict.fromkeys(disk.not_shared(places)))
+    return list(found)
+
+
+def _asked_for(site: Site, config: dict[str, Any]) -> str | None:
+    """The partition, or several with commas, that a trial is for; the cluster's own where it names none."""
+    default = site.cluster.default_partition
+    return config["cluster"]["partition"] or (default.name if default else None)
+
+
+def _down_now(partition: Partition, config: dict[str, Any]) -> list[Finding]:
+    cluster, nodes = config["cluster"], config["trainer"]["num_nodes"]
+    gpus, memory = cluster["gpus_per_node"] or 0, (cluster["mem_gb"] or 0) * 1024
+    there, up = partition.nodes_with(gpus, memory), partition.nodes_with(gpus, memory, usable=True)
+    if not up < nodes <= there:
+        return []
+    why = f"of partition {partition.name}'s {there} nodes that fit, {up} can be used now; trials wait for the others"
+    return [Finding("trainer.num_nodes", str(nodes), why, "`sinfo -R` says why they are down")]
 
 
 def _partition(partition: Partition, config: dict[str, Any]) -> list[Finding]:
@@ -84,7 +138,7 @@ def _account(associations: list[Association], partition: Partition, cluster: dic
             Finding("cluster.account", "", "this cluster keeps accounts and you have none", "ask its administrators")
         ]
     mine = sorted({association.account for association in associations})
-    account = cluster["account"] or next((a.account for a in associations if a.default), mine[0])
+    account = _account_name(associations, cluster)
     found = []
     if account not in mine:
         why = "you have no association with this account"
@@ -103,4 +157,48 @@ def _account(associations: list[Association], partition: Partition, cluster: dic
         found.append(
             Finding("cluster.qos", cluster["qos"], f"partition {partition.name} does not admit it", "choose another")
         )
+    return found
+
+
+def _account_name(associations: list[Association], cluster: dict[str, Any]) -> str:
+    default = next((row.account for row in associations if row.default), None)
+    return str(cluster["account"] or default or min(row.account for row in associations))
+
+
+def _association(associations: list[Association], partition: Partition, cluster: dict[str, Any]) -> Association:
+    """The one that a job comes under: the account's own for this partition, if the site has made one."""
+    account = _account_name(associations, cluster)
+    rows = [row for row in associations if row.account == account and row.partition in ("", partition.name)]
+    rows = rows or [row for row in associations if row.account == account]
+    return max(rows, key=lambda row: row.partition == partition.name)
+
+
+def _limits(association: Association, config: dict[str, Any], trials: int) -> list[Finding]:
+    """What the account lets one job have, and all its jobs at once; a job that alone wants more waits for ever.
+
+    Limits of a QoS, and an account's group limits where they are not the user's own, are in no answer that was asked
+    for here: with those the array waits, and says why (QOSMaxGRESPerUser, AssocGrpGRES, ...).
+    """
+    cluster, trainer = config["cluster"], config["trainer"]
+    nodes, whose = trainer["num_nodes"], f"account {association.account}"
+    found = []
+    seconds = cluster["time"] * 60 if isinstance(cluster["time"], int) else duration(cluster["time"])
+    if seconds is not None and seconds > association.max_wall:
+        limit = f"{association.max_wall / 60:g} minutes"
+        found.append(Finding("cluster.time", str(cluster["time"]), f"{whose} allows {limit}", f"write at most {limit}"))
+    asked = {
+        "node": ("trainer.num_nodes", "nodes", nodes),
+        "gres/gpu": ("cluster.gpus_per_node", "GPUs", nodes * (cluster["gpus_per_node"] or 0)),
+        "cpu": ("cluster.cpus_per_task", "CPUs", nodes * trainer["devices"] * (cluster["cpus_per_task"] or 1)),
+        "mem": ("cluster.mem_gb", "MB", nodes * math.ceil((cluster["mem_gb"] or 0) * 1024)),
+    }
+    for name, (key, unit, count) in asked.items():
+        most = min(limits.get(name, math.inf) for limits in (association.max_per_job, association.group))
+        if count > most:
+            why = f"{whose} gives a job at most {most:g} {unit}; a trial asks for {count:g} over all its nodes"
+            value = nodes if name == "node" else cluster[key.partition(".")[2]]
+            found.append(Finding(key, str(value), why, "lower it or trainer.num_nodes, or use another account"))
+    if trials > association.max_submit:
+        why = f"may have {association.max_submit:g} jobs waiting and running, and each of the {trials} trials is one"
+        found.append(Finding("cluster.account", association.account, why, "sweep over fewer values at a time"))
     return found

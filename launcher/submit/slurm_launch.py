@@ -15,33 +15,45 @@ from hydra.core.utils import JobReturn, JobStatus
 import launcher as package
 from launcher import preflight, slurm
 from launcher.compose import TrialConfig
-from launcher.findings import Finding
+from launcher.findings import Finding, Refused
 from launcher.submit import container, script, slurm_check
-from launcher.submit.prepare import checked_trials, job_return
+from launcher.submit.prepare import Check, Warn, checked_trials, job_return, folder_of
 from launcher.submit.script import ArrayRequest
 from launcher.sweep import Sweep, Trial
 
+
+class SubmissionFailed(Exception):
+    """sbatch failed half-way through a sweep, or did not say whether it did. str() is one line."""
+
+    exit_code = 1
+
+
+_ROOT = str(Path(package.__file__).resolve().parents[1])  # where the package `launcher` lies
 _TOGETHER = ("num_nodes", "devices")  # of `trainer`: with `cluster`, what the trials of one array have to share
 
 
 def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
     """Raises Refused with nothing submitted. Returns at once, unless `wait` is set or a sweeper needs values."""
     site = slurm_check.Site()
-    sweep, trials = checked_trials(launcher, job_overrides, lambda configs: _check(site, configs))
+    sweep, trials = checked_trials(launcher, job_overrides, *checks(launcher, site))
     configs = {trial.number: trial.config() for trial in trials}
     requests = list(arrays(sweep, trials, configs, site.cluster.max_array_size))
     submit(sweep, requests)
     first = configs[trials[0].number]
-    print(_submitted(sweep, requests, first), flush=True)
-    if first["wait"] or _needs_values(launcher):
+    print(submitted(sweep, requests, first), flush=True)
+    if first["wait"] or needs_values(launcher):
         from launcher.submit.slurm_wait import wait_for
 
         return wait_for(sweep, trials)
-    return [_unfinished(trial) for trial in trials]
+    return [unfinished(trial) for trial in trials]
 
 
 def arrays(
-    sweep: Sweep, trials: Sequence[Trial], configs: Mapping[int, dict[str, Any]], max_array_size: int
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    configs: Mapping[int, dict[str, Any]],
+    max_array_size: int,
+    after: Sequence[int] = (),
 ) -> Iterator[ArrayRequest]:
     """The arrays that a sweep becomes: one, unless its trials differ in what they ask Slurm for, or are too many."""
 
@@ -53,13 +65,12 @@ def arrays(
         numbers = sorted(trial.number for trial in alike)
         for first in range(0, len(numbers), max_array_size):
             chunk = numbers[first : first + max_array_size]
-            yield _request(sweep, chunk, configs[chunk[0]])
+            yield _request(sweep, chunk, configs[chunk[0]], after)
 
 
-def _request(sweep: Sweep, trials: list[int], config: dict[str, Any]) -> ArrayRequest:
+def _request(sweep: Sweep, trials: list[int], config: dict[str, Any], after: Sequence[int]) -> ArrayRequest:
     cluster, trainer = config["cluster"], config["trainer"]
-    root = str(Path(package.__file__).resolve().parents[1])
-    inside = container.words(config, sweep.folder, root)
+    inside = container.words(config, sweep.folder, _ROOT)
     return ArrayRequest(
         sweep=sweep.folder,
         name=f"{config['experiment']['name']}-{sweep.data['id']}",
@@ -69,8 +80,9 @@ def _request(sweep: Sweep, trials: list[int], config: dict[str, Any]) -> ArrayRe
         cluster=cluster,
         srun_args=inside.srun_args,
         python=" ".join([*inside.prefix, cluster["python"] or shlex.quote(sys.executable)]),
-        pythonpath="" if "site-packages" in root and not inside.mounted else root,
+        pythonpath="" if "site-packages" in _ROOT and not inside.mounted else _ROOT,
         environment={str(name): str(value) for name, value in cluster["environment"].items()},
+        after=after,
     )
 
 
@@ -78,31 +90,65 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
     """Write each array's script into the sweep's folder and hand it to sbatch.
 
     sbatch writes the array's id straight into that folder. If this process dies, even by kill -9, either no sbatch
-    was started and there is no array, or there is one and its id is there.
+    was started and there is no array, or there is one and its id is there. Raises Refused where sbatch takes none of
+    them, SubmissionFailed where it may have taken some.
     """
     folder = sweep.folder / "slurm"
     folder.mkdir(exist_ok=True)
-    taken = len(list(folder.glob("*.sbatch")))
+    taken = len(list(folder.glob("[0-9]*.sbatch")))
     for number, request in enumerate(requests, taken):
         path = folder / f"{number}.sbatch"
         path.write_text(script.text(request), encoding="utf-8")
         path.chmod(0o700)
         sweep.record_job("slurm", "", request.trials, script=path.name, name=request.name)
-        slurm.submit(path, receipt=sweep.receipt(path.name))
+        try:
+            slurm.submit(path, receipt=sweep.receipt(path.name))
+        except slurm.SlurmError as error:
+            if number == taken and error.code:
+                why = f"sbatch refused it ({error.said or f'exit code {error.code}'})"
+                raise Refused([Finding(str(path), "", why, "correct the keys of cluster that it names")]) from error
+            missing = sum(len(request.trials) for request in requests[number - taken :])
+            raise SubmissionFailed(
+                f"error: {error}; {missing} of {len(sweep.trials)} trials are not known to be submitted: see"
+                f" `python -m launcher status {shlex.quote(os.path.relpath(sweep.folder))}`"
+            ) from error
 
 
-def _check(site: slurm_check.Site, trials: Sequence[TrialConfig]) -> list[Finding]:
+def checks(launcher: Any, site: slurm_check.Site) -> tuple[Check, Warn]:
+    """What a cluster would refuse or never start, and what it may not have room for."""
+
+    def findings(configs: Sequence[TrialConfig]) -> list[Finding]:
+        return [*_check(site, configs, folder_of(launcher)), *_folder(launcher)]
+
+    def warnings(configs: Sequence[TrialConfig], folder: Path) -> list[Finding]:
+        return slurm_check.warnings(site, configs, folder)
+
+    return findings, warnings
+
+
+def _check(site: slurm_check.Site, trials: Sequence[TrialConfig], folder: Path) -> list[Finding]:
     found: dict[Finding, None] = {}
     seen = set()
     for trial in trials:
         asked = repr([trial.config["cluster"], [trial.config["trainer"][key] for key in _TOGETHER]])
         if asked not in seen:
             seen.add(asked)
-            found.update(dict.fromkeys(slurm_check.findings(site, trial.config)))
+            unfit = slurm_check.findings(site, trial.config, len(trials))
+            unfit += script.findings(trial.config["cluster"]) + container.findings(trial.config, folder, _ROOT)
+            found.update(dict.fromkeys(unfit))
     return list(found)
 
 
-def _submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: dict[str, Any]) -> str:
+def _folder(launcher: Any) -> list[Finding]:
+    """sbatch(1), "filename pattern": a backslash in it turns all patterns off and is itself dropped."""
+    folder = str(folder_of(launcher))
+    if "\\" not in folder:
+        return []
+    why = "has a backslash, which Slurm drops from the names of output files"
+    return [Finding("hydra.sweep.dir", folder, why, "choose a folder without (paths.runs, experiment.name)")]
+
+
+def submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: dict[str, Any]) -> str:
     ids = [job["id"] for job in sweep.submitted() if job["id"]][-len(requests) :]
     trials = sum(len(request.trials) for request in requests)
     shape = f"{config['trainer']['num_nodes']} nodes x {config['trainer']['devices']} ranks"
@@ -120,13 +166,13 @@ def _submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: dict[str,
     )
 
 
-def _needs_values(launcher: Any) -> bool:
+def needs_values(launcher: Any) -> bool:
     """Whether the sweeper chooses its next trials by the results of these; ours and Hydra's own do not."""
     target = str(launcher.config.hydra.sweeper._target_)
     return not target.startswith(("hydra_plugins.preference_launcher.", "hydra._internal.core_plugins."))
 
 
-def _unfinished(trial: Trial) -> JobReturn:
+def unfinished(trial: Trial) -> JobReturn:
     """Hydra is told no result that does not exist: the status says unknown, and asking for a value raises."""
     answer = JobReturn(overrides=list(trial.overrides))
     answer.status = JobStatus.UNKNOWN

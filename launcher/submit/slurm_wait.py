@@ -16,6 +16,7 @@ from launcher.sweep import Outcome, Sweep, Trial
 from launcher.table import render
 
 _ASK_S = 15.0  # between two questions to Slurm
+_NEWS_S = 2.0  # the same where a result is there already, for sweepers that wait for it
 _LOOK_S = 0.5  # between two looks at the trials' folders
 _LAG_S = 30.0  # a trial that left the queue may show its result so much later, on a shared disk with caches
 _AWAY_S = 300.0  # longest wait between two questions while Slurm does not answer
@@ -29,7 +30,7 @@ def wait_for(sweep: Sweep, trials: Sequence[Trial]) -> list[JobReturn]:
     try:
         with view(trials) as show:
             while any(outcome.state in ("WAITING", "RUNNING") for outcome in outcomes.values()):
-                if time.monotonic() - asked >= every:
+                if time.monotonic() - asked >= (_NEWS_S if every == _ASK_S and _news(outcomes) else every):
                     asked = time.monotonic()
                     try:
                         _update(outcomes, _rows(sweep), gone)
@@ -76,6 +77,11 @@ def _update(outcomes: dict[int, Outcome], rows: dict[int, QueueRow], gone: dict[
         elif time.monotonic() - gone.setdefault(number, time.monotonic()) > _LAG_S or _failed(row):
             said = f"Slurm says {row.state.word}" if row else "it left Slurm's queue"
             outcomes[number] = Outcome(trial, "FAILED", f"{said}, and there is no result")
+
+
+def _news(outcomes: dict[int, Outcome]) -> bool:
+    going = (outcome.trial for outcome in outcomes.values() if outcome.state in ("WAITING", "RUNNING"))
+    return any((trial.folder / "result.json").exists() for trial in going)
 
 
 def _failed(row: QueueRow | None) -> bool:

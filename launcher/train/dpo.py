@@ -54,7 +54,7 @@ def run_trial(trial_dir: Path) -> dict[str, Any]:
         progress.phase("done")
         result = _result(config, session, device, ranks, trial_dir)
         results.write_result(trial_dir / "result.json", result)
-        print(f"done after {result['steps']} steps and {result['seconds']:.0f} s; {trial_dir / 'result.json'}", flush=True)
+        print(f"done: {result['steps']} steps in {result['seconds']:.0f} s, {trial_dir / 'result.json'}", flush=True)
     training.shut_down()
     return result
 

@@ -12,6 +12,8 @@ from launcher.train.metrics import MetricsFile
 class PreferenceTrainer(DPOTrainer):
     """Trains exactly as DPOTrainer does; `logger` has to be a TrialLogger."""
 
+    limit_val_batches: int
+
     @property
     def progress(self) -> MetricsFile:
         """Where phases are reported."""

@@ -1,4 +1,4 @@
-"""result.json: what a finished trial leaves, put together from its metrics.jsonl, so that a resumed one is whole too."""
+"""result.json: what a finished trial leaves, made from its metrics.jsonl, so that a resumed one is whole too."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Session:
     trainable: int
 
     def run(self) -> str:
-        """Baseline, training, last validation and save. Returns why it stopped before the last step, "" if it did not."""
+        """Baseline, training, last validation, save. Returns why it stopped before the last step, "" if it did not."""
         if self.trainer.step == 0:
             self._baseline()
         gc.collect()
@@ -112,6 +112,9 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
         # NeMo cannot find a tokenizer inside a .nemo, so it is given one beside the trial's results.
         folder = Path(config.exp_manager.explicit_log_dir).parent / "tokenizer"
         config.model.tokenizer.type = str(unpack_tokenizer(Path(path), folder))
+    # RunTimer keeps the time; Lightning's and NeMo's own timers would end the process without a checkpoint.
+    max_time = config.exp_manager.max_time_per_run or config.trainer.max_time
+    config.exp_manager.max_time_per_run = config.trainer.max_time = None
     lightning = resolve_and_create_trainer(config, "dpo")
     exp_manager(lightning, config.exp_manager)
     model = load_from_nemo(
@@ -134,7 +137,7 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
     checkpoints = add_custom_checkpoint_callback(lightning, model)
     logger = TrialLogger(progress, lightning.loggers, config.trainer.log_every_n_steps, steps.max_steps)
     logger.log_hyperparams(settings.plain(config))
-    timer = RunTimer(config.exp_manager.get("max_time_per_run"))
+    timer = RunTimer(max_time)
     trainer = PreferenceTrainer(
         cfg=config.trainer.dpo,
         model=model,
@@ -196,7 +199,7 @@ def batches(config: DictConfig, pairs: Any, consumed_samples: int, use_random_sa
 
 
 def count_parameters(model: MegatronGPTDPOModel) -> tuple[int, int]:
-    """(of the base model, trainable), over all tensor- and pipeline-parallel ranks. With LoRA the adapters are extra."""
+    """(of the base model, trainable), over all tensor- and pipeline-parallel ranks. LoRA adapters are extra."""
     frozen = trainable = 0
     for parameter in model.parameters():
         sharded = getattr(parameter, "tensor_model_parallel", False)

@@ -1,7 +1,7 @@
 """A real Slurm for the tests of this folder.
 
 LAUNCHER_TEST_SLURM says which:
-    (unset)    one of our own, started once for all tests; its packages are installed where that may be done (root and apt)
+    (unset)    one of our own, started once for all tests; its packages are installed if they may be (root and apt)
     existing   the one this machine belongs to; tests that break things are skipped
     off        none: all of them are skipped
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster
+from tests.slurm.desk import Desk
 from tests.slurm.existing import Existing
 
 HERE = Path(__file__).parent
@@ -67,7 +68,7 @@ def any_cluster(request: pytest.FixtureRequest) -> Existing:
 
 @pytest.fixture
 def cluster(any_cluster: Existing, monkeypatch: pytest.MonkeyPatch) -> Iterator[Existing]:
-    """A cluster, ours or an existing one, that this process's own Slurm commands find too; its queue is empty again after."""
+    """A cluster, ours or an existing one, that the Slurm commands of this process find. Ours is emptied afterwards."""
     for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH_", "SQUEUE_")) and any_cluster.own]:
         monkeypatch.delenv(name)
     for name in ("SLURM_CONF", "PATH"):
@@ -76,3 +77,11 @@ def cluster(any_cluster: Existing, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     yield any_cluster
     if any_cluster.own:
         any_cluster.cancel_all()
+
+
+@pytest.fixture
+def desk(own_cluster: Cluster, cluster: Existing, tmp_path: Path) -> Desk:
+    """A folder to submit from, on our own cluster."""
+    made = Desk(own_cluster, tmp_path / "desk")
+    made.set_up()
+    return made

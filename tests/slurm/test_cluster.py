@@ -102,7 +102,7 @@ def test_a_node_whose_slurmd_dies_goes_on_working_and_one_without_power_does_not
 
 def test_the_controller_comes_back_with_its_queue(own_cluster: Cluster, cluster: Existing) -> None:
     job = cluster.run("sbatch", "--parsable", "-H", "-o", "/dev/null", "--wrap", "true").stdout.strip()
-    own_cluster.kill("slurmctld")
+    own_cluster.kill("slurmctld", signal.SIGTERM)
     assert "slurmctld" not in own_cluster.pids()
     own_cluster.restart("slurmctld")
     assert f"{job} PENDING JobHeldUser" in cluster.queue()

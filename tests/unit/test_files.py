@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.files import check_jsonl, check_nemo
+from launcher.files import check_jsonl, check_nemo, longer_rows
 from tests.unit.conftest import row, write_nemo
 
 
@@ -56,3 +56,21 @@ def test_bad_rows_are_named_by_line(tmp_path: Path, line: str, why: str) -> None
     assert rows == 3
     assert finding.where == f"{path}:2"
     assert why in finding.why
+
+
+def test_rows_too_long_by_the_record_of_their_preparation(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(row(1) + row(2))
+    histogram = {"<= 48": 10, "<= 64": 5, "<= 128": 2, "> 8192": 1}
+    lengths = {"unit": "tokens", "train": {"max": 9000, "histogram": histogram}}
+    record = {"files": {"train.jsonl": {"bytes": path.stat().st_size}}, "lengths": lengths}
+    (tmp_path / "dataset.json").write_text(json.dumps(record))
+    assert [longer_rows(path, tokens) for tokens in (9000, 8192, 128, 100, 64, 16)] == [0, 1, 1, 3, 3, 18]
+    assert longer_rows(tmp_path / "validation.jsonl", 16) == 0
+    path.write_text(row(1))  # not what the record is of
+    assert longer_rows(path, 16) == 0
+    path.write_text(row(1) + row(2))
+    (tmp_path / "dataset.json").write_text(json.dumps({**record, "lengths": {**lengths, "unit": "characters"}}))
+    assert longer_rows(path, 16) == 0
+    (tmp_path / "dataset.json").write_text("{")
+    assert longer_rows(path, 16) == 0

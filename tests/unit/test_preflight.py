@@ -1,5 +1,6 @@
 """What would fail in the job is refused before it: rules between keys, files, folders."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,16 @@ def test_the_sweep_folder_must_be_new(composed: Any, workspace: Path) -> None:
 def test_the_same_finding_in_every_trial_is_said_once(composed: Any, workspace: Path) -> None:
     config, _ = composed("model=tiny", "trainer.devices=3")
     assert len(preflight.findings([TrialConfig([], config)] * 3, workspace / "runs" / "s")) == 1
+
+
+def test_pairs_too_long_are_warned_of(composed: Any, workspace: Path) -> None:
+    path = workspace / "data" / "sample" / "train.jsonl"
+    lengths = {"unit": "tokens", "train": {"max": 300, "histogram": {"<= 256": 14, "<= 384": 2}}}
+    record = {"files": {path.name: {"bytes": path.stat().st_size}}, "lengths": lengths}
+    (path.parent / "dataset.json").write_text(json.dumps(record))
+    preflight._longer.cache_clear()
+    config, _ = composed("model=tiny")
+    trials = [TrialConfig([], config)] * 2
+    assert preflight.findings(trials, workspace / "runs" / "s") == []
+    (warning,) = preflight.warnings(trials, workspace / "runs" / "s")
+    assert str(warning).startswith(f"{path}: up to 2 rows are longer than model.encoder_seq_length=256")

@@ -37,7 +37,7 @@ def test_one_array_of_multi_node_jobs() -> None:
     )
     for expected in (
         "--array=0-2%3", "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=60", "--partition=gpu",
-        "--mem=500G", "--licenses=nemo:1", "--gres=x", "--signal=USR2@120", "--requeue", "--job-name=dpo-1",
+        "--mem=512000M", "--licenses=nemo:1", "--gres=x", "--signal=USR2@120", "--requeue", "--job-name=dpo-1",
     ):  # fmt: skip
         assert f"#SBATCH {expected}" in made
     assert not any("wckey" in line for line in made)
@@ -86,9 +86,9 @@ def test_odd_texts_never_run_and_never_break_the_script(name: str, comment: str,
             trials=[3],
         )
     )
-    shown = made.replace("mkdir -p", ": mkdir").replace("srun --", ": srun --")
+    shown = made.replace("mkdir -p", ": mkdir").replace("srun --", ": srun --").replace("exec >>", ": ")
     shown = shown.replace('exit "$status"', 'printf "%s\\0%s" "$trial" "$ODD"')
-    environment = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "1", "PATH": ""}
+    environment = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_JOB_ID": "1", "SLURM_JOB_ID": "1", "PATH": ""}
     done = subprocess.run(["/bin/bash", "-euc", shown], capture_output=True, text=True, env=environment)
     assert (done.stderr, done.returncode) == ("", 0)
     assert done.stdout.split("\0") == [f"{Path('/shared') / folder}/3", value]

@@ -89,9 +89,17 @@ def test_choosing_by_name_or_user(fakes: Fakes) -> None:
     slurm.sacct(name="dpo", since=0, every_run=True)
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(0))
     assert fakes.args("sacct")[3:7] == ["--name=dpo", "--starttime", start, "--duplicates"]
-    for name in ("a,b", "it's", "a[1-2]"):
+    for name in ("a,b", "it's", "a[1-2]", "a]"):
         with pytest.raises(ValueError, match="cannot look for a name with"):
             slurm.sacct(name=name)
+
+
+def test_an_array_that_the_accounting_does_not_know_as_one_yet(fakes: Fakes) -> None:
+    """Seen on 22.05 in the first seconds: the last element as a plain job by the array's number."""
+    fakes.add_recorded("every run")
+    (fakes.folder / "sacct.out").write_text(said("every run").replace("10_5|11|", "10|10|"))
+    assert {row.name for row in slurm.sacct([10])} >= {"10", "10_7"}
+    assert {row.name for row in slurm.sacct([10], arrays_only=True)} == {"10_7"}
 
 
 def test_a_forgotten_job_is_no_failure(fakes: Fakes) -> None:

@@ -42,7 +42,7 @@ def test_what_is_created_is_what_is_loaded(tmp_path: Path) -> None:
     assert [trial.beta for trial in sweep.trials] == [0.05, 0.1, 0.5]
     assert sweep.trials[1].folder == made.folder / "1"
     assert sweep.trials[2].config() == config(0.5)
-    assert sweep.trials[0].result() is None and sweep.trials[0].metrics() == []
+    assert sweep.trials[0].result() is None and sweep.trials[0].metrics_rows() == []
     assert sweep.trials[0].name == "0 (beta 0.05)"
     assert sweep.data["command"] == ["main.py", "-m"] and sweep.data["versions"]["submitit"]
     assert stat.S_IMODE(sweep.folder.stat().st_mode) == 0o700
@@ -144,7 +144,7 @@ def test_results_and_metrics_are_read_at_any_moment(tmp_path: Path) -> None:
     whole = b'{"time": 1.0, "step": 1, "train/loss": 0.6931}\n{"time": 2.0, "step": 2, "train/loss": 0.68}\n'
     for end in range(len(whole) + 1):
         (trial.folder / "metrics.jsonl").write_bytes(whole[:end])
-        lines = trial.metrics()
+        lines = trial.metrics_rows()
         assert len(lines) == (end >= 46) + (end >= len(whole) - 1), end
         assert trial.progress(now=3.0).step == len(lines)
 

@@ -66,6 +66,29 @@ class SlurmTrials(BaseSubmititLauncher):
         return launch(self, job_overrides)
 
 
+class WrittenTrials(BaseSubmititLauncher):
+    """Checks the trials and writes the sweep's folder; starts nothing. The plain scripts in sbatch/ use it."""
+
+    _EXECUTOR = "slurm"
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from launcher.submit.write_launch import launch
+
+        return launch(self, job_overrides)
+
+
+class HandedOverTrials(BaseSubmititLauncher):
+    """Gives the trials to the command that asked Hydra for them: `python -m launcher render` and `pipeline`."""
+
+    _EXECUTOR = "slurm"
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
+        from launcher import state
+
+        assert state.take is not None, "preference_handover is for launcher/submit/handover.py"
+        return state.take(self, job_overrides)
+
+
 # Plain dicts, not dataclasses: Hydra's scanner runs this module before it is in sys.modules.
 _SWEEPER = {"max_batch_size": None, "params": {}}
 for group, name, node in (
@@ -73,5 +96,7 @@ for group, name, node in (
     ("hydra/sweeper", "preference_single", {"_target_": f"{_HERE}.PreferenceSingle", **_SWEEPER}),
     ("hydra/launcher", "preference_local", {"_target_": f"{_HERE}.LocalTrials"}),
     ("hydra/launcher", "preference_slurm", {"_target_": f"{_HERE}.SlurmTrials"}),
+    ("hydra/launcher", "preference_write", {"_target_": f"{_HERE}.WrittenTrials"}),
+    ("hydra/launcher", "preference_handover", {"_target_": f"{_HERE}.HandedOverTrials"}),
 ):
     ConfigStore.instance().store(group=group, name=name, node=node, provider="preference_launcher")

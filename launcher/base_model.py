@@ -1,0 +1,178 @@
+"""The base model as its .nemo describes it, and what of a trial does not go with it. No torch, no weights read."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.findings import Finding
+
+_SHAPE = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
+_RECORD, _CONFIG, _HF_CONFIG = "conversion.json", "model_config.yaml", "tokenizer/config.json"
+_INSIDE = "nemo:"  # what NeMo puts in front of the name of a file that lies in the .nemo itself
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What a .nemo says of itself."""
+
+    path: Path
+    config: dict[str, Any]
+    """model_config.yaml; empty where it could not be read."""
+    vocabulary: int | None
+    """Rows of its embedding, before Megatron pads them; None where nothing says."""
+    sizes: dict[str, int]
+    """Bytes of the files inside, by their names."""
+
+    @property
+    def shaped(self) -> bool:
+        """Whether the numbers are there that parameters, memory and checkpoints are computed from."""
+        return all(isinstance(self.config.get(name), int) for name in _SHAPE)
+
+    def under(self, trial: dict[str, Any]) -> dict[str, Any]:
+        """Its config with a trial's `model` keys laid over it, as NeMo does when it restores."""
+        return {**self.config, **trial["model"]}
+
+    def tokenizer(self, trial: dict[str, Any]) -> dict[str, Any]:
+        own, asked = self.config.get("tokenizer"), trial["model"].get("tokenizer")
+        return {**(own if isinstance(own, dict) else {}), **(asked if isinstance(asked, dict) else {})}
+
+    @property
+    def tokenizer_bytes(self) -> int:
+        return sum(size for name, size in self.sizes.items() if name.startswith("tokenizer/"))
+
+
+def load(path: Path) -> BaseModel | None:
+    """None where there is no such file, or it cannot be read; `files.check_nemo` says what is wrong with it then.
+
+    A file is read once, however many trials name it, unless it changes.
+    """
+    try:
+        stat = path.stat()
+        return _load(path, stat.st_mtime_ns, stat.st_size)
+    except (OSError, tarfile.TarError, EOFError):
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _load(path: Path, mtime: int, size: int) -> BaseModel:
+    wanted = (_RECORD, _CONFIG, _HF_CONFIG)
+    if path.is_dir():
+        sizes = {str(p.relative_to(path)): p.stat().st_size for p in path.rglob("*") if p.is_file()}
+        texts = {name: (path / name).read_bytes() for name in wanted if name in sizes}
+    else:
+        sizes, texts = {}, {}
+        with tarfile.open(path, "r:*") as archive:
+            for member in archive:
+                name = member.name.removeprefix("./")
+                sizes[name] = member.size
+                part = archive.extractfile(member) if name in wanted else None
+                if part is not None:
+                    texts[name] = part.read()
+    config = _config(texts.get(_CONFIG, b""))
+    tells = (
+        _json(texts.get(_RECORD, b"")).get("vocabulary"),
+        _json(texts.get(_HF_CONFIG, b"")).get("vocab_size"),
+        config.get("override_vocab_size"),
+    )
+    return BaseModel(path, config, next((n for n in tells if isinstance(n, int)), None), sizes)
+
+
+def _config(text: bytes) -> dict[str, Any]:
+    try:
+        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
+        return {}  # another converter's, with tags of its own: NeMo may read it, so nothing is said against it
+    return found if isinstance(found, dict) else {}
+
+
+def _json(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def findings(base: BaseModel, trial: dict[str, Any]) -> list[Finding]:
+    """What Megatron or NeMo would refuse once the model is built, minutes into the job."""
+    found = _parallel(base, trial) if base.shaped else []
+    model, tuning = base.under(trial), trial["model"]["peft"]["lora_tuning"]
+    longest, length = model.get("max_position_embeddings"), trial["model"]["encoder_seq_length"]
+    if model.get("position_embedding_type") == "learned_absolute" and isinstance(longest, int) and length > longest:
+        why = f"the base model has learned only {longest} positions"
+        found.append(Finding("model.encoder_seq_length", str(length), why, f"write at most {longest}"))
+    layers = [n for n in tuning.get("layer_selection") or [] if base.shaped and not 1 <= n <= model["num_layers"]]
+    if layers:
+        why = f"the base model's layers are 1 to {model['num_layers']}"
+        where = "model.peft.lora_tuning.layer_selection"
+        found.append(Finding(where, ",".join(map(str, layers)), why, "name layers that it has"))
+    return found + _tokenizer(base, trial)
+
+
+def _parallel(base: BaseModel, trial: dict[str, Any]) -> list[Finding]:
+    """What tensor and pipeline parallelism must divide (Megatron-core 0.10: TransformerConfig.__post_init__)."""
+    model = base.under(trial)
+    tensor, pipeline = model["tensor_model_parallel_size"], model["pipeline_model_parallel_size"]
+    groups = model.get("num_query_groups") or model["num_attention_heads"]
+    split = {
+        "attention heads": model["num_attention_heads"],
+        "key and value heads": groups,
+        "columns of the MLP": model["ffn_hidden_size"],
+    }
+    found = []
+    odd = [f"{count} {name}" for name, count in split.items() if count % tensor]
+    if odd:
+        fit = [n for n in range(1, tensor) if not any(count % n for count in split.values())]
+        why = f"the base model has {' and '.join(odd)}, which it does not divide"
+        found.append(Finding("model.tensor_model_parallel_size", str(tensor), why, f"write {max(fit, default=1)}"))
+    if model["num_layers"] % pipeline:
+        fit = [n for n in range(1, pipeline) if model["num_layers"] % n == 0]
+        why = f"the base model has {model['num_layers']} layers, which it does not divide"
+        found.append(Finding("model.pipeline_model_parallel_size", str(pipeline), why, f"write {max(fit, default=1)}"))
+    return found
+
+
+def _tokenizer(base: BaseModel, trial: dict[str, Any]) -> list[Finding]:
+    """A tokenizer that the .nemo names must be there: inside it, or where the path leads."""
+    names = base.tokenizer(trial)
+    again = "convert the model with data_prep/convert_checkpoint.py, or name one: ++model.tokenizer.type=FOLDER"
+    found = []
+    for key in ("type", "model", "vocab_file", "merge_file"):
+        name = names.get(key)
+        if not isinstance(name, str) or not name:
+            continue
+        if name.startswith(_INSIDE):
+            inside = name.removeprefix(_INSIDE)
+            if not any(path == inside or path.startswith(f"{inside}/") for path in base.sizes):
+                found.append(Finding(str(base.path), "", f"names a tokenizer {name} and does not hold it", again))
+        elif name.startswith("/") and not Path(name).exists() and not _in_container(trial):
+            found.append(Finding(f"model.tokenizer.{key}", name, "no such file or folder", again))
+    return found
+
+
+def warnings(base: BaseModel, trial: dict[str, Any]) -> list[Finding]:
+    """What would run, and probably not do what is wanted."""
+    model, found = base.under(trial), []
+    longest, length = base.config.get("max_position_embeddings"), trial["model"]["encoder_seq_length"]
+    learned = model.get("position_embedding_type") == "learned_absolute"
+    if isinstance(longest, int) and length > longest and not learned:
+        why = f"the base model was trained on {longest} positions; longer pairs are beyond what it knows"
+        found.append(Finding("model.encoder_seq_length", str(length), why, f"write at most {longest}"))
+    name, library = (base.tokenizer(trial).get(key) for key in ("type", "library"))
+    if library == "huggingface" and isinstance(name, str) and not name.startswith((_INSIDE, "/")):
+        why = "is a name on Hugging Face's hub: compute nodes without Internet find it only in a cache they share"
+        remedy = "name a folder: ++model.tokenizer.type=FOLDER"
+        found.append(Finding("model.tokenizer.type", name, why, remedy))
+    return found
+
+
+def _in_container(trial: dict[str, Any]) -> bool:
+    """Paths there need not be paths here."""
+    return bool((trial["cluster"].get("container") or {}).get("runtime"))

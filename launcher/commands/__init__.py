@@ -1,0 +1,1 @@
+"""The subcommands of `python -m launcher`: a module each, imported only when asked for."""

@@ -1,0 +1,54 @@
+"""examples:
+  python -m launcher cancel                  all trials of the last sweep that wait or run; asks first
+  python -m launcher cancel 1 3-5            these trials only
+  python -m launcher cancel 2 runs/tune      trial 2 of this sweep
+  python -m launcher cancel --sweep 4711 -y  all of array 4711's sweep, without asking
+What is done stays done; what has been trained stays in the trials' folders, and `retry` goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from launcher import actions, find, states
+from launcher.status_table import spans
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", metavar="TRIAL|SWEEP", nargs="*", help="trials (0, 2-4); a sweep's folder or name")
+    parser.add_argument("-s", "--sweep", metavar="SWEEP", help="folder, array id, name or `last`")
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+
+
+def run(args: argparse.Namespace) -> int:
+    sweep, wanted = find.trials_and_sweep(args.words, args.sweep)
+    look = states.look(sweep)
+    plan = actions.to_cancel(look, wanted)
+    for state, why in plan.left:
+        print(f"trial {state.trial.name} {why}: nothing to cancel", file=sys.stderr)
+    if not plan.chosen:
+        print(f"nothing of {sweep.folder} waits or runs")
+        return 0
+    for trouble in look.answers.troubles:
+        print(f"! {trouble}", file=sys.stderr)
+    numbers = [state.trial.number for state in plan.chosen]
+    running = sum(state.state != "WAITING" for state in plan.chosen)
+    what = f"trial{'s' if len(numbers) > 1 else ''} {spans(numbers)} of {sweep.folder} ({running} running)"
+    if not args.yes and not agreed(f"cancel {what}?"):
+        print("nothing was cancelled")
+        return 0
+    for line in actions.cancel(look, plan.chosen):
+        print(line)
+    print(f"cancelled {what}")
+    return 0
+
+
+def agreed(question: str) -> bool:
+    """Asks where someone is looking; where nobody is, the command itself is the answer."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return True
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

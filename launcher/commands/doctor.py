@@ -1,0 +1,89 @@
+"""examples:
+  python -m launcher doctor                     in a few seconds; nothing heavy is imported
+  python -m launcher doctor --deep              imports NeMo as well, as a trial would
+  python -m launcher doctor --runs /scratch/me  where sweeps will be written
+
+exit codes: 0 sweeps can run here, 1 something is missing. A warning leaves it at 0.
+
+--json, format 1; keys are only ever added.
+  format, ok, exit_code, seconds
+  checks   [{topic, state, what, remedy}]       state: ok, warning, missing
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher import health, health_slurm
+from launcher.health import MISSING, OK, WARNING, Line
+from launcher.submit.slurm_check import Site
+
+FORMAT = 1
+_COLOURS = {OK: "32", WARNING: "33", MISSING: "31"}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder of sweeps (runs)")
+    parser.add_argument("--deep", action="store_true", help="import NeMo too: 15 s and more")
+    parser.add_argument("--json", action="store_true", help="for scripts")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0: sweeps can run here; 1: something is missing."""
+    began = time.monotonic()
+    lines = []
+    for line in checks(args.runs.expanduser().absolute(), args.deep):
+        lines.append(line)
+        if not args.json:
+            print(_text(line), flush=True)
+    code = 1 if any(line.state == MISSING for line in lines) else 0
+    seconds = round(time.monotonic() - began, 1)
+    if args.json:
+        found = [vars(line) for line in lines]
+        answer = {"format": FORMAT, "ok": code == 0, "exit_code": code, "seconds": seconds, "checks": found}
+        print(json.dumps(answer, indent=1))
+    else:
+        print(_summary(lines, seconds))
+    return code
+
+
+def checks(runs: Path, deep: bool) -> Iterator[Line]:
+    """Every line, in the order in which one would look."""
+    yield from health.python()
+    site = Site()
+    said = []
+    for line in health_slurm.cluster(site):
+        said.append(line)
+        yield line
+    on_cluster = any(line.state != WARNING for line in said)
+    containers = False
+    if on_cluster:
+        lines, containers = health_slurm.containers()
+        yield from lines
+    yield from health.nemo(deep, needed=not containers)
+    yield from health.devices()
+    answered = any(line.topic == "partitions" for line in said)
+    sizes = [partition.total_nodes for partition in site.cluster.partitions] if answered else []
+    yield from health.runs_folder(runs, many_nodes=on_cluster and max(sizes, default=2) > 1)
+    yield from health.scratch()
+
+
+def _text(line: Line) -> str:
+    state = f"{line.state:<8}"
+    if sys.stdout.isatty():
+        state = f"\033[{_COLOURS[line.state]}m{state}\033[0m"
+    text = " ".join(f"{line.what}{'; ' if line.remedy else ''}{line.remedy}".split())
+    return f"{state} {line.topic:<11} {text}"
+
+
+def _summary(lines: list[Line], seconds: float) -> str:
+    counts = {state: sum(line.state == state for line in lines) for state in (MISSING, WARNING)}
+    if counts[MISSING]:
+        return f"{counts[MISSING]} missing, {counts[WARNING]} warnings ({seconds} s): sweeps cannot run here as it is"
+    many = "s" if counts[WARNING] != 1 else ""
+    return f"sweeps can run here; {counts[WARNING]} warning{many} ({seconds} s)"

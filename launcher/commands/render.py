@@ -1,0 +1,46 @@
+"""stages: prepare_data, convert_checkpoint, dpo, sweep
+
+examples:
+  python -m launcher render sweep model.dpo.ref_policy_kl_penalty=0.05,0.1,0.5      what launcher/main.py -m submits
+  python -m launcher render dpo model=tiny data=sample > dpo.sbatch                 one run, to be submitted by hand
+  python -m launcher render convert_checkpoint --checkpoint /models/Meta-Llama-3-8B
+  python -m launcher render sweep cluster=slurm_pyxis cluster.partition=gpu | less
+
+Nothing is submitted and nothing written. The trials are checked as they are before a submission. The files in sbatch/
+are the same scripts, not filled in, and can be submitted as they are.
+
+exit codes: 0 printed, 2 refused; the findings are on stderr
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from launcher.commands.pipeline import add_sources
+from launcher.submit import handover
+from launcher.submit.pipeline import Sources
+from launcher.submit.rendering import STAGES, stage_text
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("stage", metavar="STAGE", choices=STAGES, help=", ".join(STAGES))
+    handover.add_words(parser)
+    add_sources(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    line = handover.words(args, multirun=args.stage == "sweep" or args.multirun)
+    if not any(word.lstrip("+").startswith("cluster=") for word in args.overrides):
+        line.append("cluster=slurm")  # also where there is none: a script is for a cluster
+    sources = Sources(args.pairs, args.checkpoint)
+    texts: list[str] = []
+
+    def take(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
+        texts.extend(stage_text(args.stage, launcher, job_overrides, line, sources))
+        return []
+
+    code = handover.trials(line, ["launcher", "render", args.stage, *line], take)
+    print("\n".join(texts), end="")
+    return code

@@ -1,0 +1,105 @@
+"""examples:
+  python -m launcher report                            the last sweep, into its own folder report/
+  python -m launcher report 4711 --format html,md      the sweep that array 4711 belongs to
+  python -m launcher report runs/tune --out /tmp/tune  elsewhere
+  python -m launcher report --evaluate                 first compute the exact KL and samples where they are missing;
+                                                       loads the models on this machine
+A sweep that is not done gets a report of what is there, which says what is missing.
+exit codes: 0 the report was written, 1 an evaluation failed (the report was written all the same), 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+from launcher import find, states
+from launcher.findings import Finding, Refused
+from launcher.report import gather, text
+from launcher.sweep import Sweep, Trial
+
+FORMATS = ("html", "md", "csv", "png")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", metavar="SWEEP", nargs="?", default=find.LAST, help="folder, array id, name or `last`")
+    parser.add_argument("-o", "--out", metavar="DIR", type=Path, help="where to write (default: SWEEP/report)")
+    parser.add_argument(
+        "--format", metavar="LIST", default=",".join(FORMATS), help="of html, md, csv, png (default: all)"
+    )
+    parser.add_argument("--evaluate", action="store_true", help="compute exact KL and samples where they are missing")
+
+
+def run(args: argparse.Namespace) -> int:
+    sweep = find.sweep(args.sweep)
+    formats = _formats(args.format)
+    failed = evaluate(sweep) if args.evaluate else []
+    look = states.look(sweep)
+    report = gather.gather(sweep, look.trials, look.answers.troubles)
+    out = (args.out or sweep.folder / "report").expanduser()
+    for path in write(report, out, formats):
+        print(path)
+    for warning in text.warnings(report):
+        print(f"! {warning}", file=sys.stderr)
+    for trial in failed:
+        print(f"! trial {trial.name} could not be evaluated, see above", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def write(report: gather.Report, out: Path, formats: list[str]) -> list[Path]:
+    """report.html and the like, each whole or not at all. Raises Refused."""
+    contents: dict[str, str | bytes] = {}
+    if {"html", "png"} & set(formats):
+        from launcher.report import page, plots
+
+        plots.check()
+        if "html" in formats:
+            contents["html"] = page.render(report)
+        if "png" in formats:
+            contents["png"] = plots.png(report)
+    if "md" in formats:
+        contents["md"] = text.markdown(report, "report.png" if "png" in formats else None)
+    if "csv" in formats:
+        contents["csv"] = text.table_csv(report)
+    written = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for form in formats:
+            content = contents[form]
+            path = out / f"report.{form}"
+            beside = out / f".report.{form}.{secrets.token_hex(4)}"
+            beside.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.replace(beside, path)
+            written.append(path)
+    except OSError as error:
+        why = f"cannot be written ({error.strerror or error})"
+        raise Refused([Finding(str(out), "", why, "choose another folder with --out")]) from error
+    return written
+
+
+def evaluate(sweep: Sweep) -> list[Trial]:
+    """Evaluate the trials that are done and have no evaluation, one after the other; returns those that failed."""
+    failed = []
+    todo = [trial for trial in sweep.trials if (result := trial.result()) and "evaluation" not in result]
+    for place, trial in enumerate(todo, 1):
+        print(f"evaluating trial {trial.name}, {place} of {len(todo)}", flush=True)
+        ranks = int(trial.config()["model"].get("tensor_model_parallel_size") or 1)
+        command = [sys.executable, "-m", "launcher.train.evaluate", str(trial.folder)]
+        if ranks > 1:
+            run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            command = [sys.executable, *run, *command[1:]]
+        if subprocess.run(command, check=False).returncode:
+            failed.append(trial)
+    return failed
+
+
+def _formats(asked: str) -> list[str]:
+    found = list(dict.fromkeys(part.strip() for part in asked.split(",") if part.strip()))
+    unknown = [part for part in found if part not in FORMATS]
+    if unknown or not found:
+        raise Refused([Finding("--format", asked, "is not a list of formats", f"choose of {', '.join(FORMATS)}")])
+    return found

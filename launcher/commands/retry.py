@@ -1,0 +1,66 @@
+"""examples:
+  python -m launcher retry                   all trials of the last sweep that failed or were cancelled
+  python -m launcher retry --failed          only those that failed
+  python -m launcher retry 1 3 runs/tune     these, if they have ended without a result
+They go on from their last checkpoint, on Slurm as one new array that belongs to the same sweep. What is done, waits or
+runs is never run again. A sweep that ran on this machine is run on here, and waited for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from launcher import actions, find, states
+from launcher.commands.cancel import agreed
+from launcher.status_table import spans
+from launcher.sweep import Sweep, Trial
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", metavar="TRIAL|SWEEP", nargs="*", help="trials (0, 2-4); a sweep's folder or name")
+    parser.add_argument("-s", "--sweep", metavar="SWEEP", help="folder, array id, name or `last`")
+    parser.add_argument("--failed", action="store_true", help="only what failed, not what was cancelled")
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+
+
+def run(args: argparse.Namespace) -> int:
+    sweep, wanted = find.trials_and_sweep(args.words, args.sweep)
+    with actions.alone(sweep):
+        plan = actions.to_retry(states.look(sweep), wanted, args.failed)
+        for state, why in plan.left:
+            print(f"trial {state.trial.name} {why}: not run again", file=sys.stderr)
+        if not plan.chosen:
+            print(f"nothing of {sweep.folder} to run again")
+            return 1 if plan.left else 0
+        trials = [state.trial for state in plan.chosen]
+        here = [trial for trial in trials if actions.of_local(sweep, trial)]
+        on_slurm = [trial for trial in trials if trial not in here]
+        numbers = spans([trial.number for trial in trials])
+        if not args.yes and not agreed(f"run trial{'s' if len(trials) > 1 else ''} {numbers} of {sweep.folder} again?"):
+            print("nothing was started")
+            return 0
+        if on_slurm:
+            ids = actions.submit_again(sweep, on_slurm)
+            print(f"array{'s' if len(ids) > 1 else ''} {', '.join(ids)}: trial {spans([t.number for t in on_slurm])}")
+            print(f"  how it is  python -m launcher status {sweep.folder}", flush=True)
+        return run_here(sweep, here) if here else 0
+
+
+def run_here(sweep: Sweep, trials: Sequence[Trial]) -> int:
+    """Run trials on this machine and wait for them. 0 all done, 1 one failed, 128 + signal if asked to stop."""
+    from launcher.progress import view
+    from launcher.submit import local
+
+    at_once = (trials[0].config().get("cluster") or {}).get("trials_at_once")
+    try:
+        with view(trials) as show:
+            outcomes = local.run(sweep, trials, slots=at_once, on_update=show)
+    except local.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    failed = [outcome for outcome in outcomes if outcome.state != "DONE"]
+    for outcome in failed:
+        print(f"error: trial {outcome.trial.name} failed: {outcome.error}; log: {outcome.log}", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,259 @@
+"""The plots, as SVG that takes its page's colours, and all of them on one sheet as PNG. Needs matplotlib."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from launcher.findings import Finding, Refused
+from launcher.report.figures import Figure
+from launcher.report.gather import Report, TrialReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK = "#123456"  # stands for the page's text colour in an SVG
+_MARKS = "osD^vP*X"
+_MOST_MARKED = 8  # trials that get a mark of their own; of more, the colour alone tells
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One panel."""
+
+    key: str
+    title: str
+    note: str
+    draw: Callable[[Axes, Report], bool]
+    """Returns whether there was anything to draw."""
+
+
+def check() -> None:
+    """Raises Refused where matplotlib is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        why = f"is needed for plots ({error})"
+        raise Refused([Finding("matplotlib", "", why, "pip install matplotlib, or write --format md,csv")]) from error
+
+
+def svgs(report: Report) -> list[tuple[Plot, str]]:
+    """Each panel that has something to show, as an <svg> element without XML header."""
+    return [(plot, text) for plot in plots(report) if (text := _svg(plot, report))]
+
+
+def png(report: Report, dpi: int = 100) -> bytes:
+    """All panels on a white sheet, two in a row."""
+    plt = _pyplot("#222222")
+    shown = [plot for plot in plots(report) if _svg(plot, report)]
+    rows = max(1, -(-len(shown) // 2))
+    figure, axes = plt.subplots(rows, 2, figsize=(11, 0.9 + 3.1 * rows), squeeze=False, layout="constrained")
+    figure.suptitle(title(report), fontsize=13, fontweight="bold")
+    for axis, plot in zip(axes.flat, shown, strict=False):
+        plot.draw(axis, report)
+        axis.set_title(plot.title, loc="left", fontsize=10.5)
+    for axis in list(axes.flat)[len(shown) :]:
+        axis.set_axis_off()
+    keys = [(trial, *_look(report, trial)) for trial in report.trials][:12]
+    handles = [plt.Line2D([], [], color=colour, marker=mark, ls="-") for _, colour, mark in keys]
+    figure.legend(handles, [it.name for it, *_ in keys], loc="outside lower center", ncols=min(6, len(keys) or 1))
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dpi, facecolor="white")
+    plt.close(figure)
+    return stream.getvalue()
+
+
+def title(report: Report) -> str:
+    return f"{report.sweep.experiment.get('name') or report.sweep.folder.name}: {len(report.trials)} trials"
+
+
+def colours(report: Report) -> dict[int, str]:
+    """A colour for each trial, by number: dark for a small beta, bright for a large one."""
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    ordered = [trial.trial.number for trial in report.trials]
+    scale = matplotlib.colormaps["plasma"]
+    last = max(1, len(ordered) - 1)
+    return {number: to_hex(scale(0.16 + 0.6 * place / last)) for place, number in enumerate(ordered)}
+
+
+def plots(report: Report) -> list[Plot]:
+    """All panels, in order."""
+    per = f"nats a {report.per}"
+    exact = any(trial.kl for trial in report.trials)
+    return [
+        Plot("accuracy-beta", "Accuracy against beta", "Held-out pairs whose chosen response has the higher log-ratio; "
+             "dashed: chance.", lambda axes, it: _against_beta(axes, it, "accuracy", "accuracy")),
+        Plot("drift-beta", "Drift against beta", f"Mean size of the log-ratios to the reference policy, {per}, "
+             "not multiplied by beta.", lambda axes, it: _against_beta(axes, it, "drift", f"drift, {per}")),
+        Plot("kl-beta", "Exact KL against beta", "KL(policy || reference) over the whole vocabulary, on the held-out "
+             "responses.", lambda axes, it: _against_beta(axes, it, "kl", "KL, nats a token")),
+        Plot("frontier", "Accuracy against drift", "What is learned for how much drift: up and to the left is better.",
+             lambda axes, it: _frontier(axes, it, "kl" if exact else "drift", "KL, nats a token" if exact else per)),
+        Plot("loss-steps", "Loss over steps", "Held-out pairs. The loss depends on beta itself: compare its course, "
+             "not its height.", lambda axes, it: _over_steps(axes, it, "loss", "loss")),
+        Plot("accuracy-steps", "Accuracy over steps", "Held-out pairs.",
+             lambda axes, it: _over_steps(axes, it, "accuracy", "accuracy")),
+        Plot("margin-steps", "Reward margin over steps", "beta x (log-ratio of chosen - of rejected).",
+             lambda axes, it: _over_steps(axes, it, "margin", "reward margin")),
+        Plot("drift-steps", "Drift over steps", "Mean size of the log-ratios to the reference policy.",
+             lambda axes, it: _over_steps(axes, it, "drift", f"drift, {per}")),
+    ]  # fmt: skip
+
+
+def _svg(plot: Plot, report: Report) -> str:
+    plt = _pyplot(_INK)
+    figure, axes = plt.subplots(figsize=(4.6, 3.0), layout="constrained")
+    drawn = plot.draw(axes, report)
+    stream = io.StringIO()
+    if drawn:
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return _for_page(stream.getvalue(), plot) if drawn else ""
+
+
+def _for_page(text: str, plot: Plot) -> str:
+    """Inline SVG: text in the page's colour and font, ids that no other plot has, as wide as its place."""
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for before in ('id="', 'href="#', "url(#"):
+        text = text.replace(before, f"{before}{plot.key}-")
+    head, _, rest = text.partition(">")
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="{plot.title}">{rest}'
+
+
+def _pyplot(ink: str) -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcdefaults()
+    matplotlib.rcParams.update(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "report",
+            "font.family": "DejaVu Sans",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.18,
+            "legend.frameon": False,
+            "legend.fontsize": 9,
+            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink),
+            "grid.color": ink,
+        }
+    )
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _look(report: Report, trial: TrialReport) -> tuple[str, str]:
+    place = report.trials.index(trial)
+    return colours(report)[trial.trial.number], _MARKS[place] if len(report.trials) <= _MOST_MARKED else "."
+
+
+def _against_beta(axes: Axes, report: Report, measure: str, label: str) -> bool:
+    known = [trial for trial in report.trials if trial.figure(measure) and trial.trial.beta]
+    for group in report.groups.values():
+        line = [trial for trial in group if trial in known]
+        axes.plot([_beta(it) for it in line], [_of(it, measure).value for it in line], color="#888", lw=1, zorder=1)
+    for trial in known:
+        _point(axes, report, trial, _beta(trial), _of(trial, measure))
+    _beta_axis(axes, [trial.trial.beta for trial in report.trials if trial.trial.beta])
+    if measure == "accuracy":
+        axes.axhline(0.5, color="#888", ls="--", lw=1)
+        axes.set_ylim(top=min(1.02, axes.get_ylim()[1]))
+    elif known:
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if measure == "margin" else 0)
+    axes.set_ylabel(label)
+    return bool(known)
+
+
+def _frontier(axes: Axes, report: Report, measure: str, label: str) -> bool:
+    known = [trial for trial in report.trials if trial.figure(measure) and trial.accuracy]
+    for trial in known:
+        drift, accuracy = _of(trial, measure), _of(trial, "accuracy")
+        _point(axes, report, trial, drift.value, accuracy, across=drift.error)
+        if len(known) <= _MOST_MARKED:
+            axes.annotate(trial.name, (drift.value, accuracy.value), xytext=(7, 6), textcoords="offset points")
+    axes.axhline(0.5, color="#888", ls="--", lw=1)
+    axes.margins(x=0.22)
+    axes.set_ylim(top=min(1.05, axes.get_ylim()[1]))
+    if known:
+        axes.set_xlim(left=0)
+    axes.set_xlabel(label if measure == "kl" else f"drift, {label}")
+    axes.set_ylabel("accuracy")
+    return bool(known)
+
+
+def _over_steps(axes: Axes, report: Report, measure: str, label: str) -> bool:
+    drawn = False
+    longest = 0
+    for trial in report.trials:
+        points = [(point.step, value) for point in trial.history if (value := getattr(point, measure)) is not None]
+        if points:
+            colour, mark = _look(report, trial)
+            axes.plot(*zip(*points, strict=True), color=colour, marker=mark, ms=3.5, lw=1.6)
+            drawn = drawn or len(points) > 1
+            longest = max(longest, points[-1][0])
+    if measure == "accuracy":
+        axes.axhline(0.5, color="#888", ls="--", lw=1)
+    axes.set_xlim(0, max(1, longest) * 1.03)
+    axes.locator_params(axis="x", integer=True)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    return drawn
+
+
+def _point(
+    axes: Axes, report: Report, trial: TrialReport, x: float, figure: Figure, across: float | None = None
+) -> None:
+    """With bars of one standard error; hollow where the trial is not done."""
+    colour, mark = _look(report, trial)
+    face = colour if trial.done else "none"
+    axes.errorbar(
+        [x],
+        [figure.value],
+        yerr=figure.error,
+        xerr=across,
+        color=colour,
+        marker=mark,
+        mfc=face,
+        ms=7,
+        capsize=3,
+        lw=1.4,
+    )
+
+
+def _of(trial: TrialReport, measure: str) -> Figure:
+    figure = trial.figure(measure)
+    assert figure is not None
+    return figure
+
+
+def _beta(trial: TrialReport) -> float:
+    assert trial.trial.beta is not None
+    return trial.trial.beta
+
+
+def _beta_axis(axes: Axes, betas: Sequence[float]) -> None:
+    different = sorted(set(betas))
+    if len(different) > 1 and different[-1] / different[0] > 4:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(_no_ticks())
+    if 0 < len(different) <= 8:
+        axes.set_xticks(different, [f"{beta:g}" for beta in different])
+    axes.margins(x=0.12)
+    axes.set_xlabel("beta")
+
+
+def _no_ticks() -> Any:
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()

@@ -1,0 +1,385 @@
+"""What each trial of a sweep is doing, by Slurm's word joined with its folder. Read at every call, kept nowhere.
+
+A trial is DONE only if its result.json is there. `ask` puts one squeue, and at most one sacct, for the whole sweep;
+`states` joins the answers with the folders. A sweep that ran here is read from its folders alone (`local_states`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from launcher import attempts, reasons, slurm
+from launcher.metrics import Progress
+from launcher.slurm_rows import AccountRow, QueueRow
+from launcher.sweep import Sweep, Trial
+
+Word = Literal["WAITING", "RUNNING", "STOPPING", "DONE", "FAILED", "CANCELLED", "UNSUBMITTED", "UNKNOWN"]
+#: In the order in which counts are shown.
+WORDS: tuple[Word, ...] = (
+    "RUNNING", "STOPPING", "WAITING", "DONE", "FAILED", "CANCELLED", "UNSUBMITTED", "UNKNOWN",
+)  # fmt: skip
+LIVE = frozenset({"WAITING", "RUNNING", "STOPPING", "UNKNOWN"})
+"""What may still become done by itself; UNKNOWN may."""
+ENDED_BADLY = frozenset({"FAILED", "CANCELLED", "UNSUBMITTED"})
+_MOST_ERRORS = 50  # failed trials whose logs are searched in one look
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialState:
+    """One trial, now."""
+
+    trial: Trial
+    state: Word
+    reason: str = ""
+    """Why it waits or how it ended, for people; "" where there is nothing to say."""
+    error: str = ""
+    """The first failed rank's error, in one line."""
+    rank: int | None = None
+    """The rank that failed first, where that is known."""
+    slurm: str = ""
+    """Slurm's own word, such as TIMEOUT."""
+    slurm_reason: str = ""
+    """Slurm's own reason, such as JobArrayTaskLimit."""
+    exit_code: str = ""
+    """As sacct writes it, `3:0` (code:signal), with the steps' where that differs; "" where Slurm told none."""
+    job: str = ""
+    """`69_2` for scancel, `host:pid` of a local launcher."""
+    nodes: str = ""
+    node_count: int | None = None
+    elapsed: float | None = None
+    """Seconds of its last start; of a done trial, as its result says."""
+    limit: float | None = None
+    """Seconds; inf: none."""
+    restarts: int = 0
+    """How often it was started again: requeues and retries."""
+    expected: float | None = None
+    """When Slurm expects it to start."""
+    progress: Progress = field(default_factory=Progress)
+    log: Path | None = None
+    """The failed rank's, else rank 0's, of its last start."""
+
+    @property
+    def beat(self) -> float | None:
+        """Seconds since its last sign of life."""
+        return self.progress.silent
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Slurm's word on a sweep."""
+
+    time: float
+    """When it was asked."""
+    queue: Mapping[str, QueueRow] | None = field(default_factory=dict)
+    """By name, `69_2`; None: squeue did not answer."""
+    account: Mapping[str, AccountRow] | None = None
+    """None: sacct did not answer, or was not asked."""
+    troubles: tuple[str, ...] = ()
+    """What did not answer, a line each."""
+
+    def knows(self, array: str) -> bool:
+        """Whether any element of an array is still known."""
+        start = f"{array}_"
+        return any(name.startswith(start) for name in [*(self.queue or ()), *(self.account or ())])
+
+
+@dataclass(frozen=True)
+class Look:
+    """All trials of a sweep at one moment."""
+
+    sweep: Sweep
+    trials: list[TrialState]
+    answers: Answers
+
+    @property
+    def counts(self) -> dict[Word, int]:
+        found = Counter(state.state for state in self.trials)
+        return {word: found[word] for word in WORDS if found[word]}
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done; 3 some may still become done; 1 all have ended, some without a result."""
+        words = set(self.counts)
+        return 3 if words & LIVE else 1 if words & ENDED_BADLY else 0
+
+
+def look(sweep: Sweep) -> Look:
+    """Ask Slurm once, and read the folders."""
+    return join(sweep, ask(sweep))
+
+
+# -- asking ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Element:
+    """A trial as a part of something submitted."""
+
+    job: Mapping[str, Any]
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.job['id']}_{self.index}"
+
+
+def elements(jobs: Sequence[Mapping[str, Any]]) -> dict[int, list[Element]]:
+    """By trial, what was submitted for it, oldest first."""
+    found: dict[int, list[Element]] = {}
+    for job in jobs:
+        for index, number in enumerate(job["trials"]):
+            found.setdefault(number, []).append(Element(job, index))
+    return found
+
+
+def ask(sweep: Sweep) -> Answers:
+    """One squeue for all arrays that have a trial without a result, one sacct if that does not say enough."""
+    parts = elements(sweep.submitted())
+    open_ = [parts.get(trial.number, []) for trial in sweep.trials if trial.result() is None]
+    ids = sorted({int(part.job["id"]) for those in open_ for part in those if _in_slurm(part)})
+    now = time.time()
+    if not ids:
+        return Answers(now)
+    troubles = []
+    queue: dict[str, QueueRow] | None = None
+    account: dict[str, AccountRow] | None = None
+    try:
+        queue = {row.name: row for row in slurm.squeue(ids, ended=True)}
+    except slurm.SlurmError as error:
+        troubles.append(f"squeue does not answer ({_said(error)}): what waits and what runs is not known for certain")
+    if queue is None or any(_in_slurm(those[-1]) and not _alive(those, queue) for those in open_ if those):
+        try:
+            account = {row.name: row for row in slurm.sacct(ids)}
+        except slurm.SlurmError as error:
+            troubles.append(f"sacct does not answer ({_said(error)}): how trials ended is not known in full")
+    return Answers(now, queue, account, tuple(troubles))
+
+
+def _in_slurm(part: Element) -> bool:
+    return part.job["kind"] == "slurm" and bool(part.job["id"])
+
+
+def _alive(parts: Iterable[Element], queue: Mapping[str, QueueRow]) -> bool:
+    return any(part.name in queue and not queue[part.name].state.ended for part in parts)
+
+
+def _said(error: slurm.SlurmError) -> str:
+    if isinstance(error, slurm.SlurmMissing):
+        return "not found on this machine"
+    return (error.said or str(error))[:120]
+
+
+# -- joining -----------------------------------------------------------------------------------------------------------
+
+
+def join(sweep: Sweep, answers: Answers, errors: int = _MOST_ERRORS) -> Look:
+    """The answers and the folders together. `errors`: search at most so many failed trials' logs for why."""
+    from launcher import local_states
+
+    parts = elements(sweep.submitted())
+    found = []
+    for trial in sweep.trials:
+        state = _of_slurm(trial, parts.get(trial.number, []), answers)
+        if state is None:
+            state = local_states.state(trial, parts[trial.number][-1].job)
+        if state.state in ENDED_BADLY or (state.state in LIVE and state.state != "WAITING"):
+            # It may have finished since Slurm was asked. Listing the folder makes NFS look anew.
+            state = _finished(state) or state
+        found.append(_with_folder(state))
+    left = errors
+    for place, state in enumerate(found):
+        if state.state in ENDED_BADLY and state.log and left:
+            found[place] = _with_error(sweep, state)
+            left -= 1
+    return Look(sweep, found, answers)
+
+
+def _of_slurm(trial: Trial, parts: Sequence[Element], answers: Answers) -> TrialState | None:
+    """By result.json, squeue and sacct, in this order; None where the trial's last start was on this machine."""
+    done = _finished(TrialState(trial=trial, state="UNSUBMITTED", job=_last_name(parts)))
+    if done:
+        return _timed(done, parts, answers)
+    if not parts:
+        return TrialState(trial=trial, state="UNSUBMITTED", reason="was never submitted")
+    for part in reversed(parts):  # an earlier array's element may have been requeued by hand
+        if answers.queue and part.name in answers.queue and not answers.queue[part.name].state.ended:
+            return _live(trial, answers.queue[part.name])
+    last = parts[-1]
+    if last.job["kind"] != "slurm":
+        return None
+    if not last.job["id"]:
+        why = "sbatch gave it no id: it refused, or was stopped too early"
+        return TrialState(trial=trial, state="UNSUBMITTED", reason=why)
+    name = last.name
+    account = (answers.account or {}).get(name)
+    if answers.queue is None:
+        return _without_queue(trial, name, account)
+    gone = answers.queue.get(name)
+    if account is not None and (account.state.ended or gone is None):
+        return _ended(trial, name, account)
+    if gone is not None:
+        return _ended(trial, name, gone)
+    return _forgotten(trial, last, answers)
+
+
+def _finished(state: TrialState) -> TrialState | None:
+    if "result.json" not in os.listdir(state.trial.folder):
+        return None
+    result = state.trial.result()
+    if result is None:
+        return None
+    seconds = result.get("seconds")
+    return replace(
+        state, state="DONE", reason="", elapsed=float(seconds) if isinstance(seconds, (int, float)) else None
+    )
+
+
+def _timed(done: TrialState, parts: Sequence[Element], answers: Answers) -> TrialState:
+    """A done trial, with where it ran, if Slurm happened to say."""
+    row: AccountRow | QueueRow | None = None
+    if parts:
+        row = (answers.account or {}).get(parts[-1].name) or (answers.queue or {}).get(parts[-1].name)
+    if row is None:
+        return done
+    return replace(done, slurm=row.state.word, nodes=row.nodes, node_count=row.node_count, limit=row.limit)
+
+
+def _last_name(parts: Sequence[Element]) -> str:
+    if not parts:
+        return ""
+    return parts[-1].name if _in_slurm(parts[-1]) else str(parts[-1].job["id"])
+
+
+def _live(trial: Trial, row: QueueRow) -> TrialState:
+    waits = row.state.phase == "waiting"
+    stopping = row.state.word == "COMPLETING"
+    said = reasons.waiting(row) if waits else "" if row.state.word in ("RUNNING", "COMPLETING") else row.state.meaning
+    if waits and row.restarts and row.reason in ("BeginTime", ""):
+        said = "was requeued (preempted, its node failed, or by hand) and waits to start again"
+    return TrialState(
+        trial=trial,
+        state="WAITING" if waits else "STOPPING" if stopping else "RUNNING",
+        reason=said,
+        slurm=row.state.word,
+        slurm_reason=row.reason,
+        job=row.name,
+        nodes=row.nodes,
+        node_count=row.node_count,
+        elapsed=None if waits else row.elapsed,
+        limit=row.limit,
+        restarts=row.restarts,
+        expected=row.started if waits else None,
+    )
+
+
+def _without_queue(trial: Trial, name: str, account: AccountRow | None) -> TrialState:
+    """squeue is away: what the accounting said last, which for a trial that lives may be old."""
+    if account is None:
+        return TrialState(trial=trial, state="UNKNOWN", reason="Slurm does not say how it is", job=name)
+    if account.state.ended:
+        return _ended(trial, name, account)
+    waits = account.state.phase == "waiting"
+    return TrialState(
+        trial=trial,
+        state="WAITING" if waits else "RUNNING",
+        reason="by the accounting; squeue does not answer",
+        slurm=account.state.word,
+        slurm_reason=account.reason,
+        job=name,
+        nodes=account.nodes,
+        node_count=account.node_count,
+        elapsed=None if waits else account.elapsed,
+        limit=account.limit,
+    )
+
+
+def _ended(trial: Trial, name: str, row: AccountRow | QueueRow) -> TrialState:
+    """It has ended, without a result, whatever Slurm calls it."""
+    said, word = reasons.ended(row), row.state.word
+    if not row.state.ended:  # the accounting missed its end: it was away when the job ended
+        said = f"is no longer in the queue; how it ended is not known (the accounting still says {word})"
+    return TrialState(
+        trial=trial,
+        state="CANCELLED" if word == "CANCELLED" else "FAILED",
+        reason=said,
+        slurm=word,
+        slurm_reason=row.reason,
+        exit_code=reasons.codes(row) if isinstance(row, AccountRow) and row.state.ended else "",
+        job=name,
+        nodes=row.nodes,
+        node_count=row.node_count,
+        elapsed=row.elapsed if row.started else None,
+        limit=row.limit,
+        restarts=row.restarts if isinstance(row, QueueRow) else 0,
+    )
+
+
+def _forgotten(trial: Trial, part: Element, answers: Answers) -> TrialState:
+    """squeue has answered and does not know it, so it neither waits nor runs; nor does sacct know it, or it is away."""
+    array = str(part.job["id"])
+    if answers.account is None:
+        why = "has ended without a result; how is not known while the accounting does not answer"
+        return TrialState(trial=trial, state="FAILED", reason=why, job=part.name)
+    if answers.knows(array) and not _left_logs_since(trial, part):
+        why = "cancelled before it started (Slurm keeps no record of that)"
+        return TrialState(trial=trial, state="CANCELLED", reason=why, job=part.name)
+    why = f"has ended without a result; Slurm no longer knows job {part.name}"
+    return TrialState(trial=trial, state="FAILED", reason=why, job=part.name)
+
+
+def _left_logs_since(trial: Trial, part: Element) -> bool:
+    from datetime import datetime
+
+    since = datetime.fromisoformat(part.job["submitted"]).timestamp()
+    return any(
+        log.stat().st_mtime >= since for attempt in attempts.attempts(trial.folder) for log in attempt.logs.values()
+    )
+
+
+def _with_folder(state: TrialState) -> TrialState:
+    """With what the trial's folder says: how far it is, how often it started, its log."""
+    starts = attempts.attempts(state.trial.folder)
+    if not starts:
+        return state
+    last = starts[-1]
+    return replace(
+        state,
+        restarts=max(state.restarts, len(starts) - 1),
+        progress=state.trial.progress(),
+        log=state.log or last.logs[min(last.logs)],
+    )
+
+
+def _with_error(sweep: Sweep, state: TrialState) -> TrialState:
+    """With the line that says why it failed, from its ranks' logs or what the batch script printed."""
+    if state.state != "FAILED" or state.error:
+        return state
+    starts = attempts.attempts(state.trial.folder)
+    batch = batch_log(sweep, state.job)
+    found = attempts.failure(starts[-1], batch) if starts else None
+    memory = attempts.said_out_of_memory(batch)
+    if state.slurm not in ("TIMEOUT", "NODE_FAIL", "PREEMPTED", "COMPLETED"):
+        reported = attempts.srun_reported(batch)
+        if memory:
+            state = replace(state, reason="ran out of memory")
+        elif reported:
+            # more to the point than Slurm's exit code, which is that of the ranks that srun ended after the first
+            state = replace(state, reason=f"rank {reported[0]}: {reported[1]}", rank=reported[0])
+            if reported[1].startswith("User defined signal 2"):
+                state = replace(state, reason="ended by USR2, Slurm's warning before the time limit")
+    if found and memory:
+        return replace(state, error=memory, log=found.log, rank=found.rank)
+    if found:
+        return replace(state, error=found.error, log=found.log, rank=found.rank)
+    return replace(state, error=memory)
+
+
+def batch_log(sweep: Sweep, job: str) -> list[str]:
+    """The last lines of what an element's batch script printed: srun's and Slurm's own complaints."""
+    return attempts.tail(sweep.folder / "slurm" / f"{job}.out", 16384) if "_" in job else []

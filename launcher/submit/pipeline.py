@@ -1,0 +1,158 @@
+"""Data, conversion, sweep and report as Slurm jobs, each of which waits for the one before to be done.
+
+All trials are checked now, as far as can be known: what an earlier stage will make is not looked at. If a stage fails,
+Slurm cancels the ones behind it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import slurm
+from launcher.compose import TrialConfig
+from launcher.findings import Finding, Refused
+from launcher.submit import prepare, script, slurm_launch, stages
+from launcher.submit.handover import refuse_without_slurm
+from launcher.submit.slurm_check import Site
+from launcher.submit.stages import Stage
+from launcher.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What data and base model are made from, where their names do not say it."""
+
+    pairs: str | None = None
+    checkpoint: str | None = None
+
+
+def stages_before(trials: Sequence[TrialConfig], sources: Sources) -> list[Stage]:
+    """The stages that make what the trials read, each once, those that are done already among them."""
+    found: dict[Path, Stage] = {}
+    findings: dict[Finding, None] = {}
+    for trial in trials:
+        stage = stages.data(trial.config, sources.pairs)
+        if stage is not None:
+            found.setdefault(stage.makes, stage)
+    for trial in trials:
+        try:
+            stage = stages.conversion(trial.config, sources.checkpoint)
+            found.setdefault(stage.makes, stage)
+        except Refused as refused:
+            findings.update(dict.fromkeys(refused.findings))
+    findings.update({stage.lacks: None for stage in found.values() if stage.lacks and not stage.there})
+    named = [stage.makes for stage in found.values() if stage.name == "convert_checkpoint" and not stage.there]
+    if sources.checkpoint and len(named) > 1:
+        why = f"these trials need {len(named)} base models that are not there"
+        findings[Finding("--checkpoint", sources.checkpoint, why, "convert them one by one first")] = None
+    if findings:
+        raise Refused(findings)
+    return list(found.values())
+
+
+def submit(launcher: Any, job_overrides: Sequence[Sequence[str]], sources: Sources) -> list[Any]:
+    """What `python -m launcher pipeline` does with the trials. Raises Refused with nothing submitted or written."""
+    configs = prepare.composed(launcher, job_overrides)
+    for trial in configs:
+        refuse_without_slurm(trial.config)
+    before = stages_before(configs, sources)
+    to_run = [stage for stage in before if not stage.there]
+    site = Site()
+    check, warn = slurm_launch.checks(launcher, site)
+    prepare.refuse(launcher, configs, check, warn, frozenset[Path]().union(*(stage.files for stage in to_run)))
+    sweep, trials = prepare.written(launcher, configs)
+    for stage in before:
+        if stage.there:
+            print(f"{stage.name}: {stage.makes} is there already ({stage.there}), skipped", flush=True)
+    chain = Chain(sweep, configs[0].config["cluster"], site)
+    try:
+        for stage in to_run:
+            chain.add(stage)
+        by_number = {trial.number: config.config for trial, config in zip(trials, configs, strict=True)}
+        arrays = slurm_launch.arrays(sweep, trials, by_number, site.cluster.max_array_size, chain.last)
+        requests = list(arrays)
+        slurm_launch.submit(sweep, requests)
+        ids = [int(job["id"]) for job in sweep.submitted() if job["kind"] == "slurm"]
+        print(slurm_launch.submitted(sweep, requests, configs[0].config), flush=True)
+        chain.submitted += ids
+        chain.last = ids
+        chain.report()
+    except BaseException:
+        chain.cancel()
+        raise
+    if configs[0].config["wait"]:
+        from launcher.submit.slurm_wait import wait_for
+
+        return wait_for(sweep, trials)
+    return [slurm_launch.unfinished(trial) for trial in trials]
+
+
+class Chain:
+    """Jobs that have been submitted one behind the other, from scripts in the sweep's folder."""
+
+    def __init__(self, sweep: Sweep, cluster: dict[str, Any], site: Site) -> None:
+        self.sweep, self.cluster = sweep, cluster
+        self.memory = "memory" in site.cluster.settings.get("SelectTypeParameters", "").lower()
+        self.last: Sequence[int] = ()
+        """The jobs that the next one waits for."""
+        self.submitted: list[int] = []
+        (sweep.folder / "slurm").mkdir(exist_ok=True)
+
+    def add(self, stage: Stage) -> None:
+        """Submit a stage before the sweep."""
+        name = self._free_name(stage.name)
+        made = stages.text(
+            stage, self.cluster, name=self._job(name), output=self._output(name), after=self.last, memory=self.memory
+        )
+        self._submit(name, made, f"makes {stage.makes}")
+
+    def report(self) -> None:
+        """Submit the stage behind the sweep."""
+        made = stages.report_text(
+            self.sweep.folder, self.cluster, name=self._job("report"), output=self._output("report"), after=self.last,
+            memory=self.memory,
+        )  # fmt: skip
+        self._submit("report", made, "compares the trials once all are done")
+
+    def cancel(self) -> None:
+        """Take back what was submitted, since it cannot be completed."""
+        if self.submitted:
+            slurm.scancel(self.submitted)
+
+    def _submit(self, name: str, text: str, what: str) -> None:
+        path = self.sweep.folder / "slurm" / f"{name}.sbatch"
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o700)
+        try:
+            job = slurm.submit(path, receipt=self.sweep.receipt(path.name))
+        except slurm.SlurmError as error:
+            remedy = "correct the keys of cluster that it names"
+            raise Refused([Finding(str(path), "", f"sbatch did not take it ({error})", remedy)]) from error
+        self.sweep.record_job("stage", str(job), [], script=path.name, name=self._job(name))
+        behind = f", once {', '.join(str(one) for one in self.last)} is done" if self.last else ""
+        print(f"{name}: job {job}{behind}; {what}", flush=True)
+        self.submitted.append(job)
+        self.last = [job]
+
+    def _free_name(self, name: str) -> str:
+        """Several stages may be of one kind: a sweep over models."""
+        taken = len(list((self.sweep.folder / "slurm").glob(f"{name}*.sbatch")))
+        return f"{name}_{taken}" if taken else name
+
+    def _job(self, name: str) -> str:
+        return f"{self.sweep.experiment['name']}-{name}-{self.sweep.data['id']}"
+
+    def _output(self, name: str) -> str:
+        return script.output(self.sweep.folder).replace("%A_%a", f"{name}-%j")
+
+
+def refuse_here() -> None:
+    """Raises Refused on a machine that is none of a Slurm cluster's."""
+    if not slurm.available() or not slurm.configured():
+        why = "no Slurm here (no sbatch on the PATH, or no cluster behind it), and a pipeline is Slurm jobs"
+        remedy = f"on this machine {shlex.quote('make sweep')} does all of it: data, model, sweep, comparison"
+        raise Refused([Finding("pipeline", "", why, remedy)])

@@ -1,0 +1,111 @@
+"""The scripts of the stages as they would be submitted, as text: what `python -m launcher render` prints."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher import slurm
+from launcher.compose import TrialConfig
+from launcher.findings import Finding, Refused
+from launcher.submit import container, prepare, script, slurm_launch, stages, template
+from launcher.submit.handover import refuse_without_slurm
+from launcher.submit.pipeline import Sources
+from launcher.submit.script import ArrayRequest
+from launcher.submit.slurm_check import Site
+from launcher.sweep import Sweep
+
+STAGES = ("prepare_data", "convert_checkpoint", "dpo", "sweep")
+_MAX_ARRAY_SIZE = 1001  # Slurm's default, where there is no cluster to ask
+
+
+def stage_text(
+    stage: str, launcher: Any, job_overrides: Sequence[Sequence[str]], line: Sequence[str], sources: Sources
+) -> list[str]:
+    """The script (several where a sweep becomes several arrays). Raises Refused as a submission would.
+
+    `line` are the words that launcher/main.py would be given.
+    """
+    trials = prepare.composed(launcher, job_overrides)
+    for trial in trials:
+        refuse_without_slurm(trial.config)
+    if stage == "sweep":
+        return _sweep(launcher, trials)
+    if len(trials) > 1:
+        why = "is a script of one trial" if stage == "dpo" else "is made for one trial's data and model"
+        raise Refused([Finding("render", stage, f"{why}; these are {len(trials)}", "give one value for each key")])
+    if stage == "dpo":
+        return [_dpo(launcher, trials[0], line, sources)]
+    made = stages.data if stage == "prepare_data" else stages.conversion
+    source = sources.pairs if stage == "prepare_data" else sources.checkpoint
+    found = made(trials[0].config, source)
+    if found is None:
+        why = "are not files that prepare_data.py writes: train.jsonl, validation.jsonl, test.jsonl in one folder"
+        raise Refused([Finding("model.data.data_prefix", "", why, "choose a set: data=sample")])
+    if found.lacks:
+        raise Refused([found.lacks])
+    return [stages.text(found, trials[0].config["cluster"], name=stage, output="%x-%j.out")]
+
+
+def _sweep(launcher: Any, trials: Sequence[TrialConfig]) -> list[str]:
+    site = _checked(launcher, trials)
+    pairs = [(trial.overrides, trial.config) for trial in trials]
+    experiment = trials[0].config["experiment"]
+    sweep = Sweep.planned(prepare.folder_of(launcher), command=[], experiment=experiment, trials=pairs)
+    most = site.cluster.max_array_size if site else _MAX_ARRAY_SIZE
+    by_number = {number: trial.config for number, trial in enumerate(trials)}
+    return [script.text(request) for request in slurm_launch.arrays(sweep, sweep.trials, by_number, most)]
+
+
+def _dpo(launcher: Any, trial: TrialConfig, line: Sequence[str], sources: Sources) -> str:
+    config = trial.config
+    cluster, trainer = config["cluster"], config["trainer"]
+    data = stages.data(config, sources.pairs)
+    before = [] if data is None or data.there or data.lacks else [data]
+    _checked(launcher, [trial], frozenset[Path]().union(*(stage.files for stage in before)))
+    runs = Path(config["paths"]["runs"])
+    inside = container.words(config, runs, str(stages.root()))
+    asked = ArrayRequest(
+        sweep=runs, name=config["experiment"]["name"], trials=[0], nodes=trainer["num_nodes"],
+        ranks_per_node=trainer["devices"], cluster=cluster, python="",
+    )  # fmt: skip
+    lines = [line for line in script.directives(asked) if not line.startswith("#SBATCH --output=")]
+    steps = [
+        {
+            "proof": stage.proof,
+            "made_in": stage.made_in,
+            "srun_args": [*stages.inside(stage, cluster).srun_args, *(cluster["srun_args"] or [])],
+            "command": stages.command(stage, cluster),
+        }
+        for stage in before
+    ]
+    return template.render(
+        template.read("dpo"),
+        directives=[*lines, "#SBATCH --output=%x-%A_%a.out"],
+        nodes=trainer["num_nodes"],
+        ranks_per_node=trainer["devices"],
+        folder=os.getcwd(),
+        root=stages.root(),
+        runs=runs,
+        before=steps,
+        writer=f"{stages.light_python(cluster)} {shlex.quote(str(stages.root() / 'launcher' / 'main.py'))}",
+        overrides=line,
+        srun_args=[*inside.srun_args, *(cluster["srun_args"] or [])],
+        python=" ".join([*inside.prefix, cluster["python"] or shlex.quote(sys.executable)]),
+        **stages.surroundings(cluster),
+    )
+
+
+def _checked(launcher: Any, trials: Sequence[TrialConfig], expected: frozenset[Path] = frozenset()) -> Site | None:
+    """The cluster, asked; None where there is none here, and what it would refuse stays unknown. Raises Refused."""
+    if not slurm.available() or not slurm.configured():
+        print("note: no Slurm here, so that nothing is checked against a cluster", file=sys.stderr)
+        prepare.refuse(launcher, trials, expected=expected)
+        return None
+    site = Site()
+    prepare.refuse(launcher, trials, *slurm_launch.checks(launcher, site), expected)
+    return site

@@ -1,0 +1,219 @@
+"""The stages before and after a sweep: data, conversion, report. What each makes, whether that is there, its script."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import launcher as package
+from launcher import files, nemo_file
+from launcher.findings import Finding, Refused
+from launcher.submit import container, script, template
+from launcher.submit.script import ArrayRequest
+
+SPLITS = ("train", "validation", "test")
+#: Beginnings of the options in cluster.sbatch that are about GPUs and the shape of a trial.
+_OF_TRIALS = ("gres", "gpus", "ntasks", "tres", "nodes", "mem", "cpus", "exclusive", "array")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One job of one process, without a GPU."""
+
+    name: str
+    """Its template's, its job's."""
+    command: Sequence[str]
+    """What Python runs."""
+    makes: Path
+    """A folder of data, a .nemo."""
+    files: frozenset[Path]
+    """What trials will find there."""
+    made_in: Path
+    """The folder that has to be there before."""
+    reads: Sequence[Path] = ()
+    proof: Path
+    """Is there only if all is."""
+    there: str = ""
+    """What is there already, for people; "" where the stage has to be run."""
+    mem_gb: float = 4
+    lacks: Finding | None = None
+    """What has to be known before it can be run."""
+
+
+def root() -> Path:
+    """The folder that `launcher` and `data_prep` lie in."""
+    return Path(package.__file__).resolve().parents[1]
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def data(config: dict[str, Any], pairs: str | None) -> Stage | None:
+    """The stage that makes a trial's pairs; None where they are not in the files that prepare_data.py writes.
+
+    `pairs` is what they are made from, if the set is not one that is known by its name.
+    """
+    from data_prep.sources import NAMES
+
+    prefix = {split: [Path(name) for name in names] for split, names in config["model"]["data"]["data_prefix"].items()}
+    folder = prefix["train"][0].parent
+    if any(prefix.get(split) != [folder / f"{split}.jsonl"] for split in SPLITS):
+        return None
+    source = pairs or folder.name
+    lacks = None
+    if source not in NAMES:
+        source = str(Path(source).expanduser().absolute())
+        if not pairs or not Path(source).exists():
+            why = "no such file or folder" if pairs else f"nothing says what {folder} is to be made from"
+            lacks = Finding("--pairs", source if pairs else "", why, "name what prepare_data.py takes")
+    return Stage(
+        name="prepare_data",
+        command=["-u", str(root() / "data_prep" / "prepare_data.py"), source, "--out", str(folder)],
+        makes=folder,
+        files=frozenset(folder / f"{split}.jsonl" for split in SPLITS),
+        made_in=folder,
+        reads=[] if source in NAMES else [Path(source)],
+        proof=folder / "dataset.json",
+        there=_pairs_there(folder),
+        mem_gb=8,
+        lacks=lacks,
+    )
+
+
+def _pairs_there(folder: Path) -> str:
+    """What a whole set of pairs consists of; "" where it is none."""
+    present = [split for split in SPLITS if (folder / f"{split}.jsonl").is_file()]
+    if not (folder / "dataset.json").exists():  # files of the user's own, which preflight looks into
+        return "not made by prepare_data.py, taken as they are" if len(present) == len(SPLITS) else ""
+    try:
+        record = json.loads((folder / "dataset.json").read_bytes())
+        sizes = {name: facts["bytes"] for name, facts in record["files"].items()}
+        rows = [record["rows"][split] for split in SPLITS]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    if any(not (folder / name).is_file() or (folder / name).stat().st_size != size for name, size in sizes.items()):
+        return ""
+    return f"{' + '.join(str(count) for count in rows)} pairs" if len(present) == len(SPLITS) else ""
+
+
+# -- conversion --------------------------------------------------------------------------------------------------------
+
+
+def conversion(config: dict[str, Any], checkpoint: str | None) -> Stage:
+    """The stage that makes a trial's base model; `checkpoint` is the Hugging Face folder, if it is no small model.
+
+    Raises Refused where a damaged file of somebody else's is in the way.
+    """
+    from data_prep.small_models import NAMES
+
+    made = Path(config["pretrained_checkpoint"]["restore_from_path"])
+    found = files.check_nemo(made)
+    if found and made.exists() and (made.is_dir() or nemo_file.read_record(made) is None):
+        raise Refused(found)
+    source = checkpoint or made.stem
+    lacks = None
+    if checkpoint and source not in NAMES:
+        source = str(Path(source).expanduser().absolute())
+        if not Path(source, "config.json").is_file():
+            lacks = Finding("--checkpoint", source, "has no config.json", "name a Hugging Face folder")
+    elif source not in NAMES:
+        key, remedy = "pretrained_checkpoint.restore_from_path", "name its Hugging Face folder: --checkpoint FOLDER"
+        lacks = Finding(key, str(made), "nothing says what it is to be made from", remedy)
+    return Stage(
+        name="convert_checkpoint",
+        command=["-u", str(root() / "data_prep" / "convert_checkpoint.py"), source, str(made)],
+        makes=made,
+        files=frozenset([made]),
+        made_in=made.parent,
+        reads=[] if source in NAMES else [Path(source)],
+        proof=made,
+        there="" if found else "whole",
+        mem_gb=_conversion_gb(Path(source)),
+        lacks=lacks,
+    )
+
+
+def _conversion_gb(folder: Path) -> int:
+    """The proof holds the model in fp32, twice what most files have; a half more for what else there is, and NeMo."""
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return 8 + math.ceil(3 * weights / 2**30)
+
+
+# -- scripts -----------------------------------------------------------------------------------------------------------
+
+
+def light_python(cluster: Mapping[str, Any]) -> str:
+    """Shell words for the Python that has the launcher's own packages, which no container needs to have."""
+    in_container = (cluster.get("container") or {}).get("runtime")
+    return str((None if in_container else cluster.get("python")) or shlex.quote(sys.executable))
+
+
+def inside(stage: Stage, cluster: Mapping[str, Any]) -> container.Inside:
+    """What puts a stage into the cluster's container, with what it reads and where it writes."""
+    mounts = [f"{root()}:{root()}:ro", *(f"{path}:{path}:ro" for path in stage.reads)]
+    return container.inside(cluster.get("container") or {}, [*mounts, f"{stage.made_in}:{stage.made_in}"])
+
+
+def command(stage: Stage, cluster: Mapping[str, Any]) -> str:
+    """The shell words behind srun and its arguments."""
+    python = cluster["python"] or shlex.quote(sys.executable)
+    return " ".join([*inside(stage, cluster).prefix, python, shlex.join(stage.command)])
+
+
+def text(
+    stage: Stage, cluster: dict[str, Any], *, name: str, output: str, after: Sequence[int] = (), memory: bool = True
+) -> str:
+    """The script of a stage before the sweep. `memory`: whether to ask for some, as clusters that share it out want."""
+    return template.render(
+        template.read(stage.name),
+        directives=directives(cluster, name, output, after, stage.mem_gb if memory else None),
+        made_in=stage.made_in,
+        srun_args=[*inside(stage, cluster).srun_args, *(cluster["srun_args"] or [])],
+        command=command(stage, cluster),
+        **surroundings(cluster),
+    )
+
+
+def report_text(
+    sweep: Path, cluster: dict[str, Any], *, name: str, output: str, after: Sequence[int], memory: bool
+) -> str:
+    """The script of the stage behind the sweep. It runs outside of any container: the launcher's packages are there."""
+    return template.render(
+        template.read("report"),
+        directives=directives(cluster, name, output, after, 2 if memory else None),
+        root=root(),
+        command=f"{light_python(cluster)} {shlex.join(['-u', '-m', 'launcher', 'report', str(sweep)])}",
+        **surroundings(cluster),
+    )
+
+
+def surroundings(cluster: Mapping[str, Any]) -> dict[str, Any]:
+    """What every script has from the cluster's config."""
+    return {
+        "environment": script.exports({str(name): str(value) for name, value in cluster["environment"].items()}),
+        "setup": cluster["setup"] or [],
+        "teardown": cluster["teardown"] or [],
+    }
+
+
+def directives(
+    cluster: dict[str, Any], name: str, output: str, after: Sequence[int] = (), mem_gb: float | None = None
+) -> list[str]:
+    """The #SBATCH lines of one process on one node: as for a trial, less what asks for GPUs or for several nodes."""
+    free = {key: value for key, value in (cluster["sbatch"] or {}).items() if not str(key).startswith(_OF_TRIALS)}
+    alone = {"gpus_per_node": None, "exclusive": None, "nodelist": None, "mem_gb": mem_gb, "sbatch": free}
+    asked = ArrayRequest(
+        sweep=Path(), name=name, trials=[0], nodes=1, ranks_per_node=1, cluster={**cluster, **alone}, python="",
+        after=after,
+    )  # fmt: skip
+    kept = [line for line in script.directives(asked) if not line.startswith(_NOT_AN_ARRAY)]
+    return [*kept, f"#SBATCH --output={shlex.quote(output)}"]
+
+
+_NOT_AN_ARRAY = ("#SBATCH --array=", "#SBATCH --output=", "#SBATCH --signal=")

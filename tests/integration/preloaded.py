@@ -1,0 +1,14 @@
+"""What the forkserver of conftest.py imports once, so that each trial of the tests starts with NeMo imported."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a fork cannot take a pool of threads along
+
+from launcher.train import quiet, standins
+
+quiet.quiet()
+standins.install()
+
+from launcher.train import training  # noqa: E402, F401

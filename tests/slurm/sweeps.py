@@ -1,0 +1,105 @@
+"""Sweeps for tests on a real Slurm: the launcher's own scripts, with a few lines of Python in the place of training."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher import states
+from launcher.states import Look
+from launcher.submit import slurm_launch
+from launcher.sweep import Sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Called as Python would be: -u -m launcher.submit.slurm_rank TRIAL. The trial's behave.json says what each rank does.
+STAND_IN = """#!{python} -SE
+import ctypes, faulthandler, json, os, signal, sys, time
+trial = sys.argv[-1]
+rank = os.environ["SLURM_PROCID"]
+behave = json.load(open(os.path.join(trial, "behave.json")))
+mode = behave.get(rank, behave.get("all", "done"))
+def say(**line):
+    with open(os.path.join(trial, "metrics.jsonl"), "a") as file:
+        file.write(json.dumps(dict(time=time.time(), **line)) + "\\n")
+if rank == "0":
+    say(phase="starting", detail="")
+    say(phase="training", detail="")
+    for step in range(1, 4):
+        say(step=step, max_steps=8, **{{"train/loss": 0.7 - step / 50, "train/acc": 0.5}})
+print("rank", rank, "does", mode, flush=True)
+if mode == "raise":
+    time.sleep(1)
+    raise ValueError("the loss is nan")
+if mode == "exit":
+    time.sleep(1)
+    sys.exit(3)
+if mode == "segfault":
+    faulthandler.enable()
+    time.sleep(1)
+    ctypes.string_at(0)
+if mode == "memory":
+    held = bytearray(900_000_000)
+    time.sleep(120)
+if mode == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    mode = "hang"
+if mode == "hang":
+    time.sleep(900)
+if mode == "nothing":
+    sys.exit(0)
+time.sleep(behave.get("seconds", 1))
+if rank == "0":
+    with open(os.path.join(trial, "result.json.new"), "w") as file:
+        json.dump({{"seconds": 1.0, "steps": 8, "final": {{"val/loss": 0.5}}}}, file)
+    os.rename(file.name, os.path.join(trial, "result.json"))
+"""
+
+
+def make(folder: Path, *behave: dict[str, Any], **cluster: Any) -> Sweep:
+    """A sweep of a trial for each `behave`: what its ranks do ({"0": "hang", "1": "raise"}), and under "cluster" what
+    it asks Slurm for besides `cluster`; "nodes" (1), "ranks" a node (2).
+    """
+    stand_in = folder.parent / "stand-in"
+    stand_in.write_text(STAND_IN.format(python=sys.executable))
+    stand_in.chmod(0o755)
+    plain = yaml.safe_load((ROOT / "configs/cluster/slurm.yaml").read_text())["cluster"]
+    plain |= {"gpus_per_node": None, "time": 10, "python": str(stand_in), **cluster}
+    trials = []
+    for number, each in enumerate(behave):
+        config = {
+            "experiment": {"name": "states"},
+            "cluster": {**plain, **each.get("cluster", {})},
+            "trainer": {"num_nodes": each.get("nodes", 1), "devices": each.get("ranks", 2)},
+            "model": {"dpo": {"ref_policy_kl_penalty": (number + 1) / 10}},
+        }
+        trials.append(([f"++model.dpo.ref_policy_kl_penalty={(number + 1) / 10}"], config))
+    sweep = Sweep.create(folder, command=["test"], experiment={"name": "states"}, trials=trials)
+    for trial, each in zip(sweep.trials, behave, strict=True):
+        (trial.folder / "behave.json").write_text(json.dumps(each))
+    return sweep
+
+
+def submit(sweep: Sweep) -> None:
+    configs = {trial.number: trial.config() for trial in sweep.trials}
+    slurm_launch.submit(sweep, list(slurm_launch.arrays(sweep, sweep.trials, configs, 1001)))
+
+
+def until(sweep: Sweep, true: Callable[[Look], bool], seconds: float = 90) -> Look:
+    """Look until what is seen is as wanted; else AssertionError with what was seen last."""
+    end = time.monotonic() + seconds
+    while True:
+        look = states.look(Sweep.load(sweep.folder))
+        if true(look):
+            return look
+        assert time.monotonic() < end, [
+            (state.trial.number, state.state, state.slurm, state.slurm_reason, state.reason) for state in look.trials
+        ]
+        time.sleep(0.5)

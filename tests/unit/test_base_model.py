@@ -1,0 +1,112 @@
+"""What of a trial does not go with its base model is found in the .nemo, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import base_model, preflight
+from launcher.compose import TrialConfig
+from tests.unit.llama import LLAMA3_8B, TINY, write_described
+from tests.unit.test_preflight import fresh_file_checks  # noqa: F401
+
+
+@pytest.fixture
+def refused(composed: Any, workspace: Path) -> Any:
+    """refused(base model's config, *overrides) -> what preflight says, as text."""
+
+    def ask(base: dict[str, Any], *overrides: str, without: str = "") -> list[str]:
+        write_described(workspace / "models" / "tiny.nemo", base, 1024, without)
+        config, found = composed("model=tiny", *overrides)
+        assert found == []
+        return [str(f) for f in preflight.findings([TrialConfig([], config)], workspace / "runs" / "s")]
+
+    return ask
+
+
+def test_reading_a_nemo(workspace: Path) -> None:
+    base = base_model.load(write_described(workspace / "m.nemo", LLAMA3_8B, 128256))
+    assert base is not None and base.shaped
+    assert (base.vocabulary, base.tokenizer_bytes, base.config["num_layers"]) == (128256, 2, 32)
+    assert base_model.load(workspace / "none.nemo") is None
+    (workspace / "no.nemo").write_text("no archive")
+    assert base_model.load(workspace / "no.nemo") is None
+
+
+def test_an_unpacked_nemo_and_a_file_that_changes(workspace: Path) -> None:
+    folder = workspace / "unpacked"
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "model_config.yaml").write_text("num_layers: 2\nhidden_size: 64\n")
+    (folder / "tokenizer" / "config.json").write_text('{"vocab_size": 300}')
+    base = base_model.load(folder)
+    assert base is not None and (base.vocabulary, base.shaped) == (300, False)
+    path = write_described(workspace / "m.nemo", TINY, 10)
+    assert base_model.load(path).vocabulary == 10  # type: ignore[union-attr]
+    assert base_model.load(write_described(path, TINY, 1000)).vocabulary == 1000  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("text", ["- a\n- list\n", "!odd tag", "{", "\x00"])
+def test_a_config_that_cannot_be_read_says_nothing(workspace: Path, text: str) -> None:
+    (workspace / "unpacked").mkdir()
+    (workspace / "unpacked" / "model_config.yaml").write_text(text)
+    base = base_model.load(workspace / "unpacked")
+    assert base is not None and base.config == {} and not base.shaped
+
+
+def test_a_good_one(refused: Any) -> None:
+    assert refused(TINY) == []
+    two = ["trainer.devices=2", "model.global_batch_size=4"]
+    assert refused(TINY, *two, "model.tensor_model_parallel_size=2") == []
+    assert refused(TINY, *two, "model.pipeline_model_parallel_size=2") == []
+
+
+@pytest.mark.parametrize(
+    ("base", "overrides", "key", "remedy"),
+    [
+        ({}, ["trainer.devices=4", "model.tensor_model_parallel_size=4"], "2 key and value heads", "write 2"),
+        (
+            {"num_attention_heads": 9, "num_query_groups": 3, "ffn_hidden_size": 1536},  # SmolLM2-135M
+            ["trainer.devices=2", "model.tensor_model_parallel_size=2"],
+            "9 attention heads and 3 key and value heads",
+            "write 1",
+        ),
+        ({"num_layers": 30}, ["trainer.devices=4", "model.pipeline_model_parallel_size=4"], "30 layers", "write 3"),
+        ({"position_embedding_type": "learned_absolute"}, ["model.encoder_seq_length=4096"], "2048 pos", "at most 2048"),
+        ({}, ["model.peft.lora_tuning.layer_selection=[1,3]"], "layer_selection=3", "name layers"),
+        ({"tokenizer": {"type": "nemo:words"}}, [], "nemo:words and does not hold it", "convert"),
+        ({"tokenizer": {"type": "/no/such/folder"}}, [], "model.tokenizer.type=/no/such/folder", "convert"),
+    ],
+)
+def test_what_the_base_model_does_not_allow(
+    refused: Any, base: dict[str, Any], overrides: list[str], key: str, remedy: str
+) -> None:
+    found = refused({**TINY, **base}, *overrides)
+    assert len(found) == 1 and key in found[0] and remedy in found[0], found
+
+
+def test_a_tokenizer_that_is_not_inside(refused: Any) -> None:
+    (found,) = refused(TINY, without="tokenizer/")
+    assert "names a tokenizer nemo:tokenizer and does not hold it" in found
+
+
+def test_a_tokenizer_named_by_the_trial_counts(refused: Any, workspace: Path) -> None:
+    base = {**TINY, "tokenizer": {"type": "/no/such/folder"}}
+    config, _ = base, None
+    write_described(workspace / "m.nemo", config, 10)
+    loaded = base_model.load(workspace / "m.nemo")
+    assert loaded is not None
+    trial = {"model": {"tokenizer": {"type": str(workspace)}}, "cluster": {}}
+    assert base_model._tokenizer(loaded, trial) == []
+    container = {"model": {}, "cluster": {"container": {"runtime": "pyxis"}}}  # paths inside it are not known here
+    assert base_model._tokenizer(loaded, container) == []
+
+
+def test_warnings(composed: Any, workspace: Path) -> None:
+    hub = {**TINY, "tokenizer": {"library": "huggingface", "type": "meta-llama/Meta-Llama-3-8B"}}
+    write_described(workspace / "models" / "tiny.nemo", hub, 1024)
+    config, _ = composed("model=tiny", "model.encoder_seq_length=4096")
+    long, name = (str(f) for f in preflight.warnings([TrialConfig([], config)] * 3, workspace / "runs" / "s"))
+    assert long.startswith("model.encoder_seq_length=4096: the base model was trained on 2048 positions")
+    assert "Hugging Face's hub" in name

@@ -1,0 +1,115 @@
+"""Memory on paper: the numbers of the literature's formula for Llama-3-8B, and when a trial is warned of."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import gpus, memory, preflight
+from launcher.base_model import BaseModel
+from launcher.compose import TrialConfig
+from tests.unit.llama import LLAMA3_8B, write_described
+
+BASE = BaseModel(Path("llama3_8b.nemo"), LLAMA3_8B, 128256, {})
+
+
+@pytest.fixture
+def llama(composed: Any, workspace: Path) -> Any:
+    """llama(*overrides) -> a trial of the 8B model on Slurm."""
+
+    def build(*overrides: str) -> dict[str, Any]:
+        config, found = composed("cluster=slurm", "model=llama3_8b", "data=sample", *overrides)
+        assert found == []
+        return copy.deepcopy(config)
+
+    return build
+
+
+def parts(trial: dict[str, Any]) -> list[float]:
+    found = memory.per_gpu(BASE, trial)
+    assert found is not None
+    return [round(part, 1) for part in (found.weights, found.states, found.activations, found.logits, found.total)]
+
+
+def test_llama_3_8b(llama: Any) -> None:
+    dry = "model.peft.lora_tuning.adapter_dropout=0"
+    assert parts(llama(dry)) == [15.0, 1.2, 16.0, 4.9, 39.0]
+    assert parts(llama()) == [15.0, 1.2, 25.8, 4.9, 48.8]
+    full = [f"++model.activations_checkpoint_{key}={value}" for key, value in memory._FULL.items()]
+    assert parts(llama(dry, *full)) == [15.0, 1.2, 1.5, 4.9, 24.5]
+
+
+def test_parallelism_divides(llama: Any) -> None:
+    whole, tensor = parts(llama()), parts(llama("model.tensor_model_parallel_size=4"))
+    split = parts(llama("model.tensor_model_parallel_size=4", "++model.sequence_parallel=true"))
+    assert tensor[0] == split[0] == pytest.approx(whole[0] / 4, abs=0.1)
+    assert whole[2] / 4 == pytest.approx(split[2], abs=0.1) and split[2] < tensor[2] < whole[2]
+    # the first of four stages has four micro batches in flight, and no logits
+    first = parts(llama("model.pipeline_model_parallel_size=4"))
+    assert first[2] == whole[2] and first[3] == 0 and first[0] < whole[0] / 3
+
+
+def test_micro_batches_and_length_scale_it(llama: Any) -> None:
+    one, two = parts(llama()), parts(llama("model.micro_batch_size=2"))
+    assert two[2:4] == pytest.approx([2 * one[2], 2 * one[3]], abs=0.2)
+    assert parts(llama("model.encoder_seq_length=1024"))[2] == pytest.approx(one[2] / 2, abs=0.1)
+    reference = parts(llama("model.dpo.log_prob_forward_micro_batch_size=4"))
+    assert reference[2] == one[2] and reference[3] == pytest.approx(4 * one[3], abs=0.2)
+
+
+def test_blocks_recomputed_are_between_all_and_none(llama: Any) -> None:
+    block = llama(
+        "++model.activations_checkpoint_granularity=full",
+        "++model.activations_checkpoint_method=block",
+        "++model.activations_checkpoint_num_layers=16",
+    )
+    assert 1.8 < parts(block)[2] < 25.8
+
+
+def test_whole_weights_take_18_bytes_a_parameter_and_fp32_twice(llama: Any) -> None:
+    trial = llama("model.peft.peft_scheme=none")
+    found = memory.per_gpu(BASE, trial)
+    assert found and (found.weights + found.states) * memory.GIB == pytest.approx(18 * 8030261248, rel=1e-3)
+    trial["model"]["optim"]["name"] = "distributed_fused_adam"
+    shared = memory.per_gpu(BASE, trial)
+    assert shared and shared.states < found.states / 3
+    assert parts(llama("trainer.precision='32'"))[0] == pytest.approx(2 * 15.0, abs=0.2)
+
+
+def test_a_model_that_does_not_say_its_shape(llama: Any) -> None:
+    assert memory.per_gpu(BaseModel(Path("m"), {}, 10, {}), llama()) is None
+    assert memory.per_gpu(BaseModel(Path("m"), LLAMA3_8B, None, {}), llama()) is None
+
+
+def test_the_warning_has_its_numbers_and_a_way_out(llama: Any, workspace: Path) -> None:
+    write_described(workspace / "m.nemo", LLAMA3_8B, 128256)
+
+    def warned(*overrides: str) -> list[str]:
+        config = llama("pretrained_checkpoint.restore_from_path=m.nemo", *overrides)
+        return [str(f) for f in preflight.warnings([TrialConfig([], config)] * 2, workspace / "runs" / "s")]
+
+    (found,) = warned("cluster.gpu_memory_gb=40")
+    assert found.startswith("cluster.gpu_memory_gb=40: the trial needs about 49 GiB a GPU on paper: weights 15.0,")
+    assert "activations_checkpoint_granularity=full" in found and "makes it 25 GiB" in found
+    assert warned("cluster.gpu_memory_gb=80") == []
+    assert warned() == []  # not known
+    assert warned("cluster.gpu_memory_gb=40", "cluster.gpus_per_node=null") == []  # on CPUs
+    summary = preflight.summary(llama("pretrained_checkpoint.restore_from_path=m.nemo", "model.global_batch_size=8"))
+    assert "  memory     about 49 GiB a GPU on paper" in summary
+
+
+def test_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = gpus.rows("NVIDIA H100 80GB HBM3, 81559, 550.54.15, 9.0\nTesla V100-SXM2-32GB, 32768, 550.54.15, [N/A]\n")
+    assert [(round(gpu.memory_gib, 1), gpu.bf16) for gpu in found] == [(79.6, True), (32.0, False)]
+    with pytest.raises(gpus.NoAnswer, match="cannot be read"):
+        gpus.rows("No devices were found\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpus.query() == []
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed because it could not communicate with the driver.'\nexit 9\n")
+    smi.chmod(0o755)
+    with pytest.raises(gpus.NoAnswer, match="could not communicate"):
+        gpus.query()

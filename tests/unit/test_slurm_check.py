@@ -1,0 +1,129 @@
+"""What a cluster would refuse or never start, held against a real cluster's recorded answers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import disk, slurm, slurm_site
+from launcher.compose import TrialConfig
+from launcher.submit import slurm_check
+from tests.unit.test_slurm import said
+
+LIMITS = ("submit", "wall", "each", "group")  # the last columns of an association
+
+
+def site(associations: str | None = None, drained: bool = False, enforce: str = "associations,limits,qos") -> Any:
+    """A cluster `lab`: partitions main, short, dead and wide of 2 nodes, 16 CPUs, 64 GB and 2 GPUs each."""
+    label = "cluster with a node drained" if drained else "cluster"
+    text = said(label).replace("associations,limits,qos", enforce).replace("scontrol: ", "")
+    settings = slurm_site.settings(text)
+    found = slurm_check.Site()
+    partitions = slurm_site.partitions(text, slurm_site.node_groups(said(f"{label} 2")))
+    vars(found)["cluster"] = slurm.Cluster(settings, partitions)
+    vars(found)["associations"] = slurm_site.associations(said("associations") if associations is None else associations)
+    return found
+
+
+@pytest.fixture
+def trial(composed: Any, workspace: Path) -> Any:
+    """A trial of 2 nodes x 2 GPUs that this cluster would run; trial(key=value, ...) sets keys of cluster and trainer."""
+    config, _ = composed("cluster=slurm", "model=tiny", "trainer.num_nodes=2", "trainer.devices=2")
+
+    def build(**keys: Any) -> dict[str, Any]:
+        made = copy.deepcopy(config)
+        for name, value in keys.items():
+            made["trainer" if name in ("num_nodes", "devices") else "cluster"][name] = value
+        return made
+
+    return build
+
+
+def found(where: Any, config: dict[str, Any], trials: int = 3) -> list[str]:
+    return [str(finding) for finding in slurm_check.findings(where, config, trials)]
+
+
+def test_a_good_trial(trial: Any) -> None:
+    assert found(site(), trial(mem_gb=60, cpus_per_task=8, time="7-00:00:00")) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"partition": "nope"}, "cluster.partition=nope: no such partition; there are: dead, main, short, wide"),
+        ({"partition": "dead"}, "cluster.partition=dead: is DOWN"),
+        ({"partition": "short", "time": 30}, "cluster.time=30: partition short allows 5 minutes"),
+        ({"num_nodes": 3}, "trainer.num_nodes=3: partition main gives at most 2 nodes with 2 GPUs"),
+        ({"gpus_per_node": 4}, "cluster.gpus_per_node=4: partition main has 2 GPUs a node"),
+        ({"account": "vip"}, "cluster.account=vip: you have no association with this account; yours: research, root"),
+        ({"qos": "gold"}, "cluster.qos=gold: account research may not use it"),
+        ({"partition": "wide"}, "cluster.account=research: partition wide does not admit it"),
+    ],
+)
+def test_what_this_cluster_never_runs(trial: Any, keys: dict[str, Any], said: str) -> None:
+    (finding,) = found(site(), trial(**keys))
+    assert finding.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("limits", "keys", "said"),
+    [
+        ({"wall": "01:00:00"}, {"time": 90}, "cluster.time=90: account research allows 60 minutes"),
+        ({"each": "node=1"}, {}, "trainer.num_nodes=2: account research gives a job at most 1 nodes; a trial asks for 2"),
+        ({"each": "gres/gpu=3"}, {}, "cluster.gpus_per_node=2: account research gives a job at most 3 GPUs"),
+        ({"group": "gres/gpu=2"}, {}, "cluster.gpus_per_node=2: account research gives a job at most 2 GPUs"),
+        ({"group": "cpu=8"}, {"cpus_per_task": 4}, "cluster.cpus_per_task=4: account research gives a job at most 8"),
+        ({"each": "mem=50G"}, {"mem_gb": 30.5}, "cluster.mem_gb=30.5: account research gives a job at most 51200 MB"),
+        ({"submit": "2"}, {}, "cluster.account=research: may have 2 jobs waiting and running, and each of the 3 trials"),
+    ],
+)
+def test_limits_of_the_account(trial: Any, limits: dict[str, str], keys: dict[str, Any], said: str) -> None:
+    row = "|".join(["lab", "research", "", "research", "high,normal", "", *(limits.get(n, "") for n in LIMITS)]) + "\n"
+    keys = {"time": 30, **keys}
+    (finding,) = found(site(row), trial(**keys))
+    assert finding.startswith(said)
+    assert found(site(row, enforce="associations"), trial(**keys)) == []  # on record only
+
+
+def test_the_association_that_counts(trial: Any) -> None:
+    own = "lab|research|main|research|normal||||node=1|\n"
+    both = "lab|research||research|normal||||node=9|\n" + own
+    assert "at most 1 nodes" in found(site(both), trial())[0]  # the partition's own row wins
+    assert found(site(both.replace("|main|", "|short|")), trial()) == []
+    elsewhere = "far|vip||vip|normal|||||\n" + said("associations")  # one slurmdbd, two clusters
+    assert "no association" in found(site(elsewhere), trial(account="vip"))[0]
+    assert "you have none" in found(site("far|vip||vip|normal|||||\n"), trial())[0]
+
+
+def warned(where: Any, folder: Path, *configs: dict[str, Any]) -> list[str]:
+    trials = [TrialConfig([], config) for config in configs]
+    return [str(finding) for finding in slurm_check.warnings(where, trials, folder)]
+
+
+def test_nodes_that_are_down_now(trial: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "file_system", lambda path: disk.FileSystem("nfs4", "server:/x", "/"))
+    assert warned(site(), workspace, trial()) == []
+    (finding,) = warned(site(drained=True), workspace, trial(), trial(comment="x"))
+    assert "of partition main's 2 nodes that fit, 1 can be used now" in finding
+    assert warned(site(drained=True), workspace, trial(num_nodes=1)) == []
+    assert found(site(drained=True), trial()) == []
+
+
+def test_a_folder_of_this_machine_alone(trial: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "file_system", lambda path: disk.FileSystem("tmpfs", "tmpfs", "/tmp"))
+    (finding,) = warned(site(), workspace / "runs", trial(), trial(comment="x"))
+    assert finding.startswith(f"paths.runs={workspace / 'runs'}: lies on tmpfs (tmpfs at /tmp) (and pretrained")
+    single = site()
+    one = [dataclasses.replace(p, total_nodes=1) for p in single.cluster.partitions]
+    vars(single)["cluster"] = slurm.Cluster(single.cluster.settings, one)
+    assert warned(single, workspace / "runs", trial()) == []
+
+
+def test_a_slurm_that_does_not_answer(trial: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (finding,) = found(slurm_check.Site(), trial())
+    assert "Slurm does not answer" in finding and "cluster=local" in finding
