@@ -7,6 +7,7 @@ asked for is imported, so that each answers fast.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -78,11 +79,18 @@ def _run(name: str, words: list[str]) -> int:
     )
     module.add(parser)
     args = parser.parse_args(words)
+    with contextlib.suppress(AttributeError):  # not the real stdout, in a test
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # LANG=C knows no "…"
     try:
         code: int = module.run(args)
     except SlurmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if not hasattr(error, "exit_code") or isinstance(error, Refused):
+            raise
+        print(error, file=sys.stderr)  # launcher.submit's, whose modules are not loaded for a status
+        return int(error.exit_code)
     return code
 
 

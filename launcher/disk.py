@@ -29,12 +29,13 @@ class Checkpoints:
     each: int
     """One checkpoint, of all its ranks."""
     count: int
-    """Those kept at the same time: the best, the last, and one being written before another one is deleted."""
+    """Those kept: the best, and the last. A trial that runs may have one more: it writes before it deletes."""
     rest: int
     """The .nemo at the end, the tokenizer, logs."""
 
     @property
     def total(self) -> int:
+        """When it has ended."""
         return self.each * self.count + self.rest
 
 
@@ -65,7 +66,7 @@ def checkpoints(base: BaseModel, trial: dict[str, Any], plan: steps.Plan | None)
     writes_nemo = kept["save_nemo_on_train_end"] or kept["always_save_nemo"]
     return Checkpoints(
         each=trained * (weight + main_copy + 8) + beside,
-        count=best + 2,
+        count=best + 1,
         rest=writes_nemo * (trained * weight + beside) + base.tokenizer_bytes + _LOG_BYTES,
     )
 
@@ -87,16 +88,18 @@ def free_bytes(folder: Path) -> int:
     return room.f_bavail * room.f_frsize
 
 
-def room(each: Sequence[Checkpoints], folder: Path) -> tuple[list[Finding], list[Finding]]:
-    """(refusals, warnings) about a sweep of trials that write so much into a folder."""
-    need, free = sum(one.total for one in each), free_bytes(folder)
-    if not each or need <= TIGHT * free:
+def room(each: Sequence[Checkpoints], folder: Path, at_once: int) -> tuple[list[Finding], list[Finding]]:
+    """(refusals, warnings) about a sweep of trials that write so much into a folder, `at_once` of them at a time."""
+    if not each:
         return [], []
     most = max(each, key=lambda one: one.total)
+    need, free = sum(one.total for one in each) + min(at_once, len(each)) * most.each, free_bytes(folder)
+    if need <= TIGHT * free:
+        return [], []
     trials = f"{len(each)} trial{'s' * (len(each) > 1)}"
     why = (
         f"{trials} may write {size(need)} ({size(most.total)} a trial: {most.count} checkpoints of {size(most.each)}"
-        f" at a time, and logs), and {'only ' * (need > free)}{size(free)} are free"
+        f", one more while it runs, and logs), and {'only ' * (need > free)}{size(free)} are free"
     )
     remedy = "free some, set paths.runs to a larger file system, or lower save_top_k in exp_manager"
     finding = [Finding("paths.runs", str(folder), why, remedy)]

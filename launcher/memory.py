@@ -140,7 +140,7 @@ def _bytes(trial: dict[str, Any]) -> int:
 
 def warnings(base: BaseModel, trial: dict[str, Any], gpu_gib: float | None, where: str) -> list[Finding]:
     """That a trial will probably not fit on its GPUs. `where` names what says how large they are."""
-    memory = per_gpu(base, trial)
+    memory = per_gpu(base, trial) if gpu_gib is not None else None
     if memory is None or gpu_gib is None or memory.total <= gpu_gib:
         return []
     less = per_gpu(base, _recomputed(trial))

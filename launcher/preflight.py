@@ -165,7 +165,9 @@ def _room(trials: Sequence[TrialConfig], folder: Path | None) -> tuple[list[Find
         each += [written] if written else []
     if not each:
         return [], []
-    return disk.room(each, folder or Path(trials[0].config["paths"]["runs"]))
+    config = trials[0].config
+    at_once = config["cluster"].get("array_parallelism") or len(trials)
+    return disk.room(each, folder or Path(config["paths"]["runs"]), at_once)
 
 
 def _parallel(config: dict[str, Any]) -> list[Finding]:

@@ -59,7 +59,8 @@ def ended(row: AccountRow | QueueRow) -> str:
     if word == "COMPLETED":
         return "Slurm says it ended well, but it left no result.json"
     if word == "CANCELLED":
-        return f"cancelled after {clock(row.elapsed)}" if row.started and row.elapsed else "cancelled before it started"
+        # an element that never started may have a start time in sacct all the same, but no nodes
+        return f"cancelled after {clock(row.elapsed)}" if row.nodes else "cancelled before it started"
     if word == "TIMEOUT":
         limit = row.limit
         return f"reached its time limit of {clock(limit)}" if limit and limit < 1e9 else "reached its time limit"

@@ -140,6 +140,9 @@ FIELDS: dict[str, Field] = {
     "model.data.default_chosen_reward": number(),
     "model.data.default_rejected_reward": number(),
     "model.overwrite_base_config.*": anything(),
+    "evaluation.kl_pairs": integer(0, "held-out pairs for the exact KL"),
+    "evaluation.samples": integer(0, "prompts answered greedily by policy and reference"),
+    "evaluation.sample_tokens": integer(0, "tokens of each such answer"),
     "experiment.name": text("names the sweep's folder and job"),
     "experiment.hypotheses": Field(
         "a list of {beta, name, claim}",

@@ -82,11 +82,15 @@ class Answers:
     """None: sacct did not answer, or was not asked."""
     troubles: tuple[str, ...] = ()
     """What did not answer, a line each."""
+    claimed: Mapping[str, str] = field(default_factory=dict)
+    """Ids of arrays that sbatch made but could not tell any more, by the name of their script."""
 
-    def knows(self, array: str) -> bool:
-        """Whether any element of an array is still known."""
-        start = f"{array}_"
-        return any(name.startswith(start) for name in [*(self.queue or ()), *(self.account or ())])
+    def jobs(self, sweep: Sweep) -> list[Mapping[str, Any]]:
+        """What was submitted for the sweep, with the ids that are known."""
+        return [
+            {**job, "id": self.claimed[job["script"]]} if not job["id"] and job.get("script") in self.claimed else job
+            for job in sweep.submitted()
+        ]
 
 
 @dataclass(frozen=True)
@@ -139,13 +143,17 @@ def elements(jobs: Sequence[Mapping[str, Any]]) -> dict[int, list[Element]]:
 
 
 def ask(sweep: Sweep) -> Answers:
-    """One squeue for all arrays that have a trial without a result, one sacct if that does not say enough."""
-    parts = elements(sweep.submitted())
+    """One squeue for all arrays that have a trial without a result, one sacct if that does not say enough.
+
+    Only where an sbatch has left no id does another squeue look for its array by the sweep's name for it.
+    """
+    claimed = _claim(sweep)
+    parts = elements(Answers(0.0, claimed=claimed).jobs(sweep))
     open_ = [parts.get(trial.number, []) for trial in sweep.trials if trial.result() is None]
     ids = sorted({int(part.job["id"]) for those in open_ for part in those if _in_slurm(part)})
     now = time.time()
     if not ids:
-        return Answers(now)
+        return Answers(now, claimed=claimed)
     troubles = []
     queue: dict[str, QueueRow] | None = None
     account: dict[str, AccountRow] | None = None
@@ -158,11 +166,36 @@ def ask(sweep: Sweep) -> Answers:
             account = {row.name: row for row in slurm.sacct(ids)}
         except slurm.SlurmError as error:
             troubles.append(f"sacct does not answer ({_said(error)}): how trials ended is not known in full")
-    return Answers(now, queue, account, tuple(troubles))
+    return Answers(now, queue, account, tuple(troubles), claimed)
+
+
+def _claim(sweep: Sweep) -> dict[str, str]:
+    """The array of an sbatch that was killed, or took too long, after the controller had taken its job.
+
+    Its name is the sweep's own. Silent where Slurm is away: the question for the others says so.
+    """
+    known = sweep.submitted()
+    nameless = [job for job in known if job["kind"] == "slurm" and not job["id"] and job.get("name")]
+    if not nameless or "," in nameless[-1]["name"]:
+        return {}
+    try:
+        rows = slurm.squeue(name=" ".join(nameless[-1]["name"].split()), user=sweep.data["user"], ended=True)
+    except slurm.SlurmError:
+        return {}
+    strangers = sorted({row.array_id for row in rows if row.array_id} - {int(j["id"]) for j in known if _has_id(j)})
+    if len(strangers) != 1:
+        return {}
+    size = len({row.task_id for row in rows if row.array_id == strangers[0]})
+    same = [job for job in nameless if len(job["trials"]) == size]
+    return {same[-1]["script"]: str(strangers[0])} if same else {}
+
+
+def _has_id(job: Mapping[str, Any]) -> bool:
+    return job["kind"] == "slurm" and bool(job["id"])
 
 
 def _in_slurm(part: Element) -> bool:
-    return part.job["kind"] == "slurm" and bool(part.job["id"])
+    return _has_id(part.job)
 
 
 def _alive(parts: Iterable[Element], queue: Mapping[str, QueueRow]) -> bool:
@@ -182,12 +215,12 @@ def join(sweep: Sweep, answers: Answers, errors: int = _MOST_ERRORS) -> Look:
     """The answers and the folders together. `errors`: search at most so many failed trials' logs for why."""
     from launcher import local_states
 
-    parts = elements(sweep.submitted())
+    parts = elements(answers.jobs(sweep))
     found = []
     for trial in sweep.trials:
         state = _of_slurm(trial, parts.get(trial.number, []), answers)
         if state is None:
-            state = local_states.state(trial, parts[trial.number][-1].job)
+            state = local_states.state(trial, [p for p in parts[trial.number] if p.job["id"]][-1].job)
         if state.state in ENDED_BADLY or (state.state in LIVE and state.state != "WAITING"):
             # It may have finished since Slurm was asked. Listing the folder makes NFS look anew.
             state = _finished(state) or state
@@ -210,12 +243,13 @@ def _of_slurm(trial: Trial, parts: Sequence[Element], answers: Answers) -> Trial
     for part in reversed(parts):  # an earlier array's element may have been requeued by hand
         if answers.queue and part.name in answers.queue and not answers.queue[part.name].state.ended:
             return _live(trial, answers.queue[part.name])
-    last = parts[-1]
-    if last.job["kind"] != "slurm":
-        return None
-    if not last.job["id"]:
+    taken = [part for part in parts if part.job["id"]]
+    if not taken:
         why = "sbatch gave it no id: it refused, or was stopped too early"
         return TrialState(trial=trial, state="UNSUBMITTED", reason=why)
+    last = taken[-1]  # of a retry that sbatch did not take, nothing is left but its record
+    if last.job["kind"] != "slurm":
+        return None
     name = last.name
     account = (answers.account or {}).get(name)
     if answers.queue is None:
@@ -322,11 +356,10 @@ def _ended(trial: Trial, name: str, row: AccountRow | QueueRow) -> TrialState:
 
 def _forgotten(trial: Trial, part: Element, answers: Answers) -> TrialState:
     """squeue has answered and does not know it, so it neither waits nor runs; nor does sacct know it, or it is away."""
-    array = str(part.job["id"])
     if answers.account is None:
         why = "has ended without a result; how is not known while the accounting does not answer"
         return TrialState(trial=trial, state="FAILED", reason=why, job=part.name)
-    if answers.knows(array) and not _left_logs_since(trial, part):
+    if not _left_logs_since(trial, part) and not _batch_file(trial.folder.parent, part.name).exists():
         why = "cancelled before it started (Slurm keeps no record of that)"
         return TrialState(trial=trial, state="CANCELLED", reason=why, job=part.name)
     why = f"has ended without a result; Slurm no longer knows job {part.name}"
@@ -361,10 +394,12 @@ def _with_error(sweep: Sweep, state: TrialState) -> TrialState:
     if state.state != "FAILED" or state.error:
         return state
     starts = attempts.attempts(state.trial.folder)
-    batch = batch_log(sweep, state.job)
+    own_end = state.slurm in ("TIMEOUT", "NODE_FAIL", "PREEMPTED", "COMPLETED")
+    # srun's complaints about ranks that Slurm itself ended say nothing
+    batch = [] if own_end else batch_log(sweep, state.job)
     found = attempts.failure(starts[-1], batch) if starts else None
     memory = attempts.said_out_of_memory(batch)
-    if state.slurm not in ("TIMEOUT", "NODE_FAIL", "PREEMPTED", "COMPLETED"):
+    if not own_end:
         reported = attempts.srun_reported(batch)
         if memory:
             state = replace(state, reason="ran out of memory")
@@ -382,4 +417,8 @@ def _with_error(sweep: Sweep, state: TrialState) -> TrialState:
 
 def batch_log(sweep: Sweep, job: str) -> list[str]:
     """The last lines of what an element's batch script printed: srun's and Slurm's own complaints."""
-    return attempts.tail(sweep.folder / "slurm" / f"{job}.out", 16384) if "_" in job else []
+    return attempts.tail(_batch_file(sweep.folder, job), 16384) if "_" in job else []
+
+
+def _batch_file(sweep: Path, job: str) -> Path:
+    return sweep / "slurm" / f"{job}.out"

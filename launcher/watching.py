@@ -41,6 +41,7 @@ class Watcher:
         self._due = 0.0
         self._commands: deque[float] = deque()
         self._written = 0.0
+        self._cost = 2
 
     def first(self) -> Look:
         """The first look, which waits for Slurm's answer."""
@@ -69,12 +70,13 @@ class Watcher:
     def _affordable(self) -> bool:
         while self._commands and time.monotonic() - self._commands[0] > 60:
             self._commands.popleft()
-        return len(self._commands) + 2 <= COMMANDS_A_MINUTE
+        return len(self._commands) + self._cost <= COMMANDS_A_MINUTE
 
     def _question(self) -> None:
         before = sum(slurm.count.values())
         asked = time.monotonic()
         answers = self._ask(self.sweep)
+        self._cost = max(2, sum(slurm.count.values()) - before)
         self._commands.extend([asked] * (sum(slurm.count.values()) - before))
         old = self._answers
         if answers.troubles and old is not None:
@@ -82,7 +84,9 @@ class Watcher:
             known = answers.queue is not None
             queue = answers.queue if known else old.queue
             account = {**(old.account or {}), **(answers.account or {})} or answers.account
-            answers = replace(answers, time=answers.time if known else old.time, queue=queue, account=account)
+            claimed = {**old.claimed, **answers.claimed}
+            since = answers.time if known else old.time
+            answers = replace(answers, time=since, queue=queue, account=account, claimed=claimed)
         self._every = min(AWAY_S, self._every * 2) if answers.troubles else ASK_S
         self._answers = answers
         self._due = time.monotonic() + self._every

@@ -40,11 +40,13 @@ def mean(values: Sequence[float]) -> Figure:
     return Figure(middle, spread / math.sqrt(n), pairs=n)
 
 
-def share_error(share: float, pairs: int) -> float:
-    """Standard error of a share of `pairs`. At 0 and 1, where the plain formula says 0, that of (k + 1) / (n + 2)."""
-    if share in (0.0, 1.0):
-        share = (share * pairs + 1) / (pairs + 2)
-    return math.sqrt(share * (1 - share) / pairs)
+def pm(value: float, error: float | None, form: str, at_most: bool = False) -> str:
+    """`0.625 ± 0.086`: the error with two digits, the value with `form`'s decimals, or as many as the error has."""
+    if error is None or not math.isfinite(error):
+        return format(value, form)
+    places = 2 if error == 0 else min(9, max(0, 1 - math.floor(math.log10(error))))
+    sign, decimals = form.partition(".")[0], int(form.partition(".")[2].rstrip("f"))
+    return f"{value:{sign}.{max(places, decimals)}f} ± {'≤ ' if at_most else ''}{error:.{places}f}"
 
 
 def columns(evaluation: Mapping[str, Any] | None) -> dict[str, list[float]] | None:

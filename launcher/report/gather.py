@@ -12,6 +12,7 @@ from launcher import metrics
 from launcher.report import figures
 from launcher.report.figures import Figure
 from launcher.sweep import Sweep, Trial, labels
+from launcher.table import standard_error
 
 MEASURES = ("loss", "accuracy", "margin", "drift", "kl")
 _LEFT_OUT = ("cluster.", "paths.", "exp_manager.", "experiment.", "wait")  # they say where, not what
@@ -198,7 +199,7 @@ def _figures(
         errors["chosen"] = errors["rejected"] = math.sqrt(2) * one
         errors["margin"] = 2 * beta * one if beta is not None else None
     if values["accuracy"] is not None and pairs and 0 <= values["accuracy"] <= 1:
-        errors["accuracy"] = figures.share_error(values["accuracy"], pairs)
+        errors["accuracy"] = standard_error(values["accuracy"], pairs)
     found: dict[str, Figure | None] = {"kl": figures.kl(per_pair) if per_pair is not None else None}
     for name, value in values.items():
         bound = at_most and name != "accuracy"

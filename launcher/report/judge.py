@@ -83,19 +83,21 @@ def theory(report: Report) -> list[Finding]:
         measure = "kl" if all(trial.kl for trial in group if trial.done) and any(t.done for t in group) else "drift"
         about = " ".join(filter(None, (label, "the drift from the reference falls as beta rises")))
         done = [trial for trial in group if trial.done and trial.figure(measure)]
-        steps = []
-        for low, high in zip(done, done[1:], strict=False):
-            if low.trial.beta != high.trial.beta:
-                steps.append(_compare(measure, low, high))
-        words: list[Word] = [_sign(step, 1) for step in steps]
+        steps = [
+            (low, high, _compare(measure, low, high))
+            for low, high in zip(done, done[1:], strict=False)
+            if low.trial.beta != high.trial.beta
+        ]
+        words: list[Word] = [_sign(step, 1) for _, _, step in steps]
         word: Word = _all(words) if words else "cannot be told"
         if word == "supported" and len(done) < len(group):
             word = "cannot be told"
         values = ", ".join(f"{_value(trial, measure, report)} at {trial.name}" for trial in done)
-        told = _title(measure) + " " + (values or "of no trial is known")
-        told += "".join(f"; from one to the next{_sureness(step)}" for step in steps)
+        told = f"{_title(measure)}: {values}" if values else f"{_title(measure)} is not known of any trial"
+        told += "".join(f"; {low.name} less {high.name}: {_sureness(step)}" for low, high, step in steps)
+        known = {trial.trial.number for trial in done}
         for trial in group:
-            if trial not in done:
+            if trial.trial.number not in known:
                 told += f"; nothing is known of {trial.name} yet"
         found.append(Finding(word, about, told))
     return found
@@ -133,7 +135,7 @@ def _finding(report: Report, measure: str, expected: str, own: TrialReport, grou
     value = f"{_value(own, measure, report)} at {own.name}"
     if expected == "above chance":
         over = Figure(figure.value - _CHANCE[measure], figure.error, figure.at_most, figure.pairs)
-        return Finding(_sign(over, 1), about, f"{value}, chance is {_CHANCE[measure]:g}{_sureness(over)}")
+        return Finding(_sign(over, 1), about, f"{value}, chance is {_CHANCE[measure]:g}; difference {_sureness(over)}")
     others = [trial for trial in group if trial is not own and not _same(trial.trial.beta, own.trial.beta)]
     known = [trial for trial in others if trial.done and trial.figure(measure)]
     if not known:
@@ -143,12 +145,12 @@ def _finding(report: Report, measure: str, expected: str, own: TrialReport, grou
     word = _all([_sign(difference, direction) for _, difference in compared])
     if expected.startswith("not "):
         word = _not(word)
-    absent = [trial.name for trial in others if trial not in known]
+    absent = [trial.name for trial in others if not (trial.done and trial.figure(measure))]
     # A beta that is still missing may be higher yet; that another one is higher already stays so.
     if absent and (word == "contradicted") == expected.startswith("not ") and word != "cannot be told":
         word = "cannot be told"
     nearest, difference = min(compared, key=lambda it: direction * it[1].value)
-    text = f"{value}; {_value(nearest, measure, report)} at {nearest.name}{_sureness(difference)}"
+    text = f"{value}; {_value(nearest, measure, report)} at {nearest.name}; difference {_sureness(difference)}"
     if absent:
         text += f"; nothing is known of {', '.join(absent)} yet"
     return Finding(word, about, text)
@@ -189,25 +191,23 @@ def _not(word: Word) -> Word:
 
 
 def _sureness(difference: Figure) -> str:
-    """`: +2.861 ± 0.310, 9.2 standard errors, 32 pairs`"""
+    """`+2.861 ± 0.310 (9.2 standard errors; 32 pairs, one by one)`"""
     if difference.error is None:
-        return "; its standard error is not known"
+        return f"{difference.value:+.3g}, of unknown standard error"
     times = abs(difference.value) / difference.error if difference.error else math.inf
-    bound = "at most " if difference.at_most else ""
+    times = math.floor(10 * times) / 10 if math.isfinite(times) else times  # 1.96 is not yet 2.0
     least = "at least " if difference.at_most else ""
-    pairs = f", {difference.pairs} pairs" if difference.pairs else ""
-    pairs += " one by one" if difference.paired else ""
-    return f": {difference.value:+.3g} ± {bound}{difference.error:.2g}, {least}{times:.1f} standard errors{pairs}"
+    pairs = f"; {difference.pairs} pairs" if difference.pairs else ""
+    pairs += ", one by one" if difference.paired else ""
+    figure = figures.pm(difference.value, difference.error, "+.0f", difference.at_most)
+    return f"{figure} ({least}{times:.1f} standard errors{pairs})"
 
 
 def _value(trial: TrialReport, measure: str, report: Report) -> str:
     figure = trial.figure(measure)
     assert figure is not None
-    error = ""
-    if figure.error is not None:
-        error = f" ± {'at most ' if figure.at_most else ''}{figure.error:.2g}"
     unit = UNITS[measure].format(per=report.per)
-    return f"{figure.value:{FORMS[measure]}}{error}{' ' if unit else ''}{unit}"
+    return f"{figures.pm(figure.value, figure.error, FORMS[measure], figure.at_most)}{' ' if unit else ''}{unit}"
 
 
 def _title(measure: str) -> str:

@@ -28,7 +28,6 @@ def render(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["shown"] = text.shown
-    environment.filters["number"] = format
     environment.filters["printable"] = printable
     template = environment.get_template("report.html.j2")
     heads, costs, total = text.costs(report)
@@ -85,10 +84,13 @@ def printable(value: str) -> str:
 
 
 def _card(report: Report, trial: TrialReport, colours: dict[int, str]) -> dict[str, Any]:
-    drift, largest = trial.drift, max((it.drift.value for it in report.trials if it.drift), default=0.0)
+    measure = "kl" if all(it.kl for it in report.trials) else "drift"
+    drift = trial.figure(measure)
+    largest = max((figure.value for it in report.trials if (figure := it.figure(measure))), default=0.0)
     return {
         "trial": trial,
         "colour": colours[trial.trial.number],
+        "bar": measure,
         "drift_share": 100 * drift.value / largest if drift and largest else 0,
         "accuracy_share": 100 * trial.accuracy.value if trial.accuracy else 0,
     }

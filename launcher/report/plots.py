@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _INK = "#123456"  # stands for the page's text colour in an SVG
 _MARKS = "osD^vP*X"
+_SCALE = ("#2f6fd6", "#b8408f", "#d98324")  # seen on white and on black; told apart when colour-blind
+_MOST_NAMED = 12  # trials in the PNG's key
 _MOST_MARKED = 8  # trials that get a mark of their own; of more, the colour alone tells
 
 
@@ -47,8 +49,8 @@ def svgs(report: Report) -> list[tuple[Plot, str]]:
 
 def png(report: Report, dpi: int = 100) -> bytes:
     """All panels on a white sheet, two in a row."""
-    plt = _pyplot("#222222")
     shown = [plot for plot in plots(report) if _svg(plot, report)]
+    plt = _pyplot("#222222")
     rows = max(1, -(-len(shown) // 2))
     figure, axes = plt.subplots(rows, 2, figsize=(11, 0.9 + 3.1 * rows), squeeze=False, layout="constrained")
     figure.suptitle(title(report), fontsize=13, fontweight="bold")
@@ -57,9 +59,11 @@ def png(report: Report, dpi: int = 100) -> bytes:
         axis.set_title(plot.title, loc="left", fontsize=10.5)
     for axis in list(axes.flat)[len(shown) :]:
         axis.set_axis_off()
-    keys = [(trial, *_look(report, trial)) for trial in report.trials][:12]
-    handles = [plt.Line2D([], [], color=colour, marker=mark, ls="-") for _, colour, mark in keys]
-    figure.legend(handles, [it.name for it, *_ in keys], loc="outside lower center", ncols=min(6, len(keys) or 1))
+    looks, named = _looks(report), report.trials[:_MOST_NAMED]
+    handles = [
+        plt.Line2D([], [], color=looks[it.trial.number][0], marker=looks[it.trial.number][1], ls="-") for it in named
+    ]
+    figure.legend(handles, [it.name for it in named], loc="outside lower center", ncols=min(6, len(named) or 1))
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=dpi, facecolor="white")
     plt.close(figure)
@@ -71,14 +75,13 @@ def title(report: Report) -> str:
 
 
 def colours(report: Report) -> dict[int, str]:
-    """A colour for each trial, by number: dark for a small beta, bright for a large one."""
-    import matplotlib
-    from matplotlib.colors import to_hex
+    """A colour for each trial, by number: blue for the smallest beta to orange for the largest."""
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     ordered = [trial.trial.number for trial in report.trials]
-    scale = matplotlib.colormaps["plasma"]
+    scale = LinearSegmentedColormap.from_list("betas", _SCALE)
     last = max(1, len(ordered) - 1)
-    return {number: to_hex(scale(0.16 + 0.6 * place / last)) for place, number in enumerate(ordered)}
+    return {number: to_hex(scale(place / last)) for place, number in enumerate(ordered)}
 
 
 def plots(report: Report) -> list[Plot]:
@@ -153,18 +156,20 @@ def _pyplot(ink: str) -> Any:
     return plt
 
 
-def _look(report: Report, trial: TrialReport) -> tuple[str, str]:
-    place = report.trials.index(trial)
-    return colours(report)[trial.trial.number], _MARKS[place] if len(report.trials) <= _MOST_MARKED else "."
+def _looks(report: Report) -> dict[int, tuple[str, str]]:
+    """(colour, mark) by trial number."""
+    marks = _MARKS if len(report.trials) <= _MOST_MARKED else "." * len(report.trials)
+    return {number: (colour, mark) for (number, colour), mark in zip(colours(report).items(), marks, strict=False)}
 
 
 def _against_beta(axes: Axes, report: Report, measure: str, label: str) -> bool:
     known = [trial for trial in report.trials if trial.figure(measure) and trial.trial.beta]
+    looks = _looks(report)
     for group in report.groups.values():
-        line = [trial for trial in group if trial in known]
+        line = [trial for trial in group if trial.figure(measure) and trial.trial.beta]
         axes.plot([_beta(it) for it in line], [_of(it, measure).value for it in line], color="#888", lw=1, zorder=1)
     for trial in known:
-        _point(axes, report, trial, _beta(trial), _of(trial, measure))
+        _point(axes, looks, trial, _beta(trial), _of(trial, measure))
     _beta_axis(axes, [trial.trial.beta for trial in report.trials if trial.trial.beta])
     if measure == "accuracy":
         axes.axhline(0.5, color="#888", ls="--", lw=1)
@@ -177,28 +182,25 @@ def _against_beta(axes: Axes, report: Report, measure: str, label: str) -> bool:
 
 def _frontier(axes: Axes, report: Report, measure: str, label: str) -> bool:
     known = [trial for trial in report.trials if trial.figure(measure) and trial.accuracy]
+    looks = _looks(report)
     for trial in known:
         drift, accuracy = _of(trial, measure), _of(trial, "accuracy")
-        _point(axes, report, trial, drift.value, accuracy, across=drift.error)
-        if len(known) <= _MOST_MARKED:
-            axes.annotate(trial.name, (drift.value, accuracy.value), xytext=(7, 6), textcoords="offset points")
+        _point(axes, looks, trial, drift.value, accuracy, across=drift.error)
     axes.axhline(0.5, color="#888", ls="--", lw=1)
-    axes.margins(x=0.22)
+    axes.margins(x=0.1)
     axes.set_ylim(top=min(1.05, axes.get_ylim()[1]))
-    if known:
-        axes.set_xlim(left=0)
+    axes.set_xlim(left=max(0, axes.get_xlim()[0]))
     axes.set_xlabel(label if measure == "kl" else f"drift, {label}")
     axes.set_ylabel("accuracy")
     return bool(known)
 
 
 def _over_steps(axes: Axes, report: Report, measure: str, label: str) -> bool:
-    drawn = False
-    longest = 0
+    drawn, longest, looks = False, 0, _looks(report)
     for trial in report.trials:
         points = [(point.step, value) for point in trial.history if (value := getattr(point, measure)) is not None]
         if points:
-            colour, mark = _look(report, trial)
+            colour, mark = looks[trial.trial.number]
             axes.plot(*zip(*points, strict=True), color=colour, marker=mark, ms=3.5, lw=1.6)
             drawn = drawn or len(points) > 1
             longest = max(longest, points[-1][0])
@@ -212,10 +214,15 @@ def _over_steps(axes: Axes, report: Report, measure: str, label: str) -> bool:
 
 
 def _point(
-    axes: Axes, report: Report, trial: TrialReport, x: float, figure: Figure, across: float | None = None
+    axes: Axes,
+    looks: Mapping[int, tuple[str, str]],
+    trial: TrialReport,
+    x: float,
+    figure: Figure,
+    across: float | None = None,
 ) -> None:
     """With bars of one standard error; hollow where the trial is not done."""
-    colour, mark = _look(report, trial)
+    colour, mark = looks[trial.trial.number]
     face = colour if trial.done else "none"
     axes.errorbar(
         [x],

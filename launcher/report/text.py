@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from launcher.report import judge
+from launcher.report import figures, judge
 from launcher.report.figures import Figure
 from launcher.report.gather import Report, TrialReport
 from launcher.sweep import clock
@@ -89,10 +89,7 @@ def shown(figure: Figure | None, form: str) -> str:
     """`0.750 ± 0.077`, `-` where nothing is known."""
     if figure is None:
         return "-"
-    value = format(figure.value, form)
-    if figure.error is None:
-        return value
-    return f"{value} ± {'≤ ' if figure.at_most else ''}{figure.error:.2g}"
+    return figures.pm(figure.value, figure.error, form, figure.at_most)
 
 
 COLUMNS = (

@@ -45,10 +45,16 @@ def findings(config: dict[str, Any], sweep: Path, root: str) -> list[Finding]:
 def words(config: dict[str, Any], sweep: Path, root: str) -> Inside:
     """Sweep, model and data are mounted where they are outside, so that paths in the config hold; home is not."""
     container = config["cluster"].get("container") or {}
-    if not container.get("runtime"):
-        return Inside()
     mounts = [f"{root}:{root}:ro", f"{sweep}:{sweep}", *(f"{folder}:{folder}:ro" for folder in _read(config))]
-    mounts += [mount if ":" in mount else f"{mount}:{mount}" for mount in container.get("mounts") or []]
+    return inside(container, mounts)
+
+
+def inside(container: Mapping[str, Any], folders: Sequence[str]) -> Inside:
+    """What puts a command into a container, if any. `folders` are OUTSIDE:INSIDE[:ro]; its own mounts follow."""
+    runtime, image = container.get("runtime"), str(container.get("image") or "")
+    if not runtime:
+        return Inside()
+    mounts = [*folders, *(mount if ":" in mount else f"{mount}:{mount}" for mount in container.get("mounts") or [])]
     if runtime == "pyxis":
         arguments = [
             f"--container-image={image}",

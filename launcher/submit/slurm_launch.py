@@ -17,7 +17,7 @@ from launcher import preflight, slurm
 from launcher.compose import TrialConfig
 from launcher.findings import Finding, Refused
 from launcher.submit import container, script, slurm_check
-from launcher.submit.prepare import Check, Warn, checked_trials, job_return, folder_of
+from launcher.submit.prepare import Check, Warn, checked_trials, folder_of, job_return
 from launcher.submit.script import ArrayRequest
 from launcher.sweep import Sweep, Trial
 

@@ -54,7 +54,8 @@ def render(text: str, **values: Any) -> str:
 def _quoted(value: Any) -> Any:
     if isinstance(value, (Shell, int)) and not isinstance(value, bool):
         return value
-    raise TypeError(f"{value!r} would stand in a script unquoted: give it to the filter quote, words or shell")
+    shown = str(value)  # raises UndefinedError where that is what is the matter
+    raise TypeError(f"{shown!r} would stand in a script unquoted: give it to the filter quote, words or shell")
 
 
 def _source(text: str) -> tuple[str, list[Shell]]:

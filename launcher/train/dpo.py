@@ -49,10 +49,13 @@ def run_trial(trial_dir: Path) -> dict[str, Any]:
         progress.phase("stopped", f"{stopped}, at step {session.trainer.step}")
         training.shut_down()
         return {"stopped": stopped, "step": session.trainer.step}
+    from launcher.train.evaluate import evaluate
+
+    evaluation = evaluate(session.model, config, session.held_out, progress)
     result: dict[str, Any] = {}
     if ranks.rank == 0:
         progress.phase("done")
-        result = _result(config, session, device, ranks, trial_dir)
+        result = {**_result(config, session, device, ranks, trial_dir), "evaluation": evaluation}
         results.write_result(trial_dir / "result.json", result)
         print(f"done: {result['steps']} steps in {result['seconds']:.0f} s, {trial_dir / 'result.json'}", flush=True)
     training.shut_down()

@@ -56,6 +56,8 @@ class Session:
     trainer: PreferenceTrainer
     timer: RunTimer
     pairs: dict[str, int]
+    held_out: Any
+    """The validation pairs, as NeMo-Aligner's data set has them."""
     parameters: int
     """Of the base model, over all ranks; with the vocabulary as Megatron pads it."""
     trainable: int
@@ -155,7 +157,7 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
     if restored is not None:
         trainer.load_state_dict(restored)
     pairs = {"train": len(train_pairs), "validation": len(validation_pairs)}
-    return Session(config, model, trainer, timer, pairs, *count_parameters(model))
+    return Session(config, model, trainer, timer, pairs, validation_pairs, *count_parameters(model))
 
 
 def datasets(model_config: DictConfig, tokenizer: Any) -> tuple[Any, Any, Any]:

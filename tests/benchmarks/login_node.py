@@ -1,4 +1,4 @@
-"""A login node without a cluster: Slurm's commands answer as a real 22.05.8 did, and sbatch notes when it was called."""
+"""A login node without a cluster: Slurm's commands answer as a real 22.05.8 did; sbatch notes when it was called."""
 
 from __future__ import annotations
 

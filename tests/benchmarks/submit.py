@@ -54,11 +54,12 @@ def measure(node: LoginNode, trials: int) -> Measured:
 
 def imported(node: LoginNode) -> list[str]:
     """Which of HEAVY a submission has imported."""
-    main = str(ROOT / "launcher" / "main.py")
+    folder = str(ROOT / "launcher")
     script = (
         "import atexit, runpy, sys; "
         f"atexit.register(lambda: print('HEAVY', *[name for name in {HEAVY!r} if name in sys.modules])); "
-        f"sys.argv[0] = {main!r}; sys.path[0] = {os.path.dirname(main)!r}; runpy.run_path({main!r}, run_name='__main__')"
+        f"sys.argv[0] = {folder + '/main.py'!r}; sys.path[0] = {folder!r}; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     said = node.ours(3, ["-c", script]).stdout.splitlines()
     return next(line.split()[1:] for line in said if line.startswith("HEAVY"))
@@ -89,9 +90,10 @@ def main(arguments: list[str] | None = None) -> int:
         measured = [measure(node, trials) for trials in sizes]
     print(table(measured))
     last = measured[-1].ours
+    peak = max(one.ours.peak_mb for one in measured)
     questions = sum(times for name, times in last.commands.items() if name != "sbatch")
     checks = [
-        (f"peak memory of {sizes[-1]} trials", f"{last.peak_mb:.0f} MB", f"< {MOST_MB:g} MB", last.peak_mb < MOST_MB),
+        (f"peak memory of {sizes[-1]} trials", f"{peak:.0f} MB", f"< {MOST_MB:g} MB", peak < MOST_MB),
         ("Slurm commands besides sbatch", f"{questions}", f"<= {MOST_QUESTIONS}", questions <= MOST_QUESTIONS),
         ("of torch, nemo, numpy imported", " ".join(heavy) or "none", "none", not heavy),
     ]

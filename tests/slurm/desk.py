@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from launcher.sweep import Sweep
 from tests.slurm.cluster import Cluster
@@ -107,7 +108,7 @@ class Desk:
         assert wait_until(known, 20, poll=0.3), rows
         return rows
 
-    def ranks(self, trial: int) -> list[dict[str, object]]:
+    def ranks(self, trial: int) -> list[dict[str, Any]]:
         """What the stand-ins of a trial have noted, by rank."""
         files = sorted((self.sweep_folder / str(trial)).glob("rank*.json"))
         return [json.loads(file.read_text()) for file in files]

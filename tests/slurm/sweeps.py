@@ -78,7 +78,8 @@ def make(folder: Path, *behave: dict[str, Any], **cluster: Any) -> Sweep:
             "experiment": {"name": "states"},
             "cluster": {**plain, **each.get("cluster", {})},
             "trainer": {"num_nodes": each.get("nodes", 1), "devices": each.get("ranks", 2)},
-            "model": {"dpo": {"ref_policy_kl_penalty": (number + 1) / 10}},
+            "pretrained_checkpoint": {"restore_from_path": str(folder.parent / "none.nemo")},
+            "model": {"dpo": {"ref_policy_kl_penalty": (number + 1) / 10}, "data": {"data_prefix": {}}},
         }
         trials.append(([f"++model.dpo.ref_policy_kl_penalty={(number + 1) / 10}"], config))
     sweep = Sweep.create(folder, command=["test"], experiment={"name": "states"}, trials=trials)

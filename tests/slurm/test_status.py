@@ -23,13 +23,13 @@ from tests.slurm.sweeps import make, submit, until
 TABLE: list[tuple[str, dict[str, Any], str, str, str, str, str]] = [
     ("done", {}, "DONE", "COMPLETED|", "", "", ""),
     ("exception", {"0": "hang", "1": "raise"},
-     "FAILED", "FAILED", "15:0, steps 0:15", "rank 1: Exited with exit code 1", "ValueError: the loss is nan"),
+     "FAILED", "FAILED", r"15:0(, steps 0:15)?", "rank 1: Exited with exit code 1", "ValueError: the loss is nan"),
     ("exit code", {"0": "hang", "1": "exit"},
-     "FAILED", "FAILED", "15:0, steps 0:15", "rank 1: Exited with exit code 3", "Exited with exit code 3"),
+     "FAILED", "FAILED", r"15:0(, steps 0:15)?", "rank 1: Exited with exit code 3", "Exited with exit code 3"),
     ("segfault", {"0": "segfault", "1": "hang"},
-     "FAILED", "FAILED", r"1[15]:0, steps 0:11", "rank 0: Segm.*", "Fatal Python error: Segmentation fault"),
+     "FAILED", "FAILED", r"1[15]:0(, steps 0:1[15])?", "rank 0: Segm.*", "Fatal Python error: Segmentation fault"),
     ("memory", {"0": "memory", "1": "hang", "cluster": {"mem_gb": 0.5}},
-     "FAILED", "FAILED|OUT_OF_MEMORY", r"\d+:\d+.*", "ran out of memory", ".*exceeded memory limit.*"),
+     "FAILED", "FAILED|OUT_OF_MEMORY", r"\d+:\d+.*", "ran out of memory", ".*xceeded.*memory limit.*"),
     ("no result", {"all": "nothing"},
      "FAILED", "COMPLETED", "0:0", "Slurm says it ended well, but it left no result.json", ""),
     ("cancelled while it runs", {"all": "hang"},
@@ -128,11 +128,14 @@ def test_a_job_that_slurm_has_forgotten_is_not_done(cluster: Existing, tmp_path:
     (sweep.folder / "slurm" / "0.id").write_text("987654\n")
     sweep.record_job("slurm", "", [0, 1], script="0.sbatch", name="x")
     (sweep.folder / "1" / "result.json").write_text('{"seconds": 2.0}')
+    (sweep.folder / "slurm" / "987654_0.out").touch()
     slurm.count.clear()
     look = states.look(sweep)
     assert slurm.count == Counter(squeue=1, sacct=1)
     assert [state.state for state in look.trials] == ["FAILED", "DONE"] and look.exit_code == 1
     assert look.trials[0].reason == "has ended without a result; Slurm no longer knows job 987654_0"
+    (sweep.folder / "slurm" / "987654_0.out").unlink()
+    assert states.look(sweep).trials[0].state == "CANCELLED", "it has left no trace of a start"
 
 
 def test_a_failed_node_and_preemption_send_a_trial_back_into_the_queue(

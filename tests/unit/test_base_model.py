@@ -73,7 +73,12 @@ def test_a_good_one(refused: Any) -> None:
             "write 1",
         ),
         ({"num_layers": 30}, ["trainer.devices=4", "model.pipeline_model_parallel_size=4"], "30 layers", "write 3"),
-        ({"position_embedding_type": "learned_absolute"}, ["model.encoder_seq_length=4096"], "2048 pos", "at most 2048"),
+        (
+            {"position_embedding_type": "learned_absolute"},
+            ["model.encoder_seq_length=4096"],
+            "2048 pos",
+            "at most 2048",
+        ),
         ({}, ["model.peft.lora_tuning.layer_selection=[1,3]"], "layer_selection=3", "name layers"),
         ({"tokenizer": {"type": "nemo:words"}}, [], "nemo:words and does not hold it", "convert"),
         ({"tokenizer": {"type": "/no/such/folder"}}, [], "model.tokenizer.type=/no/such/folder", "convert"),

@@ -99,7 +99,11 @@ def test_nodes_that_are_down(cluster: Fakes, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "state", "what"),
     [
-        ({"stdout": "Slurmctld(primary) at head1 is DOWN\n", "code": 1}, "missing", "no controller answers (head1 DOWN)"),
+        (
+            {"stdout": "Slurmctld(primary) at head1 is DOWN\n", "code": 1},
+            "missing",
+            "no controller answers (head1 DOWN)",
+        ),
         ({"stderr": "scontrol: error: Zero Bytes were transmitted\n", "code": 1}, "missing", "Zero Bytes"),
         ({"stderr": "Could not establish a configuration source\n", "code": 1}, "warning", "no cluster's slurm.conf"),
         ({"first": "sleep 30"}, "missing", "no answer in 3 s"),
@@ -155,7 +159,11 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("program", "state", "what"),
     [
-        ('print("noise"); print(\'{"seconds": 14.2, "torch": "2.13.0", "gaps": ["cuda"], "cuda": 0}\')', "ok", "in 14 s"),
+        (
+            'print("noise"); print(\'{"seconds": 14.2, "torch": "2.13.0", "gaps": ["cuda"], "cuda": 0}\')',
+            "ok",
+            "in 14 s",
+        ),
         ('print(\'{"seconds": 200, "torch": "2", "gaps": [], "cuda": 8}\')', "warning", "8 CUDA devices"),
         ("import no_such_module", "missing", "No module named 'no_such_module'"),
         ("import time; time.sleep(9)", "warning", "takes over 1 s"),

@@ -25,13 +25,15 @@ def site(associations: str | None = None, drained: bool = False, enforce: str = 
     found = slurm_check.Site()
     partitions = slurm_site.partitions(text, slurm_site.node_groups(said(f"{label} 2")))
     vars(found)["cluster"] = slurm.Cluster(settings, partitions)
-    vars(found)["associations"] = slurm_site.associations(said("associations") if associations is None else associations)
+    vars(found)["associations"] = slurm_site.associations(
+        said("associations") if associations is None else associations
+    )
     return found
 
 
 @pytest.fixture
 def trial(composed: Any, workspace: Path) -> Any:
-    """A trial of 2 nodes x 2 GPUs that this cluster would run; trial(key=value, ...) sets keys of cluster and trainer."""
+    """A trial of 2 nodes x 2 GPUs that this cluster would run; trial(key=value, ...) sets keys of it."""
     config, _ = composed("cluster=slurm", "model=tiny", "trainer.num_nodes=2", "trainer.devices=2")
 
     def build(**keys: Any) -> dict[str, Any]:
@@ -73,12 +75,12 @@ def test_what_this_cluster_never_runs(trial: Any, keys: dict[str, Any], said: st
     ("limits", "keys", "said"),
     [
         ({"wall": "01:00:00"}, {"time": 90}, "cluster.time=90: account research allows 60 minutes"),
-        ({"each": "node=1"}, {}, "trainer.num_nodes=2: account research gives a job at most 1 nodes; a trial asks for 2"),
+        ({"each": "node=1"}, {}, "trainer.num_nodes=2: account research gives a job at most 1 nodes; a trial"),
         ({"each": "gres/gpu=3"}, {}, "cluster.gpus_per_node=2: account research gives a job at most 3 GPUs"),
         ({"group": "gres/gpu=2"}, {}, "cluster.gpus_per_node=2: account research gives a job at most 2 GPUs"),
         ({"group": "cpu=8"}, {"cpus_per_task": 4}, "cluster.cpus_per_task=4: account research gives a job at most 8"),
         ({"each": "mem=50G"}, {"mem_gb": 30.5}, "cluster.mem_gb=30.5: account research gives a job at most 51200 MB"),
-        ({"submit": "2"}, {}, "cluster.account=research: may have 2 jobs waiting and running, and each of the 3 trials"),
+        ({"submit": "2"}, {}, "cluster.account=research: may have 2 jobs waiting and running, and each of"),
     ],
 )
 def test_limits_of_the_account(trial: Any, limits: dict[str, str], keys: dict[str, Any], said: str) -> None:

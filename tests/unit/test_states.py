@@ -102,11 +102,11 @@ def one(
         ([], [accounted(0, "FAILED", exit_code=139)], "FAILED", "a rank was killed by SIGSEGV"),
         ([], [accounted(0, "FAILED", exit_code=9, derived_signal=9)], "FAILED", "a rank was killed by SIGKILL"),
         ([], [accounted(0, "CANCELLED")], "CANCELLED", "cancelled after 1:03"),
-        ([], [accounted(0, "CANCELLED", started=None)], "CANCELLED", "cancelled before it started"),
+        ([], [accounted(0, "CANCELLED", nodes="")], "CANCELLED", "cancelled before it started"),
         ([], [accounted(0, "RUNNING")], "FAILED", "is no longer in the queue; how it ended is not known"),
         ([queued(0, "FAILED")], [accounted(0, "RUNNING")], "FAILED", "ended with another exit code than 0"),
         ([queued(1, "RUNNING")], [], "CANCELLED", "cancelled before it started (Slurm keeps no record of that)"),
-        ([], [], "FAILED", f"has ended without a result; Slurm no longer knows job {ARRAY}_0"),
+        ([], [], "CANCELLED", "cancelled before it started (Slurm keeps no record of that)"),
         ([], None, "FAILED", "has ended without a result; how is not known while the accounting"),
         (None, None, "UNKNOWN", "Slurm does not say how it is"),
         (None, [], "UNKNOWN", "Slurm does not say how it is"),
@@ -135,6 +135,16 @@ def test_no_word_of_slurms_makes_a_trial_done(tmp_path: Path, word: str) -> None
         assert look.trials[0].state in ("FAILED", "CANCELLED") and look.exit_code == 1
 
 
+def test_what_slurm_has_forgotten_and_what_left_a_trace(tmp_path: Path) -> None:
+    sweep = make(tmp_path / "s", 1)
+    log(sweep, 0)
+    state = one(sweep, [], [])
+    assert (state.state, state.reason) == ("FAILED", f"has ended without a result; Slurm no longer knows job {ARRAY}_0")
+    log(sweep, 0).unlink()
+    (sweep.folder / "slurm" / f"{ARRAY}_0.out").touch()
+    assert one(sweep, [], []).state == "FAILED", "its setup lines may have failed"
+
+
 def test_exit_codes_and_counts(tmp_path: Path) -> None:
     sweep = make(tmp_path / "s")
     done(sweep, 0)
@@ -158,12 +168,39 @@ def test_a_retry_counts_unless_an_earlier_element_lives(tmp_path: Path) -> None:
     assert (state.job, state.state) == (f"{ARRAY}_1", "RUNNING"), "requeued by hand"
 
 
-def test_what_sbatch_never_took(tmp_path: Path) -> None:
+def test_what_sbatch_never_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "squeue", lambda *ids, **how: [])
     sweep = make(tmp_path / "s", 2, array=None)
     assert [state.state for state in states.look(sweep).trials] == ["UNSUBMITTED"] * 2
     sweep.record_job("slurm", "", [0, 1], script="0.sbatch", name="tune")
     look = states.look(sweep)
     assert look.exit_code == 1 and look.trials[0].reason.startswith("sbatch gave it no id")
+
+
+def test_an_array_that_sbatch_could_not_tell_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = make(tmp_path / "s", 2, array=None)
+    sweep.record_job("slurm", "", [0, 1], script="0.sbatch", name="tune-1")
+    rows = [queued(0, "RUNNING"), queued(1, "PENDING")]
+
+    def squeue(ids: object = None, **how: object) -> list[QueueRow]:
+        assert ids == [ARRAY] or how["name"] == "tune-1" and how["user"] == sweep.data["user"]
+        return rows
+
+    monkeypatch.setattr(slurm, "squeue", squeue)
+    look = states.look(sweep)
+    assert [(state.state, state.job) for state in look.trials] == [("RUNNING", "69_0"), ("WAITING", "69_1")]
+    rows.clear()
+    assert [state.state for state in states.look(sweep).trials] == ["UNSUBMITTED"] * 2
+
+
+def test_a_retry_that_sbatch_refused_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = make(tmp_path / "s", 1)
+    sweep.record_job("slurm", "", [0], script="1.sbatch", name="tune")
+    monkeypatch.setattr(slurm, "squeue", lambda *ids, **how: [])
+    monkeypatch.setattr(slurm, "sacct", lambda ids: [accounted(0, "TIMEOUT")])
+    assert (states.look(sweep).trials[0].state, states.look(sweep).trials[0].slurm) == ("FAILED", "TIMEOUT")
 
 
 def test_the_first_ranks_error_is_found(tmp_path: Path) -> None:
