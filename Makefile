@@ -10,6 +10,7 @@ help:
 	@echo "make sweep      set up, then run the beta sweep on this machine and compare the three betas"
 	@echo "make test       set up, then run all tests, ruff and mypy"
 	@echo "make test-fast  the unit tests alone, in seconds"
+	@echo "make bench      command to sbatch for 3, 100 and 1,000 trials, against stock hydra-submitit-launcher (3 minutes)"
 	@echo "make lint       ruff and mypy"
 	@echo "make setup      virtual environment, small models and sample data; nothing is done twice"
 	@echo "make clean      remove what make made (not your runs)"
@@ -37,6 +38,9 @@ test: setup models/tiny.nemo lint
 
 test-fast: $(VENV)/.installed
 	$(PYTHON_IN) -m pytest tests/unit
+
+bench: $(VENV)/.installed
+	$(PYTHON_IN) -m tests.benchmarks.submit
 
 lint: $(VENV)/.installed
 	$(PYTHON_IN) -m ruff check .

@@ -21,6 +21,14 @@ from launcher.overrides import plain
 PATHS = ("paths.models", "paths.data", "paths.runs", "pretrained_checkpoint.restore_from_path")
 
 
+#: What Hydra's grammar (OverrideLexer.g4) reads as an INT or a FLOAT, in its plain forms.
+_NUMBER = re.compile(
+    r"\+\+(?P<key>[a-z][a-z_0-9]*(\.[a-z][a-z_0-9]*)+)=(?P<number>(?P<whole>-?(0|[1-9]\d*))|-?(0|[1-9]\d*)\.\d+)",
+    re.ASCII,
+)
+_REFERENCE = re.compile(r"\$\{(\.*)([\w.]+)\}")
+
+
 @dataclass(frozen=True)
 class TrialConfig:
     """One trial to be: its overrides as the user wrote them and its whole config, resolved, in NeMo's own names."""
@@ -69,6 +77,9 @@ def _value(word: str) -> tuple[str, Any] | None:
 
     if not word.startswith("++") or word.startswith("++hydra"):
         return None
+    if found := _NUMBER.fullmatch(word):  # Hydra's parser takes 3 ms a word, and a sweep is mostly numbers
+        key, text = found["key"], found["number"]
+        return key, int(text) if found["whole"] else float(text)
     override = OverridesParser.create().parse_override(word)
     return override.key_or_group, override.value()
 
@@ -77,8 +88,9 @@ class Base:
     """A composed config, resolved again and again with other values.
 
     OmegaConf resolves a config in some 15 ms, nearly all of it parsing interpolations. Of those only the ones that
-    lead to a changed key can come out differently, so only they are resolved anew; anything out of the ordinary
-    (a value that is no scalar, a change that brings findings) goes the whole way.
+    lead to a changed key can come out differently, so only they are resolved anew, and of those only the ones that
+    call a resolver by OmegaConf; anything out of the ordinary (a value that is no scalar, a change that brings
+    findings) goes the whole way.
     """
 
     def __init__(self, composed: DictConfig) -> None:
@@ -89,6 +101,7 @@ class Base:
         self._first: dict[str, Any] | None = None  # the values of the trial that went the whole way
         self._config = b""  # its resolved config, pickled: the fastest deep copy there is
         self._references: dict[str, set[str]] = {}
+        self._texts: dict[str, list[str]] = {}
         self._led: dict[frozenset[str], list[str]] = {}
 
     def resolved(self, values: dict[str, Any], forced: frozenset[str]) -> tuple[dict[str, Any], list[Finding]]:
@@ -97,18 +110,26 @@ class Base:
         changed = {key: value for key, value in values.items() if value != self._first[key]}
         if any(not _scalar(value) or not _scalar(self._first[key]) for key, value in changed.items()):
             return self._whole(values, forced)
-        for key, value in values.items():
-            OmegaConf.update(self._live, key, value, merge=True, force_add=True)
         config = pickle.loads(self._config)
-        for key in self._leading_to(frozenset(changed)):
-            value = OmegaConf.select(self._live, key)
-            if OmegaConf.is_config(value):
-                return self._whole(values, forced)
+        led = self._leading_to(frozenset(changed))
+        if not all(key in changed or key in self._texts for key in led):
+            for key, value in values.items():
+                OmegaConf.update(self._live, key, value, merge=True, force_add=True)
+        for key in led:
             parent, _, name = key.rpartition(".")
             try:
-                _node(config, parent)[name] = value
-            except KeyError:  # a name with a dot in it, such as MLflow's tags have
+                if key in changed:
+                    value = changed[key]
+                elif key in self._texts:
+                    value = _filled(self._texts[key], config)
+                else:
+                    value = OmegaConf.select(self._live, key)
+                node = _node(config, parent) if parent else config
+            except (KeyError, TypeError):  # a name with a dot in it, such as MLflow's tags have; an element of a list
                 return self._whole(values, forced)
+            if isinstance(value, (dict, list)) or OmegaConf.is_config(value) or name not in node:
+                return self._whole(values, forced)
+            node[name] = value
         findings = schema.check(config, forced) or _finish(config)
         return self._whole(values, forced) if findings else (config, [])
 
@@ -119,19 +140,26 @@ class Base:
         config, findings = resolve(composed, forced)
         if not findings:
             self._first, self._config = values, pickle.dumps(OmegaConf.to_container(composed, resolve=True))
-            self._references = dict(_references(OmegaConf.to_container(composed, resolve=False)))
+            unresolved = OmegaConf.to_container(composed, resolve=False)
+            self._references, self._texts = dict(_references(unresolved)), dict(_texts(unresolved))
             self._live, self._led = composed, {}
         return config, findings
 
     def _leading_to(self, changed: frozenset[str]) -> list[str]:
-        """The changed keys and every key whose interpolations lead to one of them, however indirectly."""
+        """The changed keys and every key whose interpolations lead to one of them, each after those it refers to."""
         if changed not in self._led:
             reached = set(changed)
             more = reached
             while more:
                 more = {key for key, names in self._references.items() if key not in reached and _meet(names, reached)}
                 reached |= more
-            self._led[changed] = sorted(reached)
+            left, ordered = sorted(reached), []
+            while left:
+                free = [key for key in left if key not in self._texts or key in changed]
+                free = free or [key for key in left if not _meet(self._references[key], set(left) - {key})] or left
+                ordered += free
+                left = [key for key in left if key not in free]
+            self._led[changed] = ordered
         return self._led[changed]
 
 
@@ -144,10 +172,39 @@ def _references(node: Any, key: str = "") -> Iterator[tuple[str, set[str]]]:
         if key.rpartition(".")[2].isdigit():
             key = key.rpartition(".")[0]  # an element: the list is what is looked up
         names = set()
-        for dots, rest in re.findall(r"\$\{(\.*)([\w.]+)\}", node):
-            base = key.split(".")[: -len(dots)] if dots else []
-            names.add(".".join([*base, rest]))
+        for dots, rest in _REFERENCE.findall(node):
+            names.add(_absolute(dots, rest, key))
         yield key, names or {""}  # nothing understood: it may lead anywhere
+
+
+def _texts(node: Any, key: str = "") -> Iterator[tuple[str, list[str]]]:
+    """(key, [text, key, text, ..., key, text]) of every leaf that refers to other keys, by their names alone."""
+    for name, value in node.items():
+        below = f"{key}.{name}" if key else str(name)
+        if isinstance(value, dict):
+            yield from _texts(value, below)
+        elif isinstance(value, str) and "${" in value and "\\" not in value:
+            parts = _REFERENCE.split(value)
+            pieces = [parts[0]]
+            for dots, rest, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+                pieces += [_absolute(dots, rest, below), text]
+            if not any("${" in text for text in pieces[::2]):
+                yield below, pieces
+
+
+def _absolute(dots: str, rest: str, key: str) -> str:
+    """The key that `${.rest}` means in the value of `key`."""
+    return ".".join([*(key.split(".")[: -len(dots)] if dots else []), rest])
+
+
+def _filled(pieces: list[str], config: dict[str, Any]) -> Any:
+    """A leaf's value: that of the one key it refers to, or a text with the values in it."""
+    values = [_node(config, key) for key in pieces[1::2]]
+    if any(isinstance(value, (dict, list)) for value in values):
+        raise TypeError("not a scalar")
+    if len(pieces) == 3 and not pieces[0] and not pieces[2]:
+        return values[0]
+    return "".join(text + value for text, value in zip(pieces[::2], [*map(str, values), ""], strict=True))
 
 
 def _meet(names: set[str], keys: set[str]) -> bool:

@@ -55,18 +55,18 @@ def read_all(path: Path) -> list[Line]:
     return _parse(text)
 
 
-def read_progress(path: Path, now: float | None = None) -> Progress:
-    """What the last lines of the file say. Reads at most TAIL + HEAD bytes, however long the run was.
+def read_progress(path: Path, now: float | None = None, tail_size: int = TAIL) -> Progress:
+    """What the last lines of the file say. Reads at most tail_size + HEAD bytes, however long the run was.
 
     `now` is the time in seconds since the epoch, time.time() if not given.
     """
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - TAIL))
+            stream.seek(max(0, size - tail_size))
             tail = stream.read()
             head = b""
-            if size > TAIL:
+            if size > tail_size:
                 tail = tail.partition(b"\n")[2]  # begins in the middle of a line
                 stream.seek(0)
                 head = stream.read(HEAD)

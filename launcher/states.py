@@ -7,15 +7,15 @@ A trial is DONE only if its result.json is there. `ask` puts one squeue, and at 
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from launcher import attempts, reasons, slurm
-from launcher.metrics import Progress
+from launcher import attempts, reasons
+from launcher.answers import Answers, Element, ask, elements, in_slurm
+from launcher.metrics import Progress, read_progress
 from launcher.slurm_rows import AccountRow, QueueRow
 from launcher.sweep import Sweep, Trial
 
@@ -27,6 +27,8 @@ WORDS: tuple[Word, ...] = (
 LIVE = frozenset({"WAITING", "RUNNING", "STOPPING", "UNKNOWN"})
 """What may still become done by itself; UNKNOWN may."""
 ENDED_BADLY = frozenset({"FAILED", "CANCELLED", "UNSUBMITTED"})
+_LARGE = 100  # trials from which on less is read of each one's metrics
+_SHORT = 4096  # bytes, some eight steps
 _MOST_ERRORS = 50  # failed trials whose logs are searched in one look
 
 
@@ -71,29 +73,6 @@ class TrialState:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Slurm's word on a sweep."""
-
-    time: float
-    """When it was asked."""
-    queue: Mapping[str, QueueRow] | None = field(default_factory=dict)
-    """By name, `69_2`; None: squeue did not answer."""
-    account: Mapping[str, AccountRow] | None = None
-    """None: sacct did not answer, or was not asked."""
-    troubles: tuple[str, ...] = ()
-    """What did not answer, a line each."""
-    claimed: Mapping[str, str] = field(default_factory=dict)
-    """Ids of arrays that sbatch made but could not tell any more, by the name of their script."""
-
-    def jobs(self, sweep: Sweep) -> list[Mapping[str, Any]]:
-        """What was submitted for the sweep, with the ids that are known."""
-        return [
-            {**job, "id": self.claimed[job["script"]]} if not job["id"] and job.get("script") in self.claimed else job
-            for job in sweep.submitted()
-        ]
-
-
-@dataclass(frozen=True)
 class Look:
     """All trials of a sweep at one moment."""
 
@@ -118,96 +97,6 @@ def look(sweep: Sweep) -> Look:
     return join(sweep, ask(sweep))
 
 
-# -- asking ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Element:
-    """A trial as a part of something submitted."""
-
-    job: Mapping[str, Any]
-    index: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.job['id']}_{self.index}"
-
-
-def elements(jobs: Sequence[Mapping[str, Any]]) -> dict[int, list[Element]]:
-    """By trial, what was submitted for it, oldest first."""
-    found: dict[int, list[Element]] = {}
-    for job in jobs:
-        for index, number in enumerate(job["trials"]):
-            found.setdefault(number, []).append(Element(job, index))
-    return found
-
-
-def ask(sweep: Sweep) -> Answers:
-    """One squeue for all arrays that have a trial without a result, one sacct if that does not say enough.
-
-    Only where an sbatch has left no id does another squeue look for its array by the sweep's name for it.
-    """
-    claimed = _claim(sweep)
-    parts = elements(Answers(0.0, claimed=claimed).jobs(sweep))
-    open_ = [parts.get(trial.number, []) for trial in sweep.trials if trial.result() is None]
-    ids = sorted({int(part.job["id"]) for those in open_ for part in those if _in_slurm(part)})
-    now = time.time()
-    if not ids:
-        return Answers(now, claimed=claimed)
-    troubles = []
-    queue: dict[str, QueueRow] | None = None
-    account: dict[str, AccountRow] | None = None
-    try:
-        queue = {row.name: row for row in slurm.squeue(ids, ended=True)}
-    except slurm.SlurmError as error:
-        troubles.append(f"squeue does not answer ({_said(error)}): what waits and what runs is not known for certain")
-    if queue is None or any(_in_slurm(those[-1]) and not _alive(those, queue) for those in open_ if those):
-        try:
-            account = {row.name: row for row in slurm.sacct(ids)}
-        except slurm.SlurmError as error:
-            troubles.append(f"sacct does not answer ({_said(error)}): how trials ended is not known in full")
-    return Answers(now, queue, account, tuple(troubles), claimed)
-
-
-def _claim(sweep: Sweep) -> dict[str, str]:
-    """The array of an sbatch that was killed, or took too long, after the controller had taken its job.
-
-    Its name is the sweep's own. Silent where Slurm is away: the question for the others says so.
-    """
-    known = sweep.submitted()
-    nameless = [job for job in known if job["kind"] == "slurm" and not job["id"] and job.get("name")]
-    if not nameless or "," in nameless[-1]["name"]:
-        return {}
-    try:
-        rows = slurm.squeue(name=" ".join(nameless[-1]["name"].split()), user=sweep.data["user"], ended=True)
-    except slurm.SlurmError:
-        return {}
-    strangers = sorted({row.array_id for row in rows if row.array_id} - {int(j["id"]) for j in known if _has_id(j)})
-    if len(strangers) != 1:
-        return {}
-    size = len({row.task_id for row in rows if row.array_id == strangers[0]})
-    same = [job for job in nameless if len(job["trials"]) == size]
-    return {same[-1]["script"]: str(strangers[0])} if same else {}
-
-
-def _has_id(job: Mapping[str, Any]) -> bool:
-    return job["kind"] == "slurm" and bool(job["id"])
-
-
-def _in_slurm(part: Element) -> bool:
-    return _has_id(part.job)
-
-
-def _alive(parts: Iterable[Element], queue: Mapping[str, QueueRow]) -> bool:
-    return any(part.name in queue and not queue[part.name].state.ended for part in parts)
-
-
-def _said(error: slurm.SlurmError) -> str:
-    if isinstance(error, slurm.SlurmMissing):
-        return "not found on this machine"
-    return (error.said or str(error))[:120]
-
-
 # -- joining -----------------------------------------------------------------------------------------------------------
 
 
@@ -217,20 +106,29 @@ def join(sweep: Sweep, answers: Answers, errors: int = _MOST_ERRORS) -> Look:
 
     parts = elements(answers.jobs(sweep))
     found = []
-    for trial in sweep.trials:
+    trials = sweep.trials
+    short = len(trials) > _LARGE
+    for trial in trials:
         state = _of_slurm(trial, parts.get(trial.number, []), answers)
         if state is None:
             state = local_states.state(trial, [p for p in parts[trial.number] if p.job["id"]][-1].job)
         if state.state in ENDED_BADLY or (state.state in LIVE and state.state != "WAITING"):
             # It may have finished since Slurm was asked. Listing the folder makes NFS look anew.
             state = _finished(state) or state
-        found.append(_with_folder(state))
+        found.append(_with_folder(state, short))
     left = errors
     for place, state in enumerate(found):
         if state.state in ENDED_BADLY and state.log and left:
             found[place] = _with_error(sweep, state)
             left -= 1
     return Look(sweep, found, answers)
+
+
+def _progress(trial: Trial, short: bool) -> Progress:
+    """`short`: of a large sweep, by the last few lines, unless those say nothing of a step."""
+    path = trial.folder / "metrics.jsonl"
+    found = read_progress(path, tail_size=_SHORT) if short else None
+    return found if found and found.step else read_progress(path)
 
 
 def _of_slurm(trial: Trial, parts: Sequence[Element], answers: Answers) -> TrialState | None:
@@ -287,7 +185,7 @@ def _timed(done: TrialState, parts: Sequence[Element], answers: Answers) -> Tria
 def _last_name(parts: Sequence[Element]) -> str:
     if not parts:
         return ""
-    return parts[-1].name if _in_slurm(parts[-1]) else str(parts[-1].job["id"])
+    return parts[-1].name if in_slurm(parts[-1]) else str(parts[-1].job["id"])
 
 
 def _live(trial: Trial, row: QueueRow) -> TrialState:
@@ -375,7 +273,7 @@ def _left_logs_since(trial: Trial, part: Element) -> bool:
     )
 
 
-def _with_folder(state: TrialState) -> TrialState:
+def _with_folder(state: TrialState, short: bool) -> TrialState:
     """With what the trial's folder says: how far it is, how often it started, its log."""
     starts = attempts.attempts(state.trial.folder)
     if not starts:
@@ -384,7 +282,7 @@ def _with_folder(state: TrialState) -> TrialState:
     return replace(
         state,
         restarts=max(state.restarts, len(starts) - 1),
-        progress=state.trial.progress(),
+        progress=_progress(state.trial, short),
         log=state.log or last.logs[min(last.logs)],
     )
 

@@ -36,7 +36,7 @@ def table(look: Look, width: int = 80, *, colour: bool = False, full: bool = Fal
     names = labels([state.trial for state in look.trials])
     groups = _grouped(look.trials, full)
     lines = [_title(look, width), *_body(groups, names, width, colour)]
-    remarks = [cut(line, width) for line in _remarks(look)]
+    remarks = [part for line in _remarks(look) for part in _wrapped(line, width)]
     return "\n".join(lines + ([""] + remarks if remarks else []))
 
 
@@ -198,11 +198,19 @@ def _remarks(look: Look) -> list[str]:
     return [f"! {trouble}" for trouble in look.answers.troubles] + lines
 
 
+def _wrapped(line: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(line, width, subsequent_indent="  ", max_lines=3, placeholder=" …") or [line]
+
+
 def remark(state: TrialState) -> str:
     """Why a trial is as it is: what its rank said, and what Slurm says."""
     if state.state not in ENDED_BADLY:
         return state.reason
-    return "; ".join(filter(None, (state.error, state.reason)))
+    if state.error in state.reason:
+        return state.reason
+    return f"{state.error}; {state.reason}" if state.reason else state.error
 
 
 def spans(numbers: Sequence[int]) -> str:

@@ -16,8 +16,8 @@ import launcher as package
 from launcher import preflight, slurm
 from launcher.compose import TrialConfig
 from launcher.findings import Finding, Refused
-from launcher.submit import container, script, slurm_check
-from launcher.submit.prepare import Check, Warn, checked_trials, folder_of, job_return
+from launcher.submit import container, prepare, script, slurm_check
+from launcher.submit.prepare import Check, Warn, folder_of
 from launcher.submit.script import ArrayRequest
 from launcher.sweep import Sweep, Trial
 
@@ -35,8 +35,10 @@ _TOGETHER = ("num_nodes", "devices")  # of `trainer`: with `cluster`, what the t
 def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
     """Raises Refused with nothing submitted. Returns at once, unless `wait` is set or a sweeper needs values."""
     site = slurm_check.Site()
-    sweep, trials = checked_trials(launcher, job_overrides, *checks(launcher, site))
-    configs = {trial.number: trial.config() for trial in trials}
+    composed = prepare.composed(launcher, job_overrides)
+    prepare.refuse(launcher, composed, *checks(launcher, site))
+    sweep, trials = prepare.written(launcher, composed)
+    configs = {trial.number: one.config for trial, one in zip(trials, composed, strict=True)}
     requests = list(arrays(sweep, trials, configs, site.cluster.max_array_size))
     submit(sweep, requests)
     first = configs[trials[0].number]
@@ -179,4 +181,4 @@ def unfinished(trial: Trial) -> JobReturn:
     return answer
 
 
-__all__ = ["arrays", "job_return", "launch", "submit"]
+__all__ = ["arrays", "launch", "submit"]

@@ -39,16 +39,6 @@ class Divergence:
     """[n] log p - log q of the token that stands there."""
 
 
-def obstacle(config: Any) -> str:
-    """Why the divergence cannot be computed with a model config, "" where it can."""
-    for key in ("pipeline_model_parallel_size", "context_parallel_size"):
-        if (config.get(key) or 1) > 1:
-            return f"model.{key}={config.get(key)}: the evaluation knows tensor and data parallelism only"
-    if config.data.data_impl == "packed_jsonl":
-        return "model.data.data_impl=packed_jsonl: the evaluation knows unpacked pairs only"
-    return ""
-
-
 def reference(model: Any) -> AbstractContextManager[None]:
     """Within it `model` is the reference policy, as NeMo-Aligner has it: adapters off, or its weights put in."""
     if model.use_peft and model.ref_policy_state_dict is None:

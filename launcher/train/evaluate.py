@@ -40,9 +40,7 @@ def evaluate(model: Any, config: Any, pairs: Any, progress: MetricsFile) -> dict
     order); `samples` [{"prompt", "chosen", "reference", "policy", ..}]; `seconds`. Where the model's parallelism is one
     that it cannot handle: {"skipped": why}.
     """
-    from launcher.train import divergence
-
-    why = divergence.obstacle(model.cfg)
+    why = obstacle(model.cfg)
     if why:
         return {"skipped": why}
     asked = {**DEFAULTS, **(config.get("evaluation") or {})}
@@ -55,6 +53,16 @@ def evaluate(model: Any, config: Any, pairs: Any, progress: MetricsFile) -> dict
     finally:
         model.finish_validation_step()
     return {**summarise(per_pair), "per_pair": per_pair, "samples": samples, "seconds": round(time.time() - began, 3)}
+
+
+def obstacle(config: Any) -> str:
+    """Why the divergence cannot be computed with a model config, "" where it can."""
+    for key in ("pipeline_model_parallel_size", "context_parallel_size"):
+        if (config.get(key) or 1) > 1:
+            return f"model.{key}={config.get(key)}: the evaluation knows tensor and data parallelism only"
+    if config.data.data_impl == "packed_jsonl":
+        return "model.data.data_impl=packed_jsonl: the evaluation knows unpacked pairs only"
+    return ""
 
 
 def summarise(per_pair: Mapping[str, Sequence[float]]) -> dict[str, Any]:

@@ -159,14 +159,11 @@ def test_what_cannot_be_evaluated_is_refused(new_trial, tmp_path):
 def test_parallelism_that_it_does_not_know_is_said():
     from omegaconf import OmegaConf
 
-    from launcher.train import standins
-
-    standins.install()
-    from launcher.train import divergence
+    from launcher.train.evaluate import obstacle
 
     config = OmegaConf.create({"pipeline_model_parallel_size": 2, "data": {"data_impl": "jsonl"}})
-    assert divergence.obstacle(config).startswith("model.pipeline_model_parallel_size=2")
+    assert obstacle(config).startswith("model.pipeline_model_parallel_size=2")
     config = OmegaConf.create({"tensor_model_parallel_size": 2, "data": {"data_impl": "jsonl"}})
-    assert divergence.obstacle(config) == ""
+    assert obstacle(config) == ""
     config.data.data_impl = "packed_jsonl"
-    assert "unpacked pairs only" in divergence.obstacle(config)
+    assert "unpacked pairs only" in obstacle(config)

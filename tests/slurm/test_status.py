@@ -74,12 +74,10 @@ def test_every_end_is_shown_as_what_it_was(
     capsys.readouterr()
     assert main(["status", str(sweep.folder)]) == 3
     text = capsys.readouterr().out
-    print(text)
     assert all(len(line) <= 80 for line in text.splitlines())
     failed = number["exception"]
     assert main(["logs", str(failed), str(sweep.folder)]) == 0
     told = capsys.readouterr().out
-    print(told)
     assert 'raise ValueError("the loss is nan")' in told and "rank 1 of 2" in told and "rank 0" not in told
 
 

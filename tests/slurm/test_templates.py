@@ -168,8 +168,8 @@ def test_the_pipeline(desk: Desk, own_cluster: Cluster) -> None:
     said = "".join(path.read_text() for path in sorted((desk.sweep_folder / "slurm").glob("*.out")))
     assert {name: ended(desk, job) for name, job in chain.items()} == dict.fromkeys(chain, {"COMPLETED"}), said
     assert all(trial.result() for trial in desk.sweep().trials)
-    report = next((desk.sweep_folder / "slurm").glob("report-*.out")).read_text()
-    assert "0.1" in report and "0.5" in report
+    report = (desk.sweep_folder / "report" / "report.csv").read_text()
+    assert "0.1," in report and "0.5," in report
 
     again = launcher(desk, "pipeline", *SMALL, *steps, *fast, "hydra.sweep.dir=again")
     desk.cluster.cancel_all()

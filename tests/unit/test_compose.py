@@ -7,11 +7,12 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import launcher.main as main_module
-from launcher.compose import Base, register_resolvers, resolve, trial_configs
+from launcher.compose import Base, _value, register_resolvers, resolve, trial_configs
 from launcher.findings import Refused
 
 KEYS: dict[str, st.SearchStrategy[Any]] = {
@@ -74,3 +75,15 @@ def test_paths_are_absolute() -> None:
     assert findings == []
     assert config["pretrained_checkpoint"]["restore_from_path"].startswith("/")
     assert all(name.startswith("/") for name in config["model"]["data"]["data_prefix"]["train"])
+
+
+NUMBERS = st.integers().map(str) | st.floats(allow_nan=False, allow_infinity=False).map(repr)
+
+
+@settings(max_examples=100, deadline=None)
+@given(NUMBERS | st.sampled_from(["-0", "007", "1_000", ".5", "1.", "+3", "1e3", "0.5 ", "1.0e5", "-0.0"]))
+def test_numbers_are_what_hydra_reads(text: str) -> None:
+    expected = OverridesParser.create().parse_override(f"++a.b={text}").value()
+    found = _value(f"++a.b={text}")
+    assert found is not None and found[0] == "a.b"
+    assert (type(found[1]), repr(found[1])) == (type(expected), repr(expected))

@@ -22,7 +22,7 @@ from launcher.findings import Refused
 from launcher.slurm_rows import STATES, AccountRow, QueueRow
 from launcher.states import Answers, Look, TrialState
 from launcher.status_table import cut, table, when
-from launcher.sweep import Sweep
+from launcher.sweep import Outcome, Sweep
 
 ARRAY = 69
 
@@ -409,3 +409,35 @@ def test_texts() -> None:
     noon = time.mktime((2026, 1, 5, 12, 0, 0, 0, 0, -1))
     assert when(noon + 3600, noon) == "13:00" and when(noon + 86400, noon).endswith(" 12:00")
     assert when(noon + 86400 * 30, noon) == "2026-02-04"
+
+
+def test_a_local_sweep_is_run_on_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from launcher.submit import local as runner
+
+    sweep = local(tmp_path / "s", dead_pid())
+    exits(sweep, 3)
+    done(sweep, 1)
+    told: list[list[int]] = []
+
+    def run(sweep: Sweep, trials: list[Any], **how: Any) -> list[Outcome]:
+        told.append([trial.number for trial in trials])
+        return [Outcome(trial, "FAILED", "again") for trial in trials]
+
+    monkeypatch.setattr(runner, "run", run)
+    assert main(["retry", "--failed", str(sweep.folder)]) == 1 and told == [[0]]
+
+
+def test_metrics_for_notebooks(tmp_path: Path) -> None:
+    import launcher
+
+    sweep = make(tmp_path / "s", 1, array=None)
+    trial = launcher.Sweep.load(sweep.folder).trials[0]  # type: ignore[attr-defined]
+    assert len(trial.metrics()) == 0
+    lines: list[dict[str, Any]] = [{"time": 1.0, "step": n, "train/loss": 1.0 - n / 10} for n in (1, 2, 3)]
+    lines += [{"time": 2.0, "phase": "starting"}, {"time": 3.0, "step": 2, "train/loss": 0.5}]
+    lines += [{"time": 4.0, "step": 2, "val/loss": 0.4}]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"time": 5.0, "st'
+    (trial.folder / "metrics.jsonl").write_text(text)
+    table = trial.metrics()
+    assert list(table.index) == [1, 2, 3] and list(table["train/loss"]) == [0.9, 0.5, 0.7]
+    assert table.loc[2, "val/loss"] == 0.4 and len(trial.metrics_rows()) == 6

@@ -28,7 +28,8 @@ CLUSTER: dict[str, Any] = {
     "time": 60, "signal_delay_s": 120, "array_parallelism": 256, "gpus_per_node": 8, "mem_gb": 500, "partition": "gpu",
     "cpus_per_task": 4, "setup": ["module load cuda"], "teardown": ["date"], "srun_args": ["--mpi=pmix"],
     "sbatch": {"licenses": "nemo:1", "gres": "gpu:8"}, "reservation": None, "comment": "it's $(mine)",
-    "exclusive": True, "nodelist": "n[1-2]", "python": None, "environment": {"B": "$(b) 'c'", "A": ""}, "container": {"runtime": None},
+    "exclusive": True, "nodelist": "n[1-2]", "python": None, "environment": {"B": "$(b) 'c'", "A": ""},
+    "container": {"runtime": None},
 }  # fmt: skip
 STAGE = stages.Stage(
     name="prepare_data",
