@@ -24,6 +24,7 @@ SURE = 2.0  # standard errors; 95 % of a normal distribution lie within
 EXPECTATIONS = ("highest", "lowest", "not highest", "not lowest", "above chance")
 FORMS = {"loss": ".4f", "accuracy": ".3f", "margin": "+.4f", "drift": ".3f", "kl": ".4f"}
 UNITS = {"loss": "", "accuracy": "", "margin": "", "drift": "nats a {per}", "kl": "nats a token"}
+_MOST_SAID = 8  # trials named in one sentence
 _CHANCE = {"accuracy": 0.5, "margin": 0.0}
 
 
@@ -92,13 +93,14 @@ def theory(report: Report) -> list[Finding]:
         word: Word = _all(words) if words else "cannot be told"
         if word == "supported" and len(done) < len(group):
             word = "cannot be told"
-        values = ", ".join(f"{_value(trial, measure, report)} at {trial.name}" for trial in done)
+        shown = done if len(done) <= _MOST_SAID else [done[0], done[-1]]
+        values = ", ".join(f"{_value(trial, measure, report)} at {trial.name}" for trial in shown)
         told = f"{_title(measure)}: {values}" if values else f"{_title(measure)} is not known of any trial"
-        told += "".join(f"; {low.name} less {high.name}: {_sureness(step)}" for low, high, step in steps)
+        told += "".join(f"; {low.name} less {high.name}: {_sureness(step)}" for low, high, step in steps[:_MOST_SAID])
         known = {trial.trial.number for trial in done}
-        for trial in group:
-            if trial.trial.number not in known:
-                told += f"; nothing is known of {trial.name} yet"
+        absent = [trial.name for trial in group if trial.trial.number not in known]
+        if absent:
+            told += f"; nothing is known of {_some(absent)} yet"
         found.append(Finding(word, about, told))
     return found
 
@@ -152,7 +154,7 @@ def _finding(report: Report, measure: str, expected: str, own: TrialReport, grou
     nearest, difference = min(compared, key=lambda it: direction * it[1].value)
     text = f"{value}; {_value(nearest, measure, report)} at {nearest.name}; difference {_sureness(difference)}"
     if absent:
-        text += f"; nothing is known of {', '.join(absent)} yet"
+        text += f"; nothing is known of {_some(absent)} yet"
     return Finding(word, about, text)
 
 
@@ -208,6 +210,10 @@ def _value(trial: TrialReport, measure: str, report: Report) -> str:
     assert figure is not None
     unit = UNITS[measure].format(per=report.per)
     return f"{figures.pm(figure.value, figure.error, FORMS[measure], figure.at_most)}{' ' if unit else ''}{unit}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_SAID]) + (f" and {len(names) - _MOST_SAID} more" if len(names) > _MOST_SAID else "")
 
 
 def _title(measure: str) -> str:

@@ -51,6 +51,7 @@ def render(report: Report) -> str:
         cost_heads=heads,
         costs=costs,
         cost_total=total,
+        differences=text.differences(report),
         facts=_facts(report),
         version=__version__,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _INK = "#123456"  # stands for the page's text colour in an SVG
 _MARKS = "osD^vP*X"
 _SCALE = ("#2f6fd6", "#b8408f", "#d98324")  # seen on white and on black; told apart when colour-blind
+_MOST_DRAWN = 100  # trials drawn as lines; more are drawn as pixels
 _MOST_NAMED = 12  # trials in the PNG's key
 _MOST_MARKED = 8  # trials that get a mark of their own; of more, the colour alone tells
 
@@ -49,8 +50,8 @@ def svgs(report: Report) -> list[tuple[Plot, str]]:
 
 def png(report: Report, dpi: int = 100) -> bytes:
     """All panels on a white sheet, two in a row."""
-    shown = [plot for plot in plots(report) if _svg(plot, report)]
     plt = _pyplot("#222222")
+    shown = [plot for plot in plots(report) if _has(plot, report)]
     rows = max(1, -(-len(shown) // 2))
     figure, axes = plt.subplots(rows, 2, figsize=(11, 0.9 + 3.1 * rows), squeeze=False, layout="constrained")
     figure.suptitle(title(report), fontsize=13, fontweight="bold")
@@ -106,6 +107,15 @@ def plots(report: Report) -> list[Plot]:
         Plot("drift-steps", "Drift over steps", "Mean size of the log-ratios to the reference policy.",
              lambda axes, it: _over_steps(axes, it, "drift", f"drift, {per}")),
     ]  # fmt: skip
+
+
+def _has(plot: Plot, report: Report) -> bool:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots()
+    drawn = plot.draw(axes, report)
+    plt.close(figure)
+    return drawn
 
 
 def _svg(plot: Plot, report: Report) -> str:
@@ -164,12 +174,10 @@ def _looks(report: Report) -> dict[int, tuple[str, str]]:
 
 def _against_beta(axes: Axes, report: Report, measure: str, label: str) -> bool:
     known = [trial for trial in report.trials if trial.figure(measure) and trial.trial.beta]
-    looks = _looks(report)
     for group in report.groups.values():
         line = [trial for trial in group if trial.figure(measure) and trial.trial.beta]
         axes.plot([_beta(it) for it in line], [_of(it, measure).value for it in line], color="#888", lw=1, zorder=1)
-    for trial in known:
-        _point(axes, looks, trial, _beta(trial), _of(trial, measure))
+    _points(axes, report, [(trial, _beta(trial), None, _of(trial, measure)) for trial in known])
     _beta_axis(axes, [trial.trial.beta for trial in report.trials if trial.trial.beta])
     if measure == "accuracy":
         axes.axhline(0.5, color="#888", ls="--", lw=1)
@@ -182,10 +190,9 @@ def _against_beta(axes: Axes, report: Report, measure: str, label: str) -> bool:
 
 def _frontier(axes: Axes, report: Report, measure: str, label: str) -> bool:
     known = [trial for trial in report.trials if trial.figure(measure) and trial.accuracy]
-    looks = _looks(report)
-    for trial in known:
-        drift, accuracy = _of(trial, measure), _of(trial, "accuracy")
-        _point(axes, looks, trial, drift.value, accuracy, across=drift.error)
+    drifts = [_of(trial, measure) for trial in known]
+    pairs = zip(known, drifts, strict=True)
+    _points(axes, report, [(trial, drift.value, drift.error, _of(trial, "accuracy")) for trial, drift in pairs])
     axes.axhline(0.5, color="#888", ls="--", lw=1)
     axes.margins(x=0.1)
     axes.set_ylim(top=min(1.05, axes.get_ylim()[1]))
@@ -196,46 +203,54 @@ def _frontier(axes: Axes, report: Report, measure: str, label: str) -> bool:
 
 
 def _over_steps(axes: Axes, report: Report, measure: str, label: str) -> bool:
-    drawn, longest, looks = False, 0, _looks(report)
-    for trial in report.trials:
-        points = [(point.step, value) for point in trial.history if (value := getattr(point, measure)) is not None]
-        if points:
-            colour, mark = looks[trial.trial.number]
-            axes.plot(*zip(*points, strict=True), color=colour, marker=mark, ms=3.5, lw=1.6)
-            drawn = drawn or len(points) > 1
-            longest = max(longest, points[-1][0])
+    from matplotlib.collections import LineCollection
+
+    looks = _looks(report)
+    courses = {
+        trial.trial.number: [
+            (point.step, value) for point in trial.history if (value := getattr(point, measure)) is not None
+        ]
+        for trial in report.trials
+    }
+    courses = {number: points for number, points in courses.items() if points}
+    if len(courses) > _MOST_MARKED:
+        inks = [looks[number][0] for number in courses]
+        axes.add_collection(
+            LineCollection(list(courses.values()), colors=inks, lw=1, rasterized=len(inks) > _MOST_DRAWN)
+        )
+        axes.autoscale_view()
+    else:
+        for number, points in courses.items():
+            ink, mark = looks[number]
+            axes.plot(*zip(*points, strict=True), color=ink, marker=mark, ms=3.5, lw=1.6)
+    longest = max((points[-1][0] for points in courses.values()), default=0)
     if measure == "accuracy":
         axes.axhline(0.5, color="#888", ls="--", lw=1)
     axes.set_xlim(0, max(1, longest) * 1.03)
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
-    return drawn
+    return any(len(points) > 1 for points in courses.values())
 
 
-def _point(
-    axes: Axes,
-    looks: Mapping[int, tuple[str, str]],
-    trial: TrialReport,
-    x: float,
-    figure: Figure,
-    across: float | None = None,
-) -> None:
-    """With bars of one standard error; hollow where the trial is not done."""
-    colour, mark = looks[trial.trial.number]
-    face = colour if trial.done else "none"
-    axes.errorbar(
-        [x],
-        [figure.value],
-        yerr=figure.error,
-        xerr=across,
-        color=colour,
-        marker=mark,
-        mfc=face,
-        ms=7,
-        capsize=3,
-        lw=1.4,
-    )
+def _points(axes: Axes, report: Report, points: Sequence[tuple[TrialReport, float, float | None, Figure]]) -> None:
+    """(trial, x, its error, y): with bars of one standard error; hollow where the trial is not done."""
+    looks = _looks(report)
+    if len(points) > _MOST_MARKED:  # in one go: a call a trial takes minutes for a thousand
+        inks = [looks[trial.trial.number][0] for trial, *_ in points]
+        faces = [ink if trial.done else "none" for ink, (trial, *_) in zip(inks, points, strict=True)]
+        x, y = [x for _, x, _, _ in points], [figure.value for *_, figure in points]
+        up, across = [figure.error or 0.0 for *_, figure in points], [error or 0.0 for _, _, error, _ in points]
+        axes.scatter(x, y, s=16, c=faces, edgecolors=inks, zorder=3, rasterized=len(points) > _MOST_DRAWN)
+        bars = axes.errorbar(x, y, yerr=up, xerr=across if any(across) else None, fmt="none", ecolor=inks, lw=1)
+        for bar in bars.lines[2]:
+            bar.set_rasterized(len(points) > _MOST_DRAWN)
+        return
+    for trial, x, error, figure in points:
+        ink, mark = looks[trial.trial.number]
+        bars = {"yerr": figure.error, "xerr": error}
+        face = ink if trial.done else "none"
+        axes.errorbar([x], [figure.value], **bars, color=ink, marker=mark, mfc=face, ms=7, capsize=3, lw=1.4)
 
 
 def _of(trial: TrialReport, measure: str) -> Figure:

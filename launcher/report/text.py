@@ -92,6 +92,7 @@ def shown(figure: Figure | None, form: str) -> str:
     return figures.pm(figure.value, figure.error, form, figure.at_most)
 
 
+_MOST_COLUMNS = 12
 COLUMNS = (
     ("loss", "loss", ".4f"),
     ("accuracy", "accuracy", ".3f"),
@@ -131,6 +132,18 @@ def costs(report: Report) -> tuple[list[str], list[list[str]], str]:
     return heads, rows, total
 
 
+def differences(report: Report) -> tuple[list[str], list[list[str]]]:
+    """(heads, a row a key): its value in each trial; of more trials than fit side by side, its different values."""
+    if len(report.trials) <= _MOST_COLUMNS:
+        return ["key", *(trial.name for trial in report.trials)], [[key, *values] for key, values in report.differences]
+    rows = []
+    for key, values in report.differences:
+        different = list(dict.fromkeys(values))
+        more = f" and {len(different) - _MOST_COLUMNS} more" if len(different) > _MOST_COLUMNS else ""
+        rows.append([key, ", ".join(different[:_MOST_COLUMNS]) + more])
+    return ["key", "values"], rows
+
+
 def markdown(report: Report, picture: str | None = None) -> str:
     """GitHub's Markdown. `picture` is the name of the PNG beside it."""
     lines = [f"# {heading(report)}", "", f"{summary(report)}. {when(report)}", ""]
@@ -156,9 +169,9 @@ def markdown(report: Report, picture: str | None = None) -> str:
     head, rows, total = costs(report)
     lines += ["## Cost", "", _pipes(head), _pipes(["---"] + ["---:"] * (len(head) - 1)), *map(_pipes, rows), "", total]
     if report.differences:
-        lines += ["", "## What differs between the configs", ""]
-        lines += [_pipes(["key", *(trial.name for trial in report.trials)]), _pipes(["---"] * (len(report.trials) + 1))]
-        lines += [_pipes([f"`{key}`", *values]) for key, values in report.differences]
+        head, rows = differences(report)
+        lines += ["", "## What differs between the configs", "", _pipes(head), _pipes(["---"] * len(head))]
+        lines += [_pipes([f"`{key}`", *values]) for key, *values in rows]
     return "\n".join(lines) + "\n"
 
 
