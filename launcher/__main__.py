@@ -26,6 +26,7 @@ COMMANDS = {
     "retry": "run again what failed, from its last checkpoint",
     "report": "compare the trials: table, plots, verdicts",
     "render": "print the sbatch script of a stage, without submitting it",
+    "pipeline": "data, conversion, sweep and report as Slurm jobs, in one command",
     "doctor": "check what this machine has for running sweeps",
 }
 _HELP = """usage: python -m launcher COMMAND [...]

@@ -242,15 +242,17 @@ def _points(axes: Axes, report: Report, points: Sequence[tuple[TrialReport, floa
         x, y = [x for _, x, _, _ in points], [figure.value for *_, figure in points]
         up, across = [figure.error or 0.0 for *_, figure in points], [error or 0.0 for _, _, error, _ in points]
         axes.scatter(x, y, s=16, c=faces, edgecolors=inks, zorder=3, rasterized=len(points) > _MOST_DRAWN)
-        bars = axes.errorbar(x, y, yerr=up, xerr=across if any(across) else None, fmt="none", ecolor=inks, lw=1)
-        for bar in bars.lines[2]:
+        bars = {"yerr": up, "xerr": across if any(across) else None, "ecolor": inks}
+        drawn: Any = axes.errorbar(x, y, fmt="none", lw=1, **bars)  # type: ignore[arg-type]
+        for bar in drawn.lines[2]:
             bar.set_rasterized(len(points) > _MOST_DRAWN)
         return
-    for trial, x, error, figure in points:
+    for trial, place, error, figure in points:
         ink, mark = looks[trial.trial.number]
-        bars = {"yerr": figure.error, "xerr": error}
         face = ink if trial.done else "none"
-        axes.errorbar([x], [figure.value], **bars, color=ink, marker=mark, mfc=face, ms=7, capsize=3, lw=1.4)
+        axes.errorbar(
+            [place], [figure.value], figure.error, error, color=ink, marker=mark, mfc=face, ms=7, capsize=3, lw=1.4
+        )
 
 
 def _of(trial: TrialReport, measure: str) -> Figure:

@@ -121,7 +121,7 @@ def test_kl_and_samples_equal_transformers_and_peft(train, new_trial, by_transfo
 
 
 def test_log_ratios_are_those_that_nemo_logged(train, new_trial):
-    folder = new_trial()
+    folder = new_trial(evaluation={"kl_pairs": 8, "samples": 0, "sample_tokens": 0})
     final = train(folder).result["final"]
     pairs = train(folder, change=evaluate_instead).result["evaluation"]["per_pair"]
     chosen, rejected = pairs["log_ratio_chosen"], pairs["log_ratio_rejected"]
@@ -133,7 +133,8 @@ def test_log_ratios_are_those_that_nemo_logged(train, new_trial):
 
 
 def test_tensor_parallel_ranks_join_their_shares_of_the_vocabulary(train, new_trial):
-    folder = new_trial(trainer__devices=2, model__tensor_model_parallel_size=2)
+    asked = {"kl_pairs": 8, "samples": 3, "sample_tokens": 4}
+    folder = new_trial(trainer__devices=2, model__tensor_model_parallel_size=2, evaluation=asked)
     final = train(folder, ranks=2).result["final"]
     trial = train(folder, ranks=2, change=evaluate_and_compare_with_whole_logits)
     assert trial.exit_codes == [0, 0], trial.said()

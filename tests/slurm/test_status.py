@@ -16,6 +16,7 @@ from launcher.__main__ import main
 from launcher.states import TrialState
 from launcher.sweep import Sweep
 from tests.slurm.cluster import Cluster
+from tests.slurm.daemon import wait_until
 from tests.slurm.existing import Existing
 from tests.slurm.sweeps import make, submit, until
 
@@ -86,6 +87,9 @@ def test_slurm_away_is_said_and_never_taken_for_an_end(own_cluster: Cluster, clu
     submit(sweep)
     look = until(sweep, lambda look: look.counts == {"RUNNING": 1, "DONE": 1, "FAILED": 2})
     before = [state.state for state in look.trials]
+    (array,) = [job["id"] for job in sweep.submitted()]
+    assert wait_until(lambda: Counter(row.state.phase for row in slurm.sacct([array]))["running"] == 1, 20)
+    assert wait_until(lambda: sum(row.state.ended for row in slurm.sacct([array])) == 3, 20)
     own_cluster.kill("slurmdbd")
     try:
         slurm.count.clear()
