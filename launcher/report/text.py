@@ -166,6 +166,8 @@ def markdown(report: Report, picture: str | None = None) -> str:
         lines += [f"  - {finding.about}: {finding.word}. {finding.figure}" for finding in verdict.findings]
     lines += [f"- {one.about}: **{one.word}**. {one.figure}" for one in judge.theory(report)]
     lines += ["" if len(lines) and lines[-1] else "Nothing to judge: no hypothesis, and fewer than two betas.", ""]
+    if judge.verdicts(report):
+        lines += ["A verdict is on the figures listed, not on the words of the claim.", ""]
     head, rows, total = costs(report)
     lines += ["## Cost", "", _pipes(head), _pipes(["---"] + ["---:"] * (len(head) - 1)), *map(_pipes, rows), "", total]
     if report.differences:

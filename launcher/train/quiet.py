@@ -61,9 +61,17 @@ def files_only() -> None:
             handler.addFilter(lambda record: record.levelno > logging.INFO)
 
 
+def _text(record: logging.LogRecord) -> str:
+    """The message. NeMo-Aligner's init_peft logs a format string that has no place for its argument."""
+    try:
+        return record.getMessage()
+    except TypeError:
+        return str(record.msg)
+
+
 def _wanted(record: logging.LogRecord) -> bool:
-    return _LINES.search(record.getMessage()) is None
+    return _LINES.search(_text(record)) is None
 
 
 def _not_a_device_list(record: logging.LogRecord) -> bool:
-    return re.match(r"(GPU|TPU|HPU) available: ", record.getMessage()) is None
+    return re.match(r"(GPU|TPU|HPU) available: ", _text(record)) is None

@@ -122,7 +122,8 @@ class Desk:
         folder.mkdir(exist_ok=True)
         record = folder / f"{name}.calls"
         real = shlex.quote(shutil.which(name, path=self.cluster.env["PATH"]) or "/bin/false")
-        note = f'printf "%s\\0" "$@" >>{shlex.quote(str(record))}; printf "\\036" >>{shlex.quote(str(record))}'
+        # in one write, since several ranks may call at once
+        note = f'printf "%s\\0" "$@" $\'\\036\' >>{shlex.quote(str(record))}'
         script = folder / name
         script.write_text(f"#!/bin/bash\nrecord() {{ {note}; }}\n" + text.replace("REAL", real))
         script.chmod(0o755)
@@ -132,7 +133,7 @@ class Desk:
     def calls(self, record: Path) -> list[list[str]]:
         """The arguments of every call that a wrapper recorded."""
         text = record.read_text() if record.exists() else ""
-        return [call.split("\0")[:-1] for call in text.split("\x1e")[:-1]]
+        return [call.split("\0")[:-1] for call in text.split("\x1e\0")[:-1]]
 
 
 def quoted(value: str) -> str:

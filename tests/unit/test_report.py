@@ -71,6 +71,13 @@ def test_differences_are_taken_pair_by_pair():
     assert kl.error == pytest.approx(0.0081650, abs=1e-7)
 
 
+def test_accuracies_that_agree_on_every_pair_still_have_an_error():
+    found = figures.difference("accuracy", PAIRS[0.05], PAIRS[0.1], (0.05, 0.1))  # right on all four, both
+    assert found is not None
+    assert found.value == 0.0
+    assert found.error == pytest.approx(1 / 6)  # sqrt(0.5 + 0.5) / (4 + 2)
+
+
 def test_differences_of_other_pairs_are_not_taken():
     other = {**PAIRS[0.5], "tokens_chosen": [10, 20, 10, 11]}
     assert figures.difference("drift", PAIRS[0.05], other, (0.05, 0.5)) is None
