@@ -34,7 +34,7 @@ sweep: setup
 	$(PYTHON_IN) launcher/main.py -m model.dpo.ref_policy_kl_penalty=0.05,0.1,0.5 cluster=local
 
 test: setup models/tiny.nemo lint
-	$(PYTHON_IN) -m pytest
+	$(PYTHON_IN) -m pytest -m "not slow"
 
 test-fast: $(VENV)/.installed
 	$(PYTHON_IN) -m pytest tests/unit

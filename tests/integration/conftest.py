@@ -20,29 +20,11 @@ from typing import Any
 
 import pytest
 
+from tests.integration.minimal_trial import write_pairs, write_trial
+
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 600
 """Seconds after which a trial of the tests is taken for hung."""
-
-_TOPICS = ("the sea", "an egg", "Paris", "a red bicycle", "prime numbers", "the old king and his three sons", "rain")
-
-
-def write_pairs(path: Path, count: int, start: int = 0) -> Path:
-    """`count` short pairs of uneven length, as data_prep writes them."""
-    rows = []
-    for number in range(start, start + count):
-        topic = _TOPICS[number % len(_TOPICS)]
-        rows.append(
-            {
-                "prompt": f"\n\nHuman: Tell me about {topic}, part {number}.\n\nAssistant:",
-                "chosen_response": f" Gladly. {topic.capitalize()} is a fine subject." * (1 + number % 3),
-                "rejected_response": " No." if number % 2 else f" I do not talk about {topic}, go away.",
-                "chosen_reward": 1.0,
-                "rejected_reward": 0.0,
-            }
-        )
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -107,39 +89,16 @@ def new_trial(tmp_path: Path, tiny_nemo: Path, pairs: dict[str, Path]) -> Callab
 
     An override's dots are written as two underscores: trainer__precision="bf16".
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    from launcher import main  # which lets Hydra find the project's plugins
-    from launcher.compose import register_resolvers
-    from launcher.lora import nemo_modules
 
     def make(name: str = "0", **overrides: Any) -> Path:
-        register_resolvers()
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(main.config_root()), version_base="1.3"):
-            config = compose("config", overrides=["cluster=local", "model=tiny"])
-        OmegaConf.set_struct(config, False)
-        settings = {
-            "pretrained_checkpoint.restore_from_path": str(tiny_nemo),
-            "model.data.data_prefix": {split: [str(path)] for split, path in pairs.items()},
-            "trainer.precision": "32",
+        changes = {
             "trainer.dpo.max_steps": 6,
             "trainer.dpo.val_check_interval": 3,
             "trainer.dpo.save_interval": 3,
             "model.optim.lr": 5e-3,
-            "model.peft.lora_tuning.adapter_dropout": 0.0,
+            **{key.replace("__", "."): value for key, value in overrides.items()},
         }
-        settings |= {key.replace("__", "."): value for key, value in overrides.items()}
-        for key, value in settings.items():
-            OmegaConf.update(config, key, value)
-        tuning = config.model.peft.lora_tuning
-        tuning.target_modules = nemo_modules(list(tuning.target_modules))
-        folder = tmp_path / name
-        folder.mkdir()
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
-        return folder
+        return write_trial(tmp_path / name, "tiny", tiny_nemo, pairs, changes)
 
     return make
 
