@@ -5,10 +5,11 @@ VENV := .venv
 PYTHON_IN := $(VENV)/bin/python
 EXTRAS := train,test
 
-.PHONY: help setup sweep test test-fast lint bench clean
+.PHONY: help setup sweep test test-all test-fast lint bench clean
 help:
 	@echo "make sweep      set up, then run the beta sweep on this machine and compare the three betas"
 	@echo "make test       set up, then run all tests, ruff and mypy"
+	@echo "make test-all   those too that take minutes each"
 	@echo "make test-fast  the unit tests alone, in seconds"
 	@echo "make bench      command to sbatch for 3, 100 and 1,000 trials, against stock hydra-submitit-launcher (3 minutes)"
 	@echo "make lint       ruff and mypy"
@@ -35,6 +36,9 @@ sweep: setup
 
 test: setup models/tiny.nemo lint
 	$(PYTHON_IN) -m pytest -m "not slow"
+
+test-all: setup models/tiny.nemo lint
+	$(PYTHON_IN) -m pytest
 
 test-fast: $(VENV)/.installed
 	$(PYTHON_IN) -m pytest tests/unit
