@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import jsonl, splits
+from data_prep.scratch import alive
 from launcher.findings import Finding, Refused
 
 RECORD = "dataset.json"
@@ -110,18 +111,8 @@ class Workspace:
         """Removes what runs of this machine left that were killed outright."""
         for left in self._folder.glob(f".partial.{socket.gethostname()}.*"):
             pid = left.name.rpartition(".")[2]
-            if pid.isdecimal() and not _alive(int(pid)):
+            if pid.isdecimal() and not alive(int(pid)):
                 shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _cannot_write(folder: Path, error: OSError) -> Refused:

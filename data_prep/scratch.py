@@ -20,7 +20,7 @@ def beside(target: Path) -> Iterator[Path]:
     stem = f".{target.name}.{socket.gethostname()}."
     for left in target.parent.iterdir():
         pid = left.name.removeprefix(stem).removesuffix(".part")
-        if left.name == f"{stem}{pid}.part" and pid.isdecimal() and not _alive(int(pid)):
+        if left.name == f"{stem}{pid}.part" and pid.isdecimal() and not alive(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
     folder = target.parent / f"{stem}{os.getpid()}.part"
     folder.mkdir()
@@ -30,7 +30,8 @@ def beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this machine is running."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
