@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from nemo_aligner.algorithms.dpo import DPOTrainer
@@ -13,6 +14,23 @@ class PreferenceTrainer(DPOTrainer):
     """Trains exactly as DPOTrainer does; `logger` has to be a TrialLogger."""
 
     limit_val_batches: int
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        make_forward = self.model.get_forward_output_and_loss_func
+
+        def make_watched(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+            """On a CPU a step can take a minute; each micro batch of policy and reference is a sign of life."""
+            forward = make_forward(*args, **kwargs)
+
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                self.progress.beat(f"micro batch of step {self.step + 1}")
+                return forward(*args, **kwargs)
+
+            return watched
+
+        # On the instance: a class of our own would be named in the .nemo that NeMo saves, which others have to load.
+        self.model.get_forward_output_and_loss_func = make_watched
 
     @property
     def progress(self) -> MetricsFile:
@@ -41,15 +59,8 @@ class PreferenceTrainer(DPOTrainer):
 
     def run_validation(self) -> tuple[float, dict[str, float]]:
         self.progress.phase("validating", f"{self.limit_val_batches} batches")
-        self._validated = 0
         answer = super().run_validation()
         self.progress.phase("training")
-        return answer
-
-    def validation_step(self, global_batch: Any) -> tuple[float, dict[str, float]]:
-        answer = super().validation_step(global_batch)
-        self._validated += 1
-        self.progress.beat(f"batch {self._validated} of {self.limit_val_batches}")
         return answer
 
     def save(self, extra_candidates: Any = None, is_train_end: bool = False) -> None:

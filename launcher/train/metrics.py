@@ -24,7 +24,6 @@ class MetricsFile:
         self._path = path
         self._clock = clock
         self._spoke = 0.0
-        self._phase = ""
         if path is not None and path.exists():
             _end_last_line(path)
 
@@ -35,13 +34,14 @@ class MetricsFile:
 
     def phase(self, phase: str, detail: str = "") -> None:
         """A change of phase."""
-        self._phase = phase
         self._write({"phase": phase, "detail": detail})
+        if self.writes and detail:
+            print(f"{phase}: {detail}", flush=True)
 
     def beat(self, detail: str) -> None:
-        """How far the phase is; left out where the last line is less than EVERY seconds old."""
+        """A sign of life within a phase; left out where the last line is less than EVERY seconds old."""
         if self._clock() - self._spoke >= EVERY:
-            self._write({"phase": self._phase, "detail": detail})
+            self._write({"detail": detail})
 
     def values(self, step: int, max_steps: int, values: Mapping[str, float]) -> None:
         """Metrics after `step` of `max_steps` optimizer steps; keys carry their prefix, "train/" or "val/"."""
