@@ -246,13 +246,18 @@ def _finish(config: dict[str, Any]) -> list[Finding]:
         node[name] = str(Path(str(node[name])).expanduser().absolute())
     prefix = config["model"]["data"]["data_prefix"]
     for split, names in prefix.items():
-        prefix[split] = [str(Path(name).expanduser().absolute()) for name in names]
+        prefix[split] = [name if is_weight(name) else str(Path(name).expanduser().absolute()) for name in names]
     tuning = config["model"]["peft"]["lora_tuning"]
     try:
         tuning["target_modules"] = lora.nemo_modules(tuning["target_modules"])
     except Refused as refused:
         return refused.findings
     return []
+
+
+def is_weight(name: str) -> bool:
+    """Whether an entry of data_prefix is a weight: NeMo blends [weight, file, weight, file, ...]."""
+    return name.replace(".", "", 1).isdigit()
 
 
 def _node(config: dict[str, Any], dotted: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import base_model, disk, files, gpus, lora, memory, steps
-from launcher.compose import TrialConfig
+from launcher.compose import TrialConfig, is_weight
 from launcher.findings import Finding, Refused
 
 
@@ -94,7 +94,7 @@ def _trial(config: dict[str, Any], expected: Collection[Path]) -> list[Finding]:
             continue
         split_rows = 0
         for name in names:
-            if name.replace(".", "", 1).isdigit() and len(names) > 1:
+            if is_weight(name) and len(names) > 1:
                 continue  # a blend: [weight, file, weight, file, ...]
             count, problems = _jsonl(Path(name))
             split_rows += count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -95,11 +96,11 @@ class LoginNode:
     def _wait(self, process: subprocess.Popen[bytes], stop: bool) -> float:
         """Until it ends, or with `stop` until it has called sbatch and is ended. Returns its peak memory."""
         began = said = time.monotonic()
+        peak = 0.0
         while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                process.returncode = os.waitstatus_to_exitcode(status)
-                return usage.ru_maxrss * 1024 / 1e6
+            if process.poll() is not None:
+                return peak
+            peak = _high_water_mb(process.pid) or peak
             now = time.monotonic()
             if now - began > _PATIENCE or stop and self.log.exists() and "sbatch" in self.log.read_text():
                 process.kill()
@@ -130,3 +131,16 @@ def _files(folder: Path) -> None:
     data.mkdir(parents=True)
     for split in ("train", "validation", "test"):
         (data / f"{split}.jsonl").write_text("".join(row(number) for number in range(64)))
+
+
+def _high_water_mb(pid: int) -> float:
+    """Largest resident memory of a process so far, MB; 0 once it has ended.
+
+    Not ru_maxrss: that counts what the process was before exec, a copy of this one, which may hold all of torch.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    found = re.search(r"VmHWM:\s*(\d+) kB", status)
+    return int(found[1]) * 1024 / 1e6 if found else 0.0

@@ -87,3 +87,12 @@ def test_numbers_are_what_hydra_reads(text: str) -> None:
     found = _value(f"++a.b={text}")
     assert found is not None and found[0] == "a.b"
     assert (type(found[1]), repr(found[1])) == (type(expected), repr(expected))
+
+
+def test_a_blend_keeps_its_weights() -> None:
+    blend = composed()
+    blend.model.data.data_prefix.train = ["0.3", "a.jsonl", "0.7", "b.jsonl"]
+    config, _ = resolve(blend)
+    train = config["model"]["data"]["data_prefix"]["train"]
+    assert train[::2] == ["0.3", "0.7"]
+    assert all(name.startswith("/") for name in train[1::2])
