@@ -43,7 +43,7 @@ def table(look: Look, width: int = 80, *, colour: bool = False, full: bool = Fal
 def _title(look: Look, width: int) -> str:
     counts = ", ".join(f"{count} {word.lower()}" for word, count in look.counts.items())
     asked = time.strftime("%H:%M:%S", time.localtime(look.answers.time))
-    name = f"{look.sweep.experiment.get('name', '')} {look.sweep.folder}"
+    name = f"{look.sweep.experiment.get('name', '')} {look.sweep.shown}"
     rest = f" | {counts} | {asked}"
     return cut(name, max(20, width - len(rest)), middle=True) + rest
 
@@ -194,7 +194,7 @@ def _remarks(look: Look) -> list[str]:
     lines = lines[:_MOST_REMARKS] + ([f"... and {rest} more; --full shows all, --json says all"] if rest > 0 else [])
     failed = next((state for state in look.trials if state.state == "FAILED" and state.log), None)
     if failed:
-        lines.append(f"why: python -m launcher logs {failed.trial.number} {look.sweep.folder}")
+        lines.append(f"why: python -m launcher logs {failed.trial.number} {look.sweep.shown}")
     return [f"! {trouble}" for trouble in look.answers.troubles] + lines
 
 

@@ -201,6 +201,12 @@ class Sweep:
         return cls(folder, data)
 
     @property
+    def shown(self) -> str:
+        """The folder as people read it: from the current folder on, where it lies in that."""
+        here = os.getcwd() + os.sep
+        return str(self.folder).removeprefix(here)
+
+    @property
     def trials(self) -> list[Trial]:
         """All trials, by number."""
         return [

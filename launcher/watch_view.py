@@ -66,7 +66,7 @@ def draw(
 
 def _title(look: Look, width: int) -> str:
     counts = ", ".join(f"{count} {word.lower()}" for word, count in look.counts.items())
-    return f"{cut(str(look.sweep.folder), max(20, width - len(counts) - 3), middle=True)} | {counts}"
+    return f"{cut(look.sweep.shown, max(20, width - len(counts) - 3), middle=True)} | {counts}"
 
 
 def _freshness(look: Look, age: float) -> str:
