@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from launcher.sweep import Sweep
 ROOT = Path(__file__).resolve().parents[2]
 
 # Called as Python would be: -u -m launcher.submit.slurm_rank TRIAL. The trial's behave.json says what each rank does.
-STAND_IN = """#!{python} -SE
+STAND_IN = """
 import ctypes, faulthandler, json, os, signal, sys, time
 trial = sys.argv[-1]
 rank = os.environ["SLURM_PROCID"]
@@ -32,7 +33,7 @@ if rank == "0":
     say(phase="starting", detail="")
     say(phase="training", detail="")
     for step in range(1, 4):
-        say(step=step, max_steps=8, **{{"train/loss": 0.7 - step / 50, "train/acc": 0.5}})
+        say(step=step, max_steps=8, **{"train/loss": 0.7 - step / 50, "train/acc": 0.5})
 print("rank", rank, "does", mode, flush=True)
 if mode == "raise":
     time.sleep(1)
@@ -58,7 +59,7 @@ if mode == "nothing":
 time.sleep(behave.get("seconds", 1))
 if rank == "0":
     with open(os.path.join(trial, "result.json.new"), "w") as file:
-        json.dump({{"seconds": 1.0, "steps": 8, "final": {{"val/loss": 0.5}}}}, file)
+        json.dump({"seconds": 1.0, "steps": 8, "final": {"val/loss": 0.5}}, file)
     os.rename(file.name, os.path.join(trial, "result.json"))
 """
 
@@ -68,10 +69,14 @@ def make(folder: Path, *behave: dict[str, Any], **cluster: Any) -> Sweep:
     it asks Slurm for besides `cluster`; "nodes" (1), "ranks" a node (2).
     """
     stand_in = folder.parent / "stand-in"
-    stand_in.write_text(STAND_IN.format(python=sys.executable))
-    stand_in.chmod(0o755)
+    stand_in.write_text(STAND_IN)
     plain = yaml.safe_load((ROOT / "configs/cluster/slurm.yaml").read_text())["cluster"]
-    plain |= {"gpus_per_node": None, "time": 10, "python": str(stand_in), **cluster}
+    plain |= {
+        "gpus_per_node": None,
+        "time": 10,
+        "python": shlex.join([sys.executable, "-SE", str(stand_in)]),
+        **cluster,
+    }
     trials = []
     for number, each in enumerate(behave):
         config = {

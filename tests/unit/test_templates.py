@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -97,7 +98,7 @@ def filled_in(name: str) -> str:
     output = "/runs/it's/x-%j.out"
     if name == "report":
         made = stages.report_text(Path("/runs/it's"), CLUSTER, name="r", output=output, after=[7], memory=True)
-        return made.replace(sys.executable, "python").replace(str(ROOT), "/clone")
+        return made.replace(shlex.quote(sys.executable), "python").replace(shlex.quote(str(ROOT)), "/clone")
     if name == "dpo":
         surroundings = stages.surroundings(CLUSTER)
         step = {"proof": "/d/a b", "made_in": "/d", "srun_args": ["--x=y z"], "command": "python -u prepare.py 'a b'"}
@@ -109,7 +110,7 @@ def filled_in(name: str) -> str:
     made = stages.text(
         stages.Stage(**{**STAGE.__dict__, "name": name}), CLUSTER, name=f"x-{name}", output=output, after=[3]
     )
-    return made.replace(sys.executable, "python")
+    return made.replace(shlex.quote(sys.executable), "python")
 
 
 @pytest.mark.parametrize("name", NAMES)
