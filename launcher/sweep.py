@@ -26,7 +26,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher import metrics, slurm, yamltext
+from launcher import jsonfile, metrics, slurm, yamltext
 from launcher.findings import Finding, Refused
 from launcher.metrics import Progress
 
@@ -145,7 +145,7 @@ class Sweep:
             beside.mkdir(mode=mode)
             beside.chmod(mode)  # mkdir's mode is cut by the umask
             _write_configs(beside, enumerate(config for _, config in trials))
-            _write_json(beside / "sweep.json", data)
+            jsonfile.write(beside / "sweep.json", data)
             _put_in_place(beside, folder, mode)
         except OSError as error:
             why = f"cannot be written ({error.strerror or error})"
@@ -260,7 +260,7 @@ class Sweep:
             fcntl.flock(lock, fcntl.LOCK_EX)
             data = json.loads((self.folder / "sweep.json").read_bytes())
             yield data
-            _write_json(self.folder / "sweep.json", data)
+            jsonfile.write(self.folder / "sweep.json", data)
             self.data = data
 
 
@@ -304,15 +304,6 @@ def _write_configs(folder: Path, configs: Iterable[tuple[int, dict[str, Any]]]) 
         trial = folder / str(number)
         trial.mkdir()
         (trial / "config.yaml").write_text(yamltext.dump(config), encoding="utf-8")
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    with beside.open("w", encoding="utf-8") as stream:
-        json.dump(data, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
 
 
 def _put_in_place(beside: Path, folder: Path, mode: int) -> None:

@@ -11,7 +11,6 @@ part out. The result goes to result.json under "evaluation".
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -20,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher import jsonfile
 from launcher.findings import Finding, Refused
 from launcher.nemo_file import unpack_tokenizer
 from launcher.train import quiet, results, settings, standins
@@ -208,7 +208,7 @@ def evaluate_trial(trial_dir: Path) -> dict[str, Any]:
     model, pairs = _load(config, trial_dir, result["nemo"])
     found = evaluate(model, config, pairs, progress)
     if ranks.rank == 0:
-        _write(trial_dir / "result.json", {**result, "evaluation": found})
+        jsonfile.write(trial_dir / "result.json", {**result, "evaluation": found})
     training.shut_down()
     return found
 
@@ -251,16 +251,6 @@ def _load(config: Any, trial_dir: Path, adapters: str) -> tuple[Any, Any]:
     model.setup_complete = True
     _, pairs, _ = training.datasets(config.model, model.tokenizer)
     return model, pairs
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    """As launcher.train.results does, but the trial finished when it did."""
-    beside = path.with_name(f".{path.name}.new")
-    with beside.open("w", encoding="utf-8") as stream:
-        json.dump(result, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
 
 
 class _Spoken(MetricsFile):

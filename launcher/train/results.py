@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from launcher import jsonfile
 from launcher.metrics import STARTING, Line
 
 PACKAGES = (
@@ -56,12 +56,7 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Whole or not at all; a reader never sees half of it."""
-    beside = path.with_name(f".{path.name}.new")
-    with beside.open("w", encoding="utf-8") as stream:
-        json.dump({**result, "finished": datetime.now().astimezone().isoformat(timespec="seconds")}, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
+    jsonfile.write(path, {**result, "finished": datetime.now().astimezone().isoformat(timespec="seconds")})
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
