@@ -1,4 +1,4 @@
-"""What submitit runs in each rank's process: one rank of one trial."""
+"""What submitit runs in each local rank's process: one rank of one trial. Slurm's ranks begin in slurm_rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import signal
 import time
 import traceback
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +29,8 @@ class RunRank:
 
     folder: str
     """The trial's folder."""
-    port: int | None = None
-    """Where rank 0 listens; None: derived from the job's id, for ranks on several nodes."""
+    port: int
+    """Where rank 0 listens."""
     entry: str = TRAIN
     """module:function, called with the trial's folder."""
 
@@ -57,31 +56,17 @@ class RunRank:
             raise
 
 
-def rank_variables(env: JobEnvironment, port: int | None) -> dict[str, str]:
-    """The variables by which torch.distributed knows its ranks (env:// initialisation).
-
-    submitit numbers ranks node by node.
-    """
-    ranks, nodes = env.num_tasks, env.num_nodes
+def rank_variables(env: JobEnvironment, port: int) -> dict[str, str]:
+    """The variables by which torch.distributed knows its ranks (env:// initialisation), all on this machine."""
     return {
         "RANK": str(env.global_rank),
         "LOCAL_RANK": str(env.local_rank),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks // nodes),
-        "NODE_RANK": str(env.node),
-        "MASTER_ADDR": "127.0.0.1" if nodes == 1 else str(env.hostnames[0]),
-        "MASTER_PORT": str(port or port_of_job(env.job_id)),
+        "WORLD_SIZE": str(env.num_tasks),
+        "LOCAL_WORLD_SIZE": str(env.num_tasks),
+        "NODE_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
     }
-
-
-def port_of_job(job_id: str) -> int:
-    """A port that all ranks of a job find by themselves; elements of an array get different ones."""
-    from launcher.submit.machine import PORTS
-
-    array, _, element = job_id.partition("_")
-    if not element.isdigit():
-        return PORTS[zlib.crc32(job_id.encode()) % len(PORTS)]
-    return PORTS[(zlib.crc32(array.encode()) + int(element)) % len(PORTS)]
 
 
 def write_error(path: Path, error: BaseException) -> None:

@@ -17,7 +17,6 @@ import pytest
 from launcher.submit import local, machine, process
 from launcher.submit.local import Need, Stopped, check, slots_for
 from launcher.submit.machine import Machine
-from launcher.submit.rank import port_of_job
 from launcher.sweep import Outcome, Sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -438,9 +437,6 @@ def test_ports() -> None:
     assert machine.free_port(taken) == machine.PORTS[5]
     with pytest.raises(OSError, match="in use"):
         machine.free_port(machine.PORTS)
-    of_array = [port_of_job(f"1234_{element}") for element in range(1000)]
-    assert len(set(of_array)) == 1000 and set(of_array) <= set(machine.PORTS)
-    assert port_of_job("1234") != port_of_job("1235")
 
 
 def test_stopped_says_what_became_of_each_trial(tmp_path: Path) -> None:
