@@ -119,9 +119,9 @@ def trial_plan(trial: dict[str, Any], rows: int) -> steps.Plan | None:
     """The steps of a trial of so many training pairs; None where they are refused, which is said elsewhere."""
     dpo = trial["trainer"]["dpo"]
     batch = trial["model"]["global_batch_size"]
-    intervals = dpo["val_check_interval"], dpo["save_interval"]
+    rest = dpo["val_check_interval"], dpo["save_interval"], dpo.get("limit_train_batches", 1.0)
     try:
-        return steps.plan(rows, batch, dpo["max_epochs"], dpo["max_steps"], *intervals)
+        return steps.plan(rows, batch, dpo["max_epochs"], dpo["max_steps"], *rest)
     except Refused:
         return None
 

@@ -227,6 +227,7 @@ def _steps(config: dict[str, Any], train_rows: int) -> list[Finding]:
             dpo["max_steps"],
             dpo["val_check_interval"],
             dpo["save_interval"],
+            dpo.get("limit_train_batches", 1.0),
         )
     except Refused as refused:
         return refused.findings

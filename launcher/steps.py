@@ -24,6 +24,7 @@ def plan(
     max_steps: int = -1,
     val_check_interval: int | float = 0.1,
     save_interval: int | float = 0.1,
+    limit_train_batches: int | float | None = 1.0,
 ) -> Plan:
     """Turn `rows` training pairs and the keys of `trainer.dpo` into steps.
 
@@ -32,6 +33,8 @@ def plan(
     than one step (NeMo-Aligner would round 0.1 of 8 steps to 0 and never validate). `max_steps` < 0 means no cap.
     NeMo-Aligner asserts save_interval % val_check_interval == 0 in the middle of training
     (trainer_utils.check_progress); here it is refused, and a fraction is rounded to a multiple by itself.
+
+    `limit_train_batches` cuts an epoch, to so many steps (whole) or to their share, as NeMo-Aligner does.
 
     Raises Refused with every finding.
     """
@@ -47,6 +50,13 @@ def plan(
                 )
             ]
         )
+    if isinstance(limit_train_batches, float):
+        per_epoch = int(per_epoch * min(limit_train_batches, 1.0))
+    elif limit_train_batches is not None:
+        per_epoch = min(per_epoch, limit_train_batches)
+    if per_epoch < 1:
+        why = f"leaves no step of the {rows // global_batch_size} in an epoch"
+        raise Refused([Finding("trainer.dpo.limit_train_batches", str(limit_train_batches), why, "raise it")])
     total = per_epoch * max_epochs
     if max_steps >= 0:
         total = min(total, max_steps)

@@ -53,12 +53,8 @@ def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, device: Device) ->
 def _plan(config: DictConfig) -> Plan:
     dpo, batch = config.trainer.dpo, config.model.global_batch_size
     rows = sum(pairs(Path(name)) for name in config.model.data.data_prefix.train)
-    limit = dpo.get("limit_train_batches", 1.0)  # NeMo-Aligner cuts an epoch to it, so the steps are counted in it
-    if isinstance(limit, float):
-        rows = int(rows // batch * min(limit, 1.0)) * batch if limit < 1.0 else rows
-    elif limit is not None:
-        rows = min(rows // batch, limit) * batch
-    return plan(rows, batch, dpo.max_epochs, dpo.max_steps, dpo.val_check_interval, dpo.save_interval)
+    limit = dpo.get("limit_train_batches", 1.0)
+    return plan(rows, batch, dpo.max_epochs, dpo.max_steps, dpo.val_check_interval, dpo.save_interval, limit)
 
 
 def pairs(path: Path) -> int:

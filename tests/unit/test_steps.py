@@ -41,3 +41,11 @@ def test_a_save_is_always_after_a_validation(rows: int, batch: int, val: float, 
     steps = plan(rows, batch, 1, -1, val, save)
     assert steps.val_check_interval >= 1
     assert steps.save_interval % steps.val_check_interval == 0
+
+
+def test_an_epoch_may_be_cut() -> None:
+    assert plan(100, 10, 2, -1, 1, 1, 0.5) == Plan(5, 10, 1, 1)
+    assert plan(100, 10, 1, -1, 1, 1, 3).max_steps == 3
+    assert plan(100, 10, 1, -1, 1, 1, 1.0) == plan(100, 10, 1, -1, 1, 1, None) == plan(100, 10, 1, -1, 1, 1, 99)
+    with pytest.raises(Refused, match="limit_train_batches"):
+        plan(100, 10, 1, -1, 1, 1, 0.01)
