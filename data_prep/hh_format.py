@@ -1,4 +1,4 @@
-r"""Anthropic HH-RLHF's form: {"chosen": "\n\nHuman: ...\n\nAssistant: ...", "rejected": ...} -> a Pair.
+r"""Anthropic HH-RLHF's way of writing: "\n\nHuman: ...\n\nAssistant: ...", read into turns and written from them.
 
 The rule. A text is turns, each opened by "\n\nHuman:" or "\n\nAssistant:"; they alternate, Human first and Assistant
 last. The prompt is the text up to its last "\n\nAssistant:", which ends it, as it stands (whitespace before the first
@@ -15,9 +15,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data_prep.pairs import BadRow, Drop, Pair
+from data_prep.pairs import BadRow, Drop, Pair, Talk, talk
 
-_MARK = re.compile(r"\n\n(Human|Assistant):")
+MARK = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = ("Human", "Assistant")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Turn:
 
 def read_turns(text: str) -> list[Turn]:
     """The turns of a text in HH's form, in order. No turns for a text that does not begin with one."""
-    marks = list(_MARK.finditer(text))
+    marks = list(MARK.finditer(text))
     if not marks or marks[0].start() != 0:
         return []
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
@@ -42,26 +43,30 @@ def read_turns(text: str) -> list[Turn]:
     ]
 
 
-def to_pair(row: Mapping[str, object]) -> Pair | Drop:
-    """A row with the texts `chosen` and `rejected` -> a Pair, or the reason to drop it. Other keys are ignored.
+def to_talk(row: Mapping[str, object]) -> Talk | Drop:
+    """A row with the whole conversations `chosen` and `rejected` -> a Talk, or the reason to drop it.
 
-    Raises BadRow where a key is missing or is not a string.
+    Other keys are ignored. Raises BadRow where a key is missing or is not a string.
     """
-    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+    chosen, rejected = as_text(_text(row, "chosen")), as_text(_text(row, "rejected"))
     chosen_turns, rejected_turns = read_turns(chosen), read_turns(rejected)
-    if not _in_order(chosen_turns) or not _in_order(rejected_turns):
+    if not in_order(chosen_turns) or not in_order(rejected_turns):
         return Drop.TURN_ORDER
-    if [turn.text for turn in chosen_turns[:-1]] != [turn.text for turn in rejected_turns[:-1]]:
+    turns = [turn.text for turn in chosen_turns[:-1]]
+    if turns != [turn.text for turn in rejected_turns[:-1]]:
         return Drop.PROMPTS_DIFFER
-    if not all(turn.text for turn in chosen_turns[:-1]):
-        return Drop.EMPTY_TURN
-    chosen_text, rejected_text = chosen_turns[-1].text, rejected_turns[-1].text
-    if not chosen_text or not rejected_text:
-        return Drop.EMPTY_RESPONSE
-    if chosen_text == rejected_text:
-        return Drop.EQUAL_RESPONSES
     prompt = chosen[: chosen_turns[-1].end]
-    return Pair(prompt, f" {chosen_text}", f" {rejected_text}", opening=chosen_turns[0].text)
+    return talk(turns, chosen_turns[-1].text, rejected_turns[-1].text, text=prompt)
+
+
+def as_text(text: str) -> str:
+    """With the "\\n\\n" before the first turn, which some copies of HH-RLHF have lost."""
+    return "\n\n" + text.lstrip()
+
+
+def in_order(turns: list[Turn]) -> bool:
+    """Human, Assistant, Human, ..., Assistant."""
+    return bool(turns) and [turn.role for turn in turns] == [*_ROLES] * (len(turns) // 2)
 
 
 def _text(row: Mapping[str, object], key: str) -> str:
@@ -69,10 +74,19 @@ def _text(row: Mapping[str, object], key: str) -> str:
     if not isinstance(value, str):
         what = f"{key!r} is {type(value).__name__}, not text" if key in row else f"there is no key {key!r}"
         raise BadRow(f"{what} (HH pairs have 'chosen' and 'rejected')")
-    return "\n\n" + value.lstrip()
+    return value
 
 
-def _in_order(turns: list[Turn]) -> bool:
-    """Human, Assistant, Human, ..., Assistant."""
-    expected = ["Human", "Assistant"] * (len(turns) // 2)
-    return bool(turns) and [turn.role for turn in turns] == expected
+def render(talk: Talk) -> Pair | Drop:
+    """The pair in HH's form. A system prompt stands before the first turn, as Anthropic's own prompts had it.
+
+    The prompt ends without whitespace and each response begins with exactly one space, so that byte-level BPE
+    tokenizers do not merge a token across the border.
+    """
+    prompt = talk.text
+    if prompt is None or talk.system:
+        if any(MARK.search("\n\n" + text) for text in (talk.system, *talk.turns, talk.chosen, talk.rejected)):
+            return Drop.MARKER
+        said = (f"\n\n{_ROLES[number % 2]}: {text}" for number, text in enumerate(talk.turns))
+        prompt = talk.system + "".join(said) + "\n\nAssistant:"
+    return Pair(prompt, f" {talk.chosen}", f" {talk.rejected}", opening=talk.turns[0])

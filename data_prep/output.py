@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep import jsonl, splits
+from data_prep import jsonl, packed, splits
 from data_prep.scratch import alive
 from launcher.findings import Finding, Refused
 
 RECORD = "dataset.json"
-FILES = (*(f"{name}.jsonl" for name in splits.NAMES), RECORD)  # the record last: without it the set is not whole
+PAIRS = tuple(f"{name}.jsonl" for name in splits.NAMES)
+PACKED = tuple(packed.name(name) for name in splits.NAMES)  # only where they were asked for
+FILES = (*PAIRS, *PACKED, RECORD)  # the record last: without it the set is not whole
 
 
 def made_from(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -97,7 +99,8 @@ class Workspace:
         for name in reversed(FILES):
             (self._folder / name).unlink(missing_ok=True)
         for name in FILES:
-            os.replace(self.path / name, self._folder / name)
+            if name in record["files"] or name == RECORD:
+                os.replace(self.path / name, self._folder / name)
 
     def _remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

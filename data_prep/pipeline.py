@@ -1,69 +1,58 @@
-"""Source -> rows: read, form pairs, drop what cannot be trained on, measure, divide, write.
-
-Rows stream through in batches; what stays in memory is some numbers a row (hashes, length), never its text.
-"""
+"""Source -> files: sift, divide, write, pack. Rows stream through; memory does not depend on how many there are."""
 
 from __future__ import annotations
 
-import sys
-from array import array
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_prep import hh_format, jsonl, splits
+from data_prep import jsonl, packed, splits
 from data_prep.lengths import Lengths
 from data_prep.pair_tokens import PairTokenizer
-from data_prep.pairs import BadRow, Drop, Pair
+from data_prep.pairs import Drop, Mend
 from data_prep.progress import Progress
-from data_prep.sources import Opener, Source
+from data_prep.prompt_formats import Llama3, PromptFormat
+from data_prep.sieve import Options, Sieve
+from data_prep.sources import Source
 from launcher.findings import Finding, Refused
 
 #: Raised when the same source and options should give other files.
-RULES = 1
-BATCH = 512  # pairs measured at once: enough to keep the tokenizer's threads busy, and a few MB
-
-#: How a source writes its pairs: row -> Pair or Drop, raising BadRow.
-FORMATS: dict[str, Callable[[Mapping[str, object]], Pair | Drop]] = {"hh": hh_format.to_pair}
+RULES = 2
 
 
-@dataclass(frozen=True)
-class Options:
-    """What decides, beside the source and the tokenizer, what is written."""
-
-    format: str
-    sizes: splits.Sizes
-    max_tokens: int | None = None
-    limit: int | None = None
-    skip_bad_lines: bool = False
-
-
-def recipe(source: Source, options: Options, tokenizer: PairTokenizer | None) -> dict[str, Any]:
+def recipe(
+    source: Source, options: Options, prompt_format: PromptFormat, tokenizer: PairTokenizer | None
+) -> dict[str, Any]:
     """All that the files follow from, for dataset.json: equal recipes give equal files, byte for byte."""
+    files = tokenizer.files if tokenizer else None
     return {
         "rules": RULES,
         "source": source.facts,
         "options": asdict(options),
-        "tokenizer": {"sha256": tokenizer.sha256} if tokenizer else None,
+        "prompt_format": prompt_format.facts,
+        "tokenizer": {"sha256": files.sha256, "kind": files.kind} if files else None,
     }
 
 
 def build(
-    source: Source, options: Options, tokenizer: PairTokenizer | None, folder: Path, progress: Progress
+    source: Source,
+    options: Options,
+    prompt_format: PromptFormat,
+    tokenizer: PairTokenizer | None,
+    folder: Path,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Write the three files into `folder` and return what dataset.json says of them.
+    """Write the files into `folder` and return what dataset.json says of them.
 
     Raises Refused for a bad line (unless they are skipped) and where a split would be empty or short.
     """
     if tokenizer:
         tokenizer.load()
-    sieve = Sieve(options, tokenizer)
-    lengths = {name: Lengths() for name in splits.NAMES}
-    writers = {name: jsonl.Writer(folder / f"{name}.jsonl") for name in splits.NAMES}
+        _check_tokens(prompt_format, tokenizer)
+    sieve = Sieve(options, prompt_format, tokenizer, folder)
+    outputs = [Output(folder / f"{name}.jsonl") for name in splits.NAMES]
     try:
         for pool, open_pool in source.pools.items():
             with progress.phase(f"reading {source.name}" + ("" if pool == "all" else f", {pool.replace('_', ' ')}")):
@@ -71,137 +60,119 @@ def build(
                 def at(share: float) -> None:
                     progress.detail = f"{share:.0%}, {sieve.read:,} rows"
 
-                kept = sieve.keep_pool(open_pool, at, folder / ".pool.jsonl")
-            with progress.phase("dividing") if len(kept) > 100_000 else nullcontext():
-                _deal(pool, kept, options.sizes, folder / ".pool.jsonl", writers, lengths, sieve.dropped)
+                _divide(pool, sieve.kept(open_pool(at)), options.sizes, outputs, sieve, folder)
     finally:
-        files = {f"{name}.jsonl": writer.close() for name, writer in writers.items()}
-        (folder / ".pool.jsonl").unlink(missing_ok=True)
-    rows = {name: writers[name].rows for name in splits.NAMES}
+        files = {f"{name}.jsonl": output.writer.close() for name, output in zip(splits.NAMES, outputs, strict=True)}
+        sieve.close()
+    rows = {name: output.writer.rows for name, output in zip(splits.NAMES, outputs, strict=True)}
     _check_rows(rows, options.sizes, sieve)
-    return {
+    made: dict[str, Any] = {
         "rows_read": sieve.read,
         "rows": rows,
         "dropped": {reason.value: sieve.dropped[reason] for reason in Drop if sieve.dropped[reason]},
+        "mended": {mend.value: sieve.mended[mend] for mend in Mend if sieve.mended[mend]},
         "files": files,
         "lengths": {
             "of": "prompt + the longer response",
             "unit": "tokens" if tokenizer else "characters",
-            **{name: lengths[name].facts() for name in splits.NAMES},
+            **{name: output.lengths.facts() for name, output in zip(splits.NAMES, outputs, strict=True)},
         },
     }
+    if options.pack and tokenizer:
+        made["packed"] = {"size": options.pack}
+        for name in splits.NAMES:
+            with progress.phase(f"packing {name}"):
+                target = folder / packed.name(name)
+                facts, filled = packed.write(folder / f"{name}.jsonl", target, tokenizer, options.pack)
+                files[target.name], made["packed"][name] = facts, filled
+    return made
 
 
-@dataclass
-class Kept:
-    """What is remembered of the rows of a pool that were kept, in their order: 12 bytes a row."""
+class Output:
+    """One of the files in the making."""
 
-    openings: array[int] = field(default_factory=lambda: array("Q"))
-    lengths: array[int] = field(default_factory=lambda: array("I"))
+    def __init__(self, path: Path) -> None:
+        self.writer = jsonl.Writer(path)
+        self.lengths = Lengths()
+
+    def add(self, line: bytes, length: int) -> None:
+        self.writer.write(line)
+        self.lengths.add(length)
+
+
+def _divide(
+    pool: str, kept: Iterator[Any], sizes: splits.Sizes, outputs: list[Output], sieve: Sieve, folder: Path
+) -> None:
+    """Each row into the file of its split, in the order of the source."""
+    if not splits.by_number(pool, sizes):
+        for pair, length in kept:
+            outputs[splits.place(pool, pair.opening_hash(), sizes)].add(jsonl.encode(pair.row()), length)
+        return
+    with Aside(folder) as aside:
+        for pair, length in kept:
+            aside.put(pair.opening_hash(), length, jsonl.encode(pair.row()))
+        places = splits.deal(pool, aside, sizes)
+        for place, length, line in zip(places, aside.lengths(), aside.lines(), strict=True):
+            if place == splits.UNUSED:
+                sieve.dropped[Drop.NOT_ASKED_FOR] += 1
+            else:
+                outputs[place].add(line, length)
+
+
+class Aside:
+    """Rows put aside on the disk until all are known; iterating gives the hashes of their openings."""
+
+    _NUMBERS = struct.Struct("<QI")
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = (folder / ".aside.jsonl", folder / ".aside.numbers")
+        self._rows = 0
+
+    def __enter__(self) -> Aside:
+        self._lines, self._numbers = (path.open("w+b") for path in self._paths)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file, path in zip((self._lines, self._numbers), self._paths, strict=True):
+            file.close()
+            path.unlink(missing_ok=True)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self._rows
+
+    def __iter__(self) -> Iterator[int]:
+        return (opening for opening, _ in self._read())
+
+    def put(self, opening: int, length: int, line: bytes) -> None:
+        self._lines.write(line)
+        self._numbers.write(self._NUMBERS.pack(opening, length))
+        self._rows += 1
+
+    def lengths(self) -> Iterator[int]:
+        return (length for _, length in self._read())
+
+    def lines(self) -> Iterator[bytes]:
+        self._lines.seek(0)
+        yield from self._lines
+
+    def _read(self) -> Iterator[tuple[int, int]]:
+        self._numbers.flush()
+        with self._paths[1].open("rb") as file:  # of its own: it is read twice at a time
+            while block := file.read(self._NUMBERS.size << 12):
+                yield from self._NUMBERS.iter_unpack(block)
 
 
-class Sieve:
-    """Lets through what NeMo-Aligner can train on and counts the rest by reason."""
-
-    def __init__(self, options: Options, tokenizer: PairTokenizer | None) -> None:
-        self.read = 0
-        self.dropped: Counter[Drop] = Counter()
-        self._options = options
-        self._to_pair = FORMATS[options.format]
-        self._tokenizer = tokenizer
-        self._seen: set[int] = set()  # hashes of rows, in all pools
-        self._other_prompts: set[int] = set()  # hashes of the prompts of the pools before this one
-
-    def keep_pool(self, open_pool: Opener, at: Callable[[float], None], to: Path) -> Kept:
-        """Writes the rows of one pool that are kept to `to`, in their order."""
-        kept, prompts = Kept(), set()
-        writer = jsonl.Writer(to)
-        pairs = self._pairs(open_pool(at))
-        limit = self._options.limit or sys.maxsize
-        try:
-            # No more is taken than may still be kept, so that every row read is either kept or counted as dropped.
-            while batch := list(islice(pairs, min(BATCH, limit - len(kept)))):
-                for pair, length in self._measured(batch):
-                    writer.write(jsonl.encode(pair.row()))
-                    kept.openings.append(pair.opening_hash())
-                    kept.lengths.append(length)
-                    prompts.add(pair.prompt_hash())
-        finally:
-            writer.close()
-        self._other_prompts |= prompts
-        return kept
-
-    def _pairs(self, records: Iterator[jsonl.Record]) -> Iterator[Pair]:
-        for record in records:
-            self.read += 1
-            pair = self._judge(record)
-            if isinstance(pair, Drop):
-                self.dropped[pair] += 1
-            else:
-                yield pair
-
-    def _judge(self, record: jsonl.Record) -> Pair | Drop:
-        if record.row is None:
-            return self._bad(record.where, record.wrong, Drop.NOT_JSON)
-        try:
-            pair = self._to_pair(record.row)
-            if isinstance(pair, Drop):
-                return pair
-            row_hash, prompt_hash = pair.row_hash(), pair.prompt_hash()
-        except BadRow as error:
-            return self._bad(record.where, str(error), Drop.WRONG_KEYS)
-        except UnicodeEncodeError:
-            return Drop.NOT_TEXT
-        if prompt_hash in self._other_prompts:
-            return Drop.OTHER_SPLIT
-        if row_hash in self._seen:
-            return Drop.DUPLICATE
-        self._seen.add(row_hash)
-        return pair
-
-    def _bad(self, where: str, why: str, drop: Drop) -> Drop:
-        if not self._options.skip_bad_lines:
-            raise Refused([Finding(where, "", why, "correct the line, or leave such lines out with --skip-bad-lines")])
-        return drop
-
-    def _measured(self, batch: list[Pair]) -> Iterator[tuple[Pair, int]]:
-        """The pairs of the batch that the tokenizer has nothing against, each with the length of its longer side."""
-        if self._tokenizer is None:
-            yield from ((pair, pair.longer_side()) for pair in batch)
-            return
-        for pair, length in zip(batch, self._tokenizer.measure(batch), strict=True):
-            if isinstance(length, Drop):
-                self.dropped[length] += 1
-            else:
-                yield pair, length
+def _check_tokens(prompt_format: PromptFormat, tokenizer: PairTokenizer) -> None:
+    if not isinstance(prompt_format, Llama3):
+        return
+    missing = [token for token in prompt_format.TOKENS if tokenizer.token_id(token) is None]
+    if missing:
+        why = f"has no token {missing[0]}, which --prompt-format llama3 writes"
+        remedy = "give the tokenizer of a Llama 3, or use --prompt-format chat or hh"
+        raise Refused([Finding("--tokenizer", str(tokenizer.files.path), why, remedy)])
 
 
-def _deal(
-    pool: str,
-    kept: Kept,
-    sizes: splits.Sizes,
-    lines: Path,
-    writers: Mapping[str, jsonl.Writer],
-    lengths: Mapping[str, Lengths],
-    dropped: Counter[Drop],
-) -> None:
-    """Copies each kept row of the pool into the file of its split; the order of the source is kept."""
-    places = splits.assign(pool, kept.openings, sizes)
-    with lines.open("rb") as file:
-        for line, place, length in zip(file, places, kept.lengths, strict=True):
-            if place == splits.UNUSED:
-                dropped[Drop.NOT_ASKED_FOR] += 1
-                continue
-            name = splits.NAMES[place]
-            writers[name].write(line)
-            lengths[name].add(length)
-
-
-def _check_rows(rows: Mapping[str, int], sizes: splits.Sizes, sieve: Sieve) -> None:
-    """NeMo-Aligner needs rows in every file, so an empty one is better refused here than on the cluster."""
+def _check_rows(rows: dict[str, int], sizes: splits.Sizes, sieve: Sieve) -> None:
     total = sum(rows.values())
     if not total:
         reasons = ", ".join(f"{count} {reason.value}" for reason, count in sieve.dropped.most_common()) or "it is empty"

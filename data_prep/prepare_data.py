@@ -1,8 +1,8 @@
 """Preference pairs -> the JSONL files that NeMo-Aligner's DPO reads, without the rows on which it would crash.
 
 Writes train.jsonl, validation.jsonl and test.jsonl with {prompt, chosen_response, rejected_response, chosen_reward,
-rejected_reward}, and dataset.json, which says what they were made from and what was dropped and why. The four appear
-when all of them are done; a second run with nothing changed does nothing.
+rejected_reward}, and dataset.json, which says what they were made from and what was dropped and why. They appear when
+all of them are done; a second run with nothing changed does nothing.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ if __name__ == "__main__":
     # Run as a script, Python puts this folder first; the packages lie one above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_prep import output, sources, summary  # noqa: E402
+from data_prep import output, prompt_formats, sources, summary, tokenizer_files  # noqa: E402
+from data_prep.forms import FORMS  # noqa: E402
 from data_prep.pair_tokens import PairTokenizer  # noqa: E402
-from data_prep.pipeline import FORMATS, Options, build, recipe  # noqa: E402
+from data_prep.pipeline import build, recipe  # noqa: E402
 from data_prep.progress import Progress  # noqa: E402
+from data_prep.sieve import Options  # noqa: E402
 from data_prep.splits import Sizes  # noqa: E402
 from launcher.findings import Finding, Refused  # noqa: E402
 
@@ -28,9 +30,17 @@ EXAMPLES = """\
 examples:
   python data_prep/prepare_data.py sample                          # data/sample: 288 + 32 + 40 pairs, made up
   python data_prep/prepare_data.py sample --tokenizer models/smollm2_135m.nemo
-  python data_prep/prepare_data.py hh_rlhf --subset harmless-base --tokenizer models/llama3_8b.nemo --max-tokens 2048
+  python data_prep/prepare_data.py hh_rlhf --tokenizer models/llama3_8b.nemo --max-tokens 2048
   python data_prep/prepare_data.py ~/hh-rlhf --out data/hh_rlhf    # a copy of the set, where there is no network
+  python data_prep/prepare_data.py HuggingFaceH4/ultrafeedback_binarized --splits train_prefs,test_prefs \\
+      --tokenizer models/llama3_8b.nemo --prompt-format llama3 --max-tokens 4096 --too-long cut
   python data_prep/prepare_data.py pairs.jsonl.gz --validation 64 --test 64 --skip-bad-lines
+
+forms of a row (--format auto tells them apart by their values):
+  hh        {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}
+  prompt    {"prompt": "...", "chosen": "...", "rejected": "..."}, or chosen_response and rejected_response
+  messages  {"chosen": [{"role": "user", "content": "..."}, ...], "rejected": [...]}, with or without "prompt"
+A "system" text, or a message of that role, is kept.
 
 A second call with nothing changed does nothing. Exit codes: 0 done, 2 bad input (nothing was written), 130 interrupted.
 """
@@ -51,15 +61,29 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = made.add_argument
-    add("source", metavar="SOURCE", help="sample, hh_rlhf, a folder, a .jsonl or a .jsonl.gz (or data=SOURCE)")
+    add("source", metavar="SOURCE", help=f"sample, hh_rlhf, OWNER/NAME of the hub, {sources.KINDS} (or data=SOURCE)")
     add("--out", type=Path, metavar="FOLDER", help="where to write; default data/<name of the source>")
-    add("--tokenizer", type=Path, metavar="PATH", help="the trial's: HF folder, tokenizer.json or .nemo")
-    add("--max-tokens", type=_positive, metavar="N", help="drop pairs with more tokens (needs --tokenizer)")
+    add("--tokenizer", type=Path, metavar="PATH", help="the trial's: .nemo, HF folder, tokenizer.json or .model")
+    how = "how prompts are written: HH's way, Llama 3's, or the tokenizer's chat template; default %(default)s"
+    add("--prompt-format", choices=prompt_formats.NAMES, default="hh", help=how)
+    add("--max-tokens", type=_positive, metavar="N", help="no pair with more tokens (needs --tokenizer)")
+    what = "with pairs over --max-tokens: drop them, or cut their oldest exchanges off; default %(default)s"
+    add("--too-long", choices=("drop", "cut"), default="drop", help=what)
+    packs = "write packs of N tokens too, for model.data.data_impl=packed_jsonl (needs --max-tokens, at most N/2)"
+    add("--pack", type=_positive, metavar="N", help=packs)
     add("--validation", type=_size, metavar="SIZE", help="share (0.05) or number of rows (64); sample 32, else 0.05")
     add("--test", type=_size, metavar="SIZE", help="the same for the test; sample 40, else 0.05")
-    add("--subset", default="", metavar="NAMES", help="of HH-RLHF or a folder, with commas between; default all")
-    add("--revision", default=sources.HH_REVISION, help="of Anthropic/hh-rlhf; default %(default).12s")
-    add("--format", choices=sorted(FORMATS), default="hh", help="how the source writes its pairs; default %(default)s")
+    add(
+        "--splits",
+        default="",
+        metavar="NAMES",
+        help="of a folder or a set of the hub, with commas between; default all",
+    )
+    subset = "of HH-RLHF or a folder, with commas between, or one configuration of another set; default all"
+    add("--subset", default="", metavar="NAMES", help=subset)
+    revision = f"of a set of the hub; default main, {sources.HH_REVISION:.12} of {sources.HH_NAME}"
+    add("--revision", metavar="COMMIT", help=revision)
+    add("--format", choices=sorted(FORMS), default="auto", help="the form of the source's rows; default %(default)s")
     add("--limit", type=_positive, metavar="N", help="keep no more than N pairs of each of the source's own splits")
     add("--skip-bad-lines", action="store_true", help="count lines that are not pairs, do not refuse them")
     add("--force", action="store_true", help="make the files again, over whatever is there")
@@ -97,28 +121,39 @@ def options_from(args: argparse.Namespace, source: sources.Source) -> Options:
     if args.max_tokens and not args.tokenizer:
         remedy = "add --tokenizer models/<name>.nemo"
         raise Refused([Finding("--max-tokens", str(args.max_tokens), "needs a tokenizer to count with", remedy)])
-    return Options(args.format, Sizes(validation, test), args.max_tokens, args.limit, args.skip_bad_lines)
+    if args.too_long == "cut" and not args.max_tokens:
+        raise Refused([Finding("--too-long", "cut", "needs --max-tokens", "say how long a pair may be")])
+    if args.pack and not (args.max_tokens and 2 * args.max_tokens <= args.pack):
+        why = "has to hold both sides of any pair"
+        raise Refused([Finding("--pack", str(args.pack), why, f"add --max-tokens {args.pack // 2} or less")])
+    sizes = Sizes(validation, test)
+    return Options(args.format, sizes, args.max_tokens, args.too_long, args.limit, args.skip_bad_lines, args.pack)
 
 
 def prepare(args: argparse.Namespace) -> int:
     """Everything after the command line was read. Raises Refused; nothing is written then."""
-    subsets = tuple(name.strip() for name in args.subset.split(",") if name.strip())
-    source = sources.find(args.source, subsets, args.revision)
+    source = sources.find(args.source, _names(args.subset), args.revision, _names(args.splits))
     folder = args.out or Path("data", source.name)
     options = options_from(args, source)
-    tokenizer = PairTokenizer(args.tokenizer, options.max_tokens) if args.tokenizer else None
-    wanted = recipe(source, options, tokenizer)
+    files = tokenizer_files.read(args.tokenizer) if args.tokenizer else None
+    prompt_format = prompt_formats.choose(args.prompt_format, files)
+    tokenizer = PairTokenizer(files) if files else None
+    wanted = recipe(source, options, prompt_format, tokenizer)
     made = None if args.force or not source.fixed else output.made_from(folder, wanted)
     if made:
         print(f"{folder} is up to date: {summary.counts(made)}; nothing to do (--force makes it again)")
         return 0
     output.check(folder, source.files, args.force)
     with output.Workspace(folder) as work:
-        made = build(source, options, tokenizer, work.path, Progress("prepare_data"))
+        made = build(source, options, prompt_format, tokenizer, work.path, Progress("prepare_data"))
         record = {**wanted, **made}
         work.publish(record)
     print(summary.table(folder, record, args.tokenizer))
     return 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,10 +7,10 @@ and dealt out until the numbers asked for are reached, so sizes fit a global bat
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, 3
 NAMES = ("train", "validation", "test")
@@ -32,47 +32,72 @@ class Sizes:
         return isinstance(self.validation, int)
 
 
-def assign(pool: str, openings: Sequence[int], sizes: Sizes) -> array[int]:
-    """For each row of the pool, given the 64-bit hash of its opening, one of TRAIN, VALIDATION, TEST and UNUSED."""
+class Openings(Protocol):
+    """The 64-bit hashes of the rows' openings, in their order, as often as they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[int]: ...
+
+
+def by_number(pool: str, sizes: Sizes) -> bool:
+    """Whether all rows of the pool have to be known before the first can be placed."""
+    return sizes.exact and pool != "train"
+
+
+def place(pool: str, opening: int, sizes: Sizes) -> int:
+    """The split of one row, given the hash of its opening; not for pools that are divided by number."""
     splits = POOLS[pool]
-    if sizes.exact and pool != "train":
-        return _by_number(splits, openings, sizes)
     if len(splits) == 1:
-        return array("B", splits) * len(openings)
+        return splits[0]
     validation, test = sizes.validation, sizes.test
     if TRAIN not in splits:  # the pool is all held out: the two shares say how to divide it
         validation, test = validation / (validation + test), test / (validation + test)
-    below = [(test, TEST), (test + validation, VALIDATION)]
-    rest = splits[0]
-    return array("B", (next((s for limit, s in below if hash_ < limit * 2**64), rest) for hash_ in openings))
+    if opening < test * 2**64:
+        return TEST
+    return VALIDATION if opening < (test + validation) * 2**64 else splits[0]
 
 
-def _by_number(splits: tuple[int, ...], openings: Sequence[int], sizes: Sizes) -> array[int]:
-    rows = Counter(openings)
+def deal(pool: str, openings: Openings, sizes: Sizes) -> Iterator[int]:
+    """For each row of the pool one of TRAIN, VALIDATION, TEST and UNUSED, so that the numbers asked for are met.
+
+    Only the openings with the smallest hashes are held in memory: those among which the numbers are found.
+    """
+    splits = POOLS[pool]
     wanted = {TEST: int(sizes.test), VALIDATION: int(sizes.validation)}
-    left = {split: number for split, number in wanted.items() if split in splits}
+    wanted = {split: number for split, number in wanted.items() if split in splits}
     rest = TRAIN if TRAIN in splits else UNUSED
-    place: dict[int, int] = {}
-    for opening in sorted(rows):
-        # Where not all rows of an opening fit, it goes where they do: it is never divided between splits.
-        place[opening] = next((split for split in left if rows[opening] <= left[split]), rest)
-        if place[opening] in left:
-            left[place[opening]] -= rows[opening]
-    room = _fill(rows, place, left, rest)
-    assigned = array("B")
+    share = min(1.0, 4 * (sum(wanted.values()) + 64) / max(len(openings), 1))
+    while True:
+        rows = Counter(opening for opening in openings if opening <= share * 2**64)
+        left = dict(wanted)
+        placed = _whole(rows, left, rest)
+        if share >= 1 or not any(left.values()):
+            break
+        share = min(1.0, 4 * share)
+    room = _fill(rows, placed, left, rest)
     for opening in openings:
         if opening in room:
             room[opening] -= 1
-        assigned.append(UNUSED if room.get(opening, 0) < 0 else place[opening])
-    return assigned
+        yield UNUSED if room.get(opening, 0) < 0 else placed.get(opening, rest)
 
 
-def _fill(rows: Counter[int], place: dict[int, int], left: dict[int, int], rest: int) -> dict[int, int]:
+def _whole(rows: Counter[int], left: dict[int, int], rest: int) -> dict[int, int]:
+    """Openings go where all their rows fit, `left` becoming less: one is never divided between splits."""
+    placed: dict[int, int] = {}
+    for opening in sorted(rows):
+        placed[opening] = next((split for split in left if rows[opening] <= left[split]), rest)
+        if placed[opening] in left:
+            left[placed[opening]] -= rows[opening]
+    return placed
+
+
+def _fill(rows: Counter[int], placed: dict[int, int], left: dict[int, int], rest: int) -> dict[int, int]:
     """Moves openings that fit nowhere whole into what is left: {opening: number of rows}; its others go unused."""
     room = {}
-    spare = (opening for opening in sorted(rows) if place[opening] == rest)
+    spare = (opening for opening in sorted(rows) if placed[opening] == rest)
     for split, number in left.items():
         opening = next(spare, None) if number else None
         if opening is not None:
-            place[opening], room[opening] = split, number
+            placed[opening], room[opening] = split, number
     return room

@@ -1,0 +1,111 @@
+"""The files of a trial's tokenizer: out of a Hugging Face folder, a .nemo or an unpacked one, or a file alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from launcher.findings import Finding, Refused
+
+_FAST, _SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
+_NAMES = (_FAST, _SENTENCEPIECE, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_REMEDY = "give a Hugging Face folder or file with tokenizer.json, or a .nemo made by data_prep/convert_checkpoint.py"
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What `read` found. `model` is tokenizer.json, or with `sentencepiece` a tokenizer.model."""
+
+    path: Path
+    model: bytes
+    sentencepiece: bool
+    chat_template: str | None
+    special_tokens: dict[str, str]
+    """As chat templates use them: bos_token, eos_token and the like, to their texts."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the one file that tokens follow from."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    @property
+    def kind(self) -> str:
+        return "sentencepiece" if self.sentencepiece else "tokenizers"
+
+
+def read(path: Path) -> TokenizerFiles:
+    """Raises Refused where there is no tokenizer."""
+    if not path.exists():
+        raise Refused([Finding("--tokenizer", str(path), "no such file or folder", _REMEDY)])
+    try:
+        found = dict(_files(path))
+    except tarfile.TarError as error:
+        why = "is neither tokenizer.json nor a whole .nemo archive"
+        raise Refused([Finding("--tokenizer", str(path), why, _REMEDY)]) from error
+    except (OSError, EOFError) as error:
+        raise Refused([Finding("--tokenizer", str(path), f"cannot be read ({error})", _REMEDY)]) from error
+    model = found.get(_FAST, found.get(_SENTENCEPIECE))
+    if model is None:
+        raise Refused([Finding("--tokenizer", str(path), "holds no tokenizer.json and no tokenizer.model", _REMEDY)])
+    config = _json(path, found, "tokenizer_config.json")
+    special = {**_json(path, found, "special_tokens_map.json"), **config}
+    template = found["chat_template.jinja"].decode() if "chat_template.jinja" in found else _template(config)
+    tokens = {name: text for name, value in special.items() if name.endswith("_token") and (text := _text(value))}
+    return TokenizerFiles(path, model, _FAST not in found, template, tokens)
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    if path.is_dir():
+        for folder in (path / "tokenizer", path):  # the later wins
+            for place in sorted(folder.glob("*")):
+                if (name := _known(place.name)) and place.is_file():
+                    yield name, place.read_bytes()
+    elif path.suffix == ".json":
+        yield _FAST, path.read_bytes()
+        if (config := path.with_name("tokenizer_config.json")).is_file():
+            yield config.name, config.read_bytes()
+    elif path.suffix == ".model":
+        yield _SENTENCEPIECE, path.read_bytes()
+    else:
+        yield from _members(path)
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(path, "r:*") as archive:
+        for member in archive:  # headers only: the weights are skipped, not read, where the tar is not compressed
+            name = _known(PurePosixPath(member.name).name)
+            if name and member.isfile() and (file := archive.extractfile(member)):
+                yield name, file.read()
+
+
+def _known(name: str) -> str | None:
+    """NeMo's own converters put a hash before the name: <hash>_tokenizer.json."""
+    return next((known for known in _NAMES if name == known or name.endswith(f"_{known}")), None)
+
+
+def _json(path: Path, found: dict[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        loaded = json.loads(found.get(name, b"{}"))
+    except ValueError as error:
+        raise Refused([Finding("--tokenizer", str(path), f"{name} is not JSON ({error})", _REMEDY)]) from error
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _template(config: dict[str, Any]) -> str | None:
+    """The template, or where there are several by name, the default one."""
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _text(token: Any) -> str:
+    """Tokens are written as a text or as {"content": text, ...}."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
