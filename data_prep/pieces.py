@@ -124,17 +124,24 @@ class Pieces:
 
 
 def _is_known(found: Any) -> bool:
+    """Whether the pre-tokenizer is known, and splits by one of the expressions that the module is about."""
     if not isinstance(found, dict):
         return False
-    if found["type"] == "Sequence":
-        parts = found["pretokenizers"]
-        return all(map(_is_known, parts)) and any(part["type"] in ("ByteLevel", "Split") for part in parts)
-    if found["type"] == "ByteLevel":
-        return not found["add_prefix_space"]
-    if found["type"] == "Split":
-        alone = found["behavior"] == "Isolated" and not found["invert"]
-        return alone and found["pattern"].get("Regex") in _KNOWN
-    return bool(found["type"] == "Digits")
+    parts = found["pretokenizers"] if found["type"] == "Sequence" else [found]
+    return all(map(_is_harmless, parts)) and any(map(_splits, parts))
+
+
+def _is_harmless(part: dict[str, Any]) -> bool:
+    if part["type"] == "ByteLevel":
+        return not part["add_prefix_space"]
+    return part["type"] == "Digits" or _splits(part)
+
+
+def _splits(part: dict[str, Any]) -> bool:
+    if part["type"] == "Split":
+        alone = part["behavior"] == "Isolated" and not part["invert"]
+        return alone and part["pattern"].get("Regex") in _KNOWN
+    return bool(part["type"] == "ByteLevel" and part.get("use_regex", True))
 
 
 def _stand_alone(added: list[dict[str, Any]]) -> bool:

@@ -100,7 +100,7 @@ class LoginNode:
         while True:
             if process.poll() is not None:
                 return peak
-            peak = _high_water_mb(process.pid) or peak
+            peak = high_water_mb(process.pid) or peak
             now = time.monotonic()
             if now - began > _PATIENCE or stop and self.log.exists() and "sbatch" in self.log.read_text():
                 process.kill()
@@ -133,7 +133,7 @@ def _files(folder: Path) -> None:
         (data / f"{split}.jsonl").write_text("".join(row(number) for number in range(64)))
 
 
-def _high_water_mb(pid: int) -> float:
+def high_water_mb(pid: int) -> float:
     """Largest resident memory of a process so far, MB; 0 once it has ended.
 
     Not ru_maxrss: that counts what the process was before exec, a copy of this one, which may hold all of torch.

@@ -89,3 +89,32 @@ class Refusal:
         assert not (self._folder / "out").exists()
         assert not list(self._folder.rglob("*.partial*"))
         return lines[0]
+
+
+#: Splits as GPT-2 makes them, SmolLM2 (digits alone), Llama 3
+KINDS = ("gpt2", "digits", "llama3")
+
+
+def byte_level(kind: str) -> Any:
+    """A small byte-level BPE tokenizer that splits like one of KINDS, or with "characters" not at all."""
+    from data_prep.pieces import _LLAMA3
+    from data_prep.tiny_tokenizer import _TEXT
+
+    tokenizers = pytest.importorskip("tokenizers")
+    before = tokenizers.pre_tokenizers
+    whole = before.ByteLevel(add_prefix_space=False, use_regex=False)
+    splits = {
+        "gpt2": before.ByteLevel(add_prefix_space=False),
+        "digits": before.Sequence([before.Digits(individual_digits=True), before.ByteLevel(add_prefix_space=False)]),
+        "llama3": before.Sequence([before.Split(tokenizers.Regex(_LLAMA3), "isolated"), whole]),
+        "characters": whole,
+    }
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = splits[kind]
+    special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|x|>", "<s>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=900, special_tokens=special, initial_alphabet=before.ByteLevel.alphabet(), show_progress=False
+    )
+    lines = [_TEXT, "word!\n\nWord:\n\n  - item  one\n", "It's 12345 ... the end?\n\n", "naïve café 你好 🙂🙂"] * 3
+    made.train_from_iterator(lines, trainer)
+    return made

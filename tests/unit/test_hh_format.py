@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data_prep.hh_format import read_turns, to_pair
-from data_prep.pairs import BadRow, Drop, Pair
+from data_prep.hh_format import read_turns, render, to_talk
+from data_prep.pairs import BadRow, Drop, Pair, Talk
 
 # Pieces of texts in which everything can go wrong: markers in odd places, whitespace, what only looks like a marker.
 PIECES = [
@@ -31,9 +31,15 @@ messy = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=10).map
 said = (
     st.text(min_size=1, max_size=20)
     .map(str.strip)
-    .filter(lambda text: text and not re.search("(Human|Assistant):", text))
+    .filter(lambda text: text and not re.search("(Human|Assistant):|[\0-\x08\x0b\x0c\x0e-\x1f\x7f]", text))
 )
 json_values = st.none() | st.booleans() | st.integers() | st.floats() | messy | st.lists(messy, max_size=2)
+
+
+def to_pair(row: dict[str, Any]) -> Pair | Drop:
+    """Read and written, both in HH's form."""
+    found = to_talk(row)
+    return render(found) if isinstance(found, Talk) else found
 
 
 def talk(*turns: str) -> str:
@@ -103,6 +109,8 @@ def test_any_row_is_a_pair_a_reason_or_a_bad_row(row: dict[str, Any]) -> None:
         (talk("q", "a"), talk("q", ""), Drop.EMPTY_RESPONSE),
         (talk("q", "\u2003\n "), talk("q", "a"), Drop.EMPTY_RESPONSE),
         (talk("q", "a"), talk("q", " a\n"), Drop.EQUAL_RESPONSES),
+        (talk("q", "a\x07"), talk("q", "b"), Drop.CONTROL),
+        (talk("q \ud800", "a"), talk("q \ud800", "b"), Drop.NOT_TEXT),
     ],
 )
 def test_reason(chosen: str, rejected: str, reason: Drop) -> None:

@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import jsonl, pipeline, sources, splits
+from data_prep import jsonl, sources, splits
 from data_prep.lengths import Lengths
 from data_prep.pairs import Drop
 from data_prep.progress import Progress
-from tests.unit.prepare_tools import Prepare, Refusal, characters_as_tokens, hh, many, record_of, write
+from data_prep.prompt_formats import HH
+from data_prep.sieve import Options, Sieve
+from tests.unit.prepare_tools import Prepare, Refusal, characters_as_tokens, hh, many, record_of, rows_of, write
 
 
 @pytest.fixture
@@ -40,11 +42,12 @@ def test_every_reason_is_counted(prepare: Prepare, tmp_path: Path, capsys: pytes
         ("empty turn in the prompt", hh(" ")),
         ("duplicate", hh("question 3?")),
         ("not encodable as UTF-8", surrogate),
+        ("control characters", hh("bell \x07")),
     ]
     rows = [row for _, row in bad]
     record = record_of(prepare(write(tmp_path / "pairs.jsonl", [*many(60), *rows])))
     assert record["dropped"] == {reason: 1 for reason, _ in bad}
-    assert record["rows_read"] == 67
+    assert record["rows_read"] == 68
     shown = capsys.readouterr().out
     assert all(reason in shown for reason, _ in bad)
 
@@ -66,13 +69,12 @@ chaos = st.lists(st.one_of(mostly_right, wrong.map(json.dumps), noise), max_size
 def test_every_row_read_is_written_or_counted(rows: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
         path = write(Path(name) / "pairs.jsonl", rows)
-        options = pipeline.Options("hh", splits.Sizes(0.2, 0.2), skip_bad_lines=True)
-        sieve = pipeline.Sieve(options, None)
-        kept = sieve.keep_pool(sources.find(str(path)).pools["all"], lambda share: None, Path(name) / "kept")
-        written = [json.loads(line) for line in (Path(name) / "kept").read_bytes().splitlines()]
+        sieve = Sieve(Options("auto", splits.Sizes(0.2, 0.2), skip_bad_lines=True), HH(), None, Path(name))
+        kept = list(sieve.kept(sources.find(str(path)).pools["all"](lambda share: None)))
+        written = [pair.row() for pair, _ in kept]
         lines = [line for line in path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
     assert sieve.read == len(lines) == len(kept) + sum(sieve.dropped.values())
-    assert len(written) == len(kept) == len({json.dumps(row) for row in written})
+    assert len(written) == len({json.dumps(row) for row in written})
     sources_of = {json.dumps(row) for row in rows if isinstance(row, dict)}
     for row in written:
         pair = {"chosen": row["prompt"] + row["chosen_response"], "rejected": row["prompt"] + row["rejected_response"]}
@@ -89,9 +91,20 @@ def as_nemo(tokenizer: Path, path: Path, inside: str) -> Path:
     return path
 
 
-def test_tokens_that_merge_at_the_border_are_dropped(refused: Refusal, tmp_path: Path) -> None:
+def test_a_border_that_a_token_crosses_is_moved(prepare: Prepare, tmp_path: Path) -> None:
     tokenizer = characters_as_tokens(tmp_path / "hf", ": ")
-    said = refused(write(tmp_path / "pairs.jsonl", many(60)), "--tokenizer", str(tokenizer))
+    folder = prepare(write(tmp_path / "pairs.jsonl", many(60)), "--tokenizer", str(tokenizer))
+    assert record_of(folder)["mended"] == {"border moved to where tokens end": 60}
+    for row in rows_of(folder, "train"):
+        assert row["prompt"].endswith("\n\nAssistant")
+        assert (row["chosen_response"], row["rejected_response"]) == (": yes", ": no")
+
+
+def test_pairs_whose_tokens_cannot_be_parted_are_dropped(refused: Refusal, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, "?"))  # any text is one token
+    words.save(str(tmp_path / "tokenizer.json"))
+    said = refused(write(tmp_path / "pairs.jsonl", many(60)), "--tokenizer", str(tmp_path / "tokenizer.json"))
     assert "no pairs left of 60 rows read (60 tokens merge at the prompt's end)" in said
 
 
@@ -150,7 +163,10 @@ def test_statistics_of_lengths(lengths: list[int]) -> None:
 def test_a_row_gets_a_split_of_its_pool_and_an_opening_only_one(
     pool: str, openings: list[int], sizes: splits.Sizes
 ) -> None:
-    places = splits.assign(pool, openings, sizes)
+    if splits.by_number(pool, sizes):
+        places = list(splits.deal(pool, openings, sizes))
+    else:
+        places = [splits.place(pool, opening, sizes) for opening in openings]
     assert len(places) == len(openings)
     assert set(places) <= {*splits.POOLS[pool], splits.UNUSED}
     used = {(opening, place) for opening, place in zip(openings, places, strict=True) if place != splits.UNUSED}
@@ -171,8 +187,8 @@ def test_all_reasons_have_names_of_their_own() -> None:
 def test_progress_is_told_how_far_reading_is(tmp_path: Path) -> None:
     source = sources.find(str(write(tmp_path / "pairs.jsonl", many(3000))))
     told: list[float] = []
-    options = pipeline.Options("hh", splits.Sizes(0.1, 0.1))
-    pipeline.Sieve(options, None).keep_pool(source.pools["all"], told.append, tmp_path / "kept")
+    sieve = Sieve(Options("hh", splits.Sizes(0.1, 0.1)), HH(), None, tmp_path)
+    assert len(list(sieve.kept(source.pools["all"](told.append)))) == 3000
     assert told == sorted(told)
     assert len(told) == 11
     assert 0 < told[0] < told[-1] <= 1
