@@ -48,7 +48,7 @@ def prompt(row: Mapping[str, object]) -> Talk | Drop:
     turns = [turn.text for turn in _asked(given)]
     if not turns:
         return Drop.TURN_ORDER if hh_format.read_turns(hh_format.as_text(given)) else Drop.EMPTY_TURN
-    return talk(turns, chosen.strip(), rejected.strip(), _system(row))
+    return talk(turns, chosen.strip(), rejected.strip(), hh_format.system_of(row))
 
 
 def messages(row: Mapping[str, object]) -> Talk | Drop:
@@ -70,7 +70,7 @@ def messages(row: Mapping[str, object]) -> Talk | Drop:
         return Drop.TURN_ORDER
     if sides[0][:-1] != sides[1][:-1]:
         return Drop.PROMPTS_DIFFER
-    return talk([text for _, text in chosen[:-1]], chosen[-1][1], rejected[-1][1], system or _system(row))
+    return talk([text for _, text in chosen[:-1]], chosen[-1][1], rejected[-1][1], system or hh_format.system_of(row))
 
 
 #: What --format names: row -> Talk or Drop, raising BadRow.
@@ -93,11 +93,6 @@ def _field(row: Mapping[str, object], key: str, kind: type[_Kind]) -> _Kind:
         return value
     wanted = "text" if kind is str else "a list of messages"
     raise BadRow(f"{key!r} is {type(value).__name__}, not {wanted}" if key in row else f"there is no key {key!r}")
-
-
-def _system(row: Mapping[str, object]) -> str:
-    value = row.get("system")
-    return value.strip() if isinstance(value, str) else ""
 
 
 def _is_conversation(value: object) -> bool:

@@ -56,7 +56,15 @@ def to_talk(row: Mapping[str, object]) -> Talk | Drop:
     if turns != [turn.text for turn in rejected_turns[:-1]]:
         return Drop.PROMPTS_DIFFER
     prompt = chosen[: chosen_turns[-1].end]
-    return talk(turns, chosen_turns[-1].text, rejected_turns[-1].text, text=prompt)
+    return talk(turns, chosen_turns[-1].text, rejected_turns[-1].text, system_of(row), prompt)
+
+
+def system_of(row: Mapping[str, object]) -> str:
+    """The system prompt that some sets keep in a column of its own; "" where it is null. Raises BadRow."""
+    value = row.get("system") or ""
+    if not isinstance(value, str):
+        raise BadRow(f"'system' is {type(value).__name__}, not text")
+    return value.strip()
 
 
 def as_text(text: str) -> str:
@@ -85,7 +93,8 @@ def render(talk: Talk) -> Pair | Drop:
     """
     prompt = talk.text
     if prompt is None or talk.system:
-        if any(MARK.search("\n\n" + text) for text in (talk.system, *talk.turns, talk.chosen, talk.rejected)):
+        texts = ("\n\n" + talk.system, *talk.turns, talk.chosen, talk.rejected)
+        if any(MARK.search(text) for text in texts):
             return Drop.MARKER
         said = (f"\n\n{_ROLES[number % 2]}: {text}" for number, text in enumerate(talk.turns))
         prompt = talk.system + "".join(said) + "\n\nAssistant:"

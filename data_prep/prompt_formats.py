@@ -76,7 +76,6 @@ class Template:
         def refuse(why: str) -> None:
             raise TemplateError(why)
 
-        self._error: type[Exception] = TemplateError
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = refuse
         try:
@@ -95,7 +94,7 @@ class Template:
                 self._write([*messages, {"role": "assistant", "content": text}], False)
                 for text in (talk.chosen, talk.rejected)
             ]
-        except (self._error, TypeError, ValueError, KeyError, IndexError):  # as it refuses roles, or fails on them
+        except Exception:  # a template is a program of others: it refuses roles, and may fail in any way
             return Drop.TEMPLATE
         chosen, rejected = (side[len(prompt) :] for side in sides)
         kept = all(side.startswith(prompt) for side in sides) and talk.chosen in chosen and talk.rejected in rejected

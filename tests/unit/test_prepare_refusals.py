@@ -62,6 +62,8 @@ def test_options_that_cannot_be_are_refused(refused: Refusal) -> None:
         (["--validation", "-1", "--test", "8"], "neither a share"),
         (["--validation", "nan", "--test", "0.1"], "neither a share"),
         (["--limit", "0"], "not a number of 1"),
+        (["--too-long", "cut"], "needs --max-tokens"),
+        (["--pack", "4096"], "add --max-tokens 2048 or less"),
         (["--subset"], "expected one argument"),
         (["--tokeniser", "x"], "unrecognized"),
         (["--validation", "300", "--test", "60"], "train.jsonl: gets 0 rows"),
