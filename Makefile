@@ -11,7 +11,8 @@ help:
 	@echo "make test       set up, then run all tests, ruff and mypy"
 	@echo "make test-all   those too that take minutes each"
 	@echo "make test-fast  the unit tests alone, in seconds"
-	@echo "make bench      command to sbatch for 3, 100 and 1,000 trials, against stock hydra-submitit-launcher (3 minutes)"
+	@echo "make bench      command to sbatch against stock hydra-submitit-launcher (3 minutes), pairs prepared a second"
+	@echo "                against datasets.map (4 minutes)"
 	@echo "make lint       ruff and mypy"
 	@echo "make setup      virtual environment, small models and sample data; nothing is done twice"
 	@echo "make clean      remove what make made (not your runs)"
@@ -43,8 +44,9 @@ test-all: setup models/tiny.nemo lint
 test-fast: $(VENV)/.installed
 	$(PYTHON_IN) -m pytest tests/unit
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed models/smollm2_135m.nemo
 	$(PYTHON_IN) -m tests.benchmarks.submit
+	$(PYTHON_IN) -m tests.benchmarks.prepare
 
 lint: $(VENV)/.installed
 	$(PYTHON_IN) -m ruff check .

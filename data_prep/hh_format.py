@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from data_prep.pairs import BadRow, Drop, Pair, Talk, talk
 
@@ -21,8 +21,7 @@ MARK = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = ("Human", "Assistant")
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """`text` is what stands after the marker, whitespace around it removed; `start` and `end` its marker's place."""
 
     role: str
@@ -49,14 +48,21 @@ def to_talk(row: Mapping[str, object]) -> Talk | Drop:
     Other keys are ignored. Raises BadRow where a key is missing or is not a string.
     """
     chosen, rejected = as_text(_text(row, "chosen")), as_text(_text(row, "rejected"))
-    chosen_turns, rejected_turns = read_turns(chosen), read_turns(rejected)
-    if not in_order(chosen_turns) or not in_order(rejected_turns):
+    chosen_turns = read_turns(chosen)
+    if not in_order(chosen_turns):
         return Drop.TURN_ORDER
     turns = [turn.text for turn in chosen_turns[:-1]]
-    if turns != [turn.text for turn in rejected_turns[:-1]]:
-        return Drop.PROMPTS_DIFFER
     prompt = chosen[: chosen_turns[-1].end]
-    return talk(turns, chosen_turns[-1].text, rejected_turns[-1].text, system_of(row), prompt)
+    if rejected.startswith(prompt) and not MARK.search(rejected, len(prompt)):  # nearly all: no need to read it twice
+        answer = rejected[len(prompt) :].strip()
+    else:
+        rejected_turns = read_turns(rejected)
+        if not in_order(rejected_turns):
+            return Drop.TURN_ORDER
+        if turns != [turn.text for turn in rejected_turns[:-1]]:
+            return Drop.PROMPTS_DIFFER
+        answer = rejected_turns[-1].text
+    return talk(turns, chosen_turns[-1].text, answer, system_of(row), prompt)
 
 
 def system_of(row: Mapping[str, object]) -> str:

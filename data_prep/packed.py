@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,11 +31,13 @@ def name(split: str) -> str:
     return f"{split}_packed.npy"
 
 
-def write(pairs: Path, target: Path, tokenizer: PairTokenizer, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def write(
+    pairs: Path, target: Path, tokenizer: PairTokenizer, size: int, at: Callable[[int], None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Packs a file of pairs into rows of up to `size` tokens; flat memory, the order of the pairs nearly kept.
 
-    Returns (rows, bytes and SHA-256 of the file; packs, pairs a pack and the share of `size` that is filled).
-    Raises Refused where NeMo-Aligner would misread the tokens.
+    `at` is told how many pairs are packed. Returns (rows, bytes and SHA-256 of the file; packs, pairs in them and the
+    share of `size` that is filled). Raises Refused where NeMo-Aligner would misread the tokens.
     """
     import numpy as np
 
@@ -46,6 +48,7 @@ def write(pairs: Path, target: Path, tokenizer: PairTokenizer, size: int) -> tup
         for pack in first_fit(_tokenized(pairs, tokenizer, eos), size):
             counted["packs"] += 1
             counted["pairs"] += len(pack) // 2
+            at(counted["pairs"])
             counted["tokens"] += sum(len(ids) - 1 for ids, _, _ in pack)
             yield _row(pack)
 

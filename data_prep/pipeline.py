@@ -82,8 +82,12 @@ def build(
         made["packed"] = {"size": options.pack}
         for name in splits.NAMES:
             with progress.phase(f"packing {name}"):
+
+                def done(pairs: int, of: int = rows[name]) -> None:
+                    progress.detail = f"{pairs / of:.0%}, {pairs:,} pairs"
+
                 target = folder / packed.name(name)
-                facts, filled = packed.write(folder / f"{name}.jsonl", target, tokenizer, options.pack)
+                facts, filled = packed.write(folder / f"{name}.jsonl", target, tokenizer, options.pack, done)
                 files[target.name], made["packed"][name] = facts, filled
     return made
 

@@ -82,12 +82,18 @@ class Sieve:
     def _written(self, records: Iterator[Record]) -> Iterator[tuple[Talk, Pair]]:
         for record in records:
             self.read += 1
-            talk = self._talk(record)
-            pair = talk if isinstance(talk, Drop) else self._write(talk)
-            if isinstance(talk, Drop) or isinstance(pair, Drop):
-                self.dropped[talk if isinstance(talk, Drop) else pair] += 1  # type: ignore[index]
+            found = self._read(record)
+            if isinstance(found, Drop):
+                self.dropped[found] += 1
             else:
-                yield talk, pair
+                yield found
+
+    def _read(self, record: Record) -> tuple[Talk, Pair] | Drop:
+        talk = self._talk(record)
+        if isinstance(talk, Drop):
+            return talk
+        pair = self._write(talk)
+        return pair if isinstance(pair, Drop) else (talk, pair)
 
     def _talk(self, record: Record) -> Talk | Drop:
         if record.row is None:

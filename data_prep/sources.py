@@ -44,14 +44,17 @@ class Source:
 
 def find(word: str, subsets: tuple[str, ...] = (), revision: str | None = None, only: tuple[str, ...] = ()) -> Source:
     """The source that `word` names; `only` are the splits of it to take. Raises Refused where there is none."""
-    name = NAMES.get(word)
+    name, path = NAMES.get(word), Path(word).expanduser()
+    of_hub = name == "hh_rlhf" or (name is None and not path.exists())
+    _check_fit("--revision", revision or "", of_hub, "a set of the hub")
+    _check_fit("--splits", ",".join(only), name is None and not path.is_file(), "a folder or a set of the hub")
+    _check_fit("--subset", ",".join(subsets), name != "sample" and not path.is_file(), "HH-RLHF, a folder or a hub set")
     if name == "sample":
         note = "made up for this project, see data_prep/sample/README.md"
         # 360 pairs: 288 to train on, 32 and 40 held out; all multiples of 8, so that global batches come out even.
         return _local("sample", [("all", [SAMPLE])], {"note": note}, sizes=(32, 40))
     if name == "hh_rlhf":
         return _hh_rlhf(subsets or HH_SUBSETS, revision or HH_REVISION)
-    path = Path(word).expanduser()
     if path.is_dir():
         return _folder(path, subsets, only)
     if path.is_file():
@@ -61,6 +64,11 @@ def find(word: str, subsets: tuple[str, ...] = (), revision: str | None = None, 
     near = difflib.get_close_matches(word, NAMES, 1)
     remedy = f"did you mean {near[0]}?" if near else f"give sample, hh_rlhf, OWNER/NAME of the hub, {KINDS}"
     raise Refused([Finding("SOURCE", word, "no such file, folder or known set", remedy)])
+
+
+def _check_fit(option: str, value: str, fits: bool, what: str) -> None:
+    if value and not fits:
+        raise Refused([Finding(option, value, f"is about {what}, which SOURCE is not", "leave it out")])
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -111,6 +111,7 @@ def byte_level(kind: str) -> Any:
     }
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = splits[kind]
+    made.decoder = tokenizers.decoders.ByteLevel()
     special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|x|>", "<s>"]
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=900, special_tokens=special, initial_alphabet=before.ByteLevel.alphabet(), show_progress=False

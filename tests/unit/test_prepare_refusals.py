@@ -69,6 +69,9 @@ def test_options_that_cannot_be_are_refused(refused: Refusal) -> None:
         (["--validation", "300", "--test", "60"], "train.jsonl: gets 0 rows"),
     ):
         assert why in refused("sample", *options)
+    assert "--splits=train: is about a folder or a set of the hub" in refused("hh_rlhf", "--splits", "train")
+    assert "--revision=main: is about a set of the hub" in refused("sample", "--revision", "main")
+    assert "--subset=a: is about HH-RLHF" in refused("sample", "--subset", "a")
     assert "has no such" in refused("hh_rlhf", "--subset", "harmful")
 
 
