@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import tarfile
 from pathlib import Path
@@ -83,6 +84,25 @@ def check_jsonl(path: Path) -> tuple[int, list[Finding]]:
     if rows == 0:
         found.append(Finding(str(path), "", "is empty", remedy))
     return rows, found
+
+
+def check_packed(path: Path) -> tuple[int, list[Finding]]:
+    """(packs, findings) of a NumPy file of packed pairs, by its header alone (numpy.lib.format, version 1.0)."""
+    remedy = "write it with data_prep/prepare_data.py --pack"
+    try:
+        with path.open("rb") as stream:
+            magic = stream.read(8)
+            header = ast.literal_eval(stream.read(int.from_bytes(stream.read(2), "little")).decode("latin-1"))
+        (rows,) = header["shape"]
+    except FileNotFoundError:
+        return 0, [Finding(str(path), "", "no such file", remedy)]
+    except OSError as error:
+        return 0, [Finding(str(path), "", f"cannot be read ({error.strerror})", "check its permissions")]
+    except (SyntaxError, ValueError, TypeError, KeyError):
+        return 0, [Finding(str(path), "", "is no NumPy file of packs", remedy)]
+    if not magic.startswith(b"\x93NUMPY") or "O" not in header.get("descr", "") or not rows:
+        return 0, [Finding(str(path), "", "is no NumPy file of packs, or is empty", remedy)]
+    return int(rows), []
 
 
 def longer_rows(path: Path, tokens: int) -> int:

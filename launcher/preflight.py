@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ def summary(config: dict[str, Any]) -> str:
     plan = disk.trial_plan(config, rows["train"])
     length = f"{plan.max_steps} steps" if plan else "steps"
     rhythm = f"validated every {plan.val_check_interval}, saved every {plan.save_interval}; " if plan else ""
-    pairs = f"{rows['train']} training pairs, {rows['validation']} held out" if plan else "not there yet"
+    unit = "packs of pairs" if model["data"]["data_impl"] == "packed_jsonl" else "pairs"
+    pairs = f"{rows['train']} training {unit}, {rows['validation']} held out" if plan else "not there yet"
     shape = f"{trainer['num_nodes']} node{'s' * (trainer['num_nodes'] > 1)} x {trainer['devices']} ranks"
     needed = memory.per_gpu(loaded, config) if (loaded := base_model.load(base)) and _on_gpus(config) else None
     return "\n".join(
@@ -77,7 +78,9 @@ def _trained(base: Path, model: dict[str, Any]) -> str:
 
 
 def _rows(config: dict[str, Any], split: str) -> int:
-    return sum(_jsonl(Path(name))[0] for name in config["model"]["data"]["data_prefix"][split])
+    """Pairs, or packs of them: what a global batch is counted in."""
+    check = _check(config)
+    return sum(check(Path(name))[0] for name in config["model"]["data"]["data_prefix"][split])
 
 
 def _trial(config: dict[str, Any], expected: Collection[Path]) -> list[Finding]:
@@ -88,15 +91,13 @@ def _trial(config: dict[str, Any], expected: Collection[Path]) -> list[Finding]:
     found += [*damaged, *(base_model.findings(base, config) if base else [])]
     rows: dict[str, int] = {}
     for split, names in config["model"]["data"]["data_prefix"].items():
-        if config["model"]["data"]["data_impl"] != "jsonl":
-            continue  # packed files are numpy's, and are checked by what writes them
         if any(Path(name) in expected for name in names):
             continue
         split_rows = 0
         for name in names:
             if is_weight(name) and len(names) > 1:
                 continue  # a blend: [weight, file, weight, file, ...]
-            count, problems = _jsonl(Path(name))
+            count, problems = _check(config)(Path(name))
             split_rows += count
             found += problems
         rows[split] = split_rows
@@ -160,7 +161,7 @@ def _room(trials: Sequence[TrialConfig], folder: Path | None) -> tuple[list[Find
     for trial in trials:
         config = trial.config
         base = base_model.load(Path(config["pretrained_checkpoint"]["restore_from_path"]))
-        rows = _rows(config, "train") if config["model"]["data"]["data_impl"] == "jsonl" else 0
+        rows = _rows(config, "train")
         written = disk.checkpoints(base, config, disk.trial_plan(config, rows)) if base else None
         each += [written] if written else []
     if not each:
@@ -192,6 +193,9 @@ def _parallel(config: dict[str, Any]) -> list[Finding]:
             why = f"does not divide a rank's {share} pairs of the global batch of {batch}"
             remedy = f"write {math.gcd(share, forward)}"
             found.append(Finding("model.dpo.log_prob_forward_micro_batch_size", str(forward), why, remedy))
+    if model["data"]["data_impl"] == "packed_jsonl" and micro != 1:
+        why = "packed pairs are read one pack at a time (model.data.data_impl=packed_jsonl)"
+        found.append(Finding("model.micro_batch_size", str(micro), why, "write 1"))
     if model.get("sequence_parallel") and (model["data"]["pad_length_to_multiple_of"] or 1) % tensor:
         why = f"model.sequence_parallel needs lengths divisible by model.tensor_model_parallel_size={tensor}"
         found.append(Finding("model.data.pad_length_to_multiple_of", "", why, f"write {tensor}"))
@@ -246,6 +250,16 @@ def _nemo_file(path: Path) -> list[Finding]:
 @functools.cache
 def _jsonl(path: Path) -> tuple[int, list[Finding]]:
     return files.check_jsonl(path)
+
+
+@functools.cache
+def _packed(path: Path) -> tuple[int, list[Finding]]:
+    return files.check_packed(path)
+
+
+def _check(config: dict[str, Any]) -> Callable[[Path], tuple[int, list[Finding]]]:
+    """What looks into a file of pairs: (rows, findings)."""
+    return _packed if config["model"]["data"]["data_impl"] == "packed_jsonl" else _jsonl
 
 
 @functools.cache

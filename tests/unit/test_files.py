@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.files import check_jsonl, check_nemo, longer_rows
+from launcher.files import check_jsonl, check_nemo, check_packed, longer_rows
 from tests.unit.conftest import row, write_nemo
 
 
@@ -56,6 +56,19 @@ def test_bad_rows_are_named_by_line(tmp_path: Path, line: str, why: str) -> None
     assert rows == 3
     assert finding.where == f"{path}:2"
     assert why in finding.why
+
+
+def test_packs_are_counted_by_the_header_of_their_file(tmp_path: Path) -> None:
+    np = pytest.importorskip("numpy")
+    path = tmp_path / "train_packed.npy"
+    np.save(path, np.array([{"input_ids": [1]}, {}, {}]))
+    assert check_packed(path) == (3, [])
+    np.save(path, np.zeros(3))
+    assert "is no NumPy file of packs" in str(check_packed(path)[1][0])
+    for text in (b"", b"\x93NUMPY\x01\x00\x10\x00{", b'{"prompt": "x"}\n'):
+        path.write_bytes(text)
+        assert "is no NumPy file of packs" in str(check_packed(path)[1][0])
+    assert "no such file" in str(check_packed(tmp_path / "gone.npy")[1][0])
 
 
 def test_rows_too_long_by_the_record_of_their_preparation(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ def fresh_file_checks() -> None:
     """Files are looked at once a command; tests change them in between."""
     preflight._nemo_file.cache_clear()
     preflight._jsonl.cache_clear()
+    preflight._packed.cache_clear()
 
 
 def findings(composed: Any, workspace: Path, *overrides: str) -> list[str]:
@@ -26,6 +27,25 @@ def findings(composed: Any, workspace: Path, *overrides: str) -> list[str]:
 
 def test_a_good_trial(composed: Any, workspace: Path) -> None:
     assert findings(composed, workspace) == []
+
+
+def write_packs(folder: Path, number: int) -> list[str]:
+    """Three files of packs, and the overrides that name them."""
+    np = pytest.importorskip("numpy")
+    for split in ("train", "validation", "test"):
+        np.save(folder / f"{split}.npy", np.array([{}] * number))
+    prefix = ",".join(f"{split}:[{folder}/{split}.npy]" for split in ("train", "validation", "test"))
+    return ["model.data.data_impl=packed_jsonl", f"model.data.data_prefix={{{prefix}}}"]
+
+
+def test_packed_pairs_are_counted_in_packs(composed: Any, workspace: Path) -> None:
+    words = write_packs(workspace, 12)
+    assert findings(composed, workspace, *words) == []
+    (found,) = findings(composed, workspace, *words, "model.micro_batch_size=2")
+    assert found.startswith("model.micro_batch_size=2: packed pairs are read one pack at a time")
+    preflight._packed.cache_clear()
+    found = findings(composed, workspace, *write_packs(workspace, 3))
+    assert "has 3 rows, fewer than model.global_batch_size=4" in found[0]
 
 
 @pytest.mark.parametrize(
