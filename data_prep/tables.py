@@ -11,6 +11,7 @@ from data_prep.jsonl import Record
 from launcher.findings import Finding, Refused
 
 _ROWS = 256  # turned into Python at once: a MB or so
+_BUFFER = 1 << 20
 _LACKING = "pip install '.[data]', or give the set as .jsonl"
 
 
@@ -23,7 +24,8 @@ def read_parquet(path: Path, at: Callable[[float], None] | None = None) -> Itera
         raise Refused([Finding(str(path), "", "needs the package 'pyarrow'", _LACKING)]) from error
     number = 0
     try:
-        with ParquetFile(path, memory_map=True) as file:
+        # Not whole columns of a row group, which may be the whole file, but this many bytes of each at a time.
+        with ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
             total = max(file.metadata.num_rows, 1)
             columns = [name for name in file.schema_arrow.names if name in KEYS]
             for batch in file.iter_batches(_ROWS, columns=columns, use_threads=False):
