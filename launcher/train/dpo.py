@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from omegaconf import DictConfig
 
 from launcher import metrics
 from launcher.steps import Plan
-from launcher.train import quiet, results, settings, standins
+from launcher.train import ownership, quiet, results, settings, standins, warning, watchdog
 from launcher.train.environment import Device, Ranks, settle_cpu, settle_device
 from launcher.train.metrics import MetricsFile
 
@@ -17,20 +18,34 @@ from launcher.train.metrics import MetricsFile
 def run_trial(trial_dir: Path) -> dict[str, Any]:
     """Train one rank of the trial in `trial_dir`, in this process, which can do so once.
 
-    Goes on from the last checkpoint where there is one. Returns the result, as in result.json; of a trial that was
-    stopped before its last step (time limit, signal) {"stopped": why, "step": n}, and no result.json is written.
-    Raises Refused where the config cannot be run; errors of NeMo's come through as they are.
+    Goes on from the last whole checkpoint where there is one. Returns the result, as in result.json; of a trial that
+    was stopped before its last step (time limit, warning) {"stopped": why, "step": n}, and no result.json is written.
+    Raises Refused where the config cannot be run; errors of NeMo's come through as they are, but for those of a rank
+    whose peers have left before there was anything to save: it was stopped as well.
     """
     trial_dir = trial_dir.absolute()
     done = results.read_result(trial_dir / "result.json")
     if done is not None:
         print(f"{trial_dir} is done already, see result.json", flush=True)
         return done
+    try:
+        return _run(trial_dir)
+    except Exception:
+        note = warning.read_note(trial_dir)
+        if note is None:
+            raise
+        traceback.print_exc()
+        print(f"stopped, as the other ranks: {note['reason']}", flush=True)
+        return {"stopped": note["reason"], "step": note["step"]}
+
+
+def _run(trial_dir: Path) -> dict[str, Any]:
     config = settings.load(trial_dir)
     ranks = Ranks.from_environment()
     ranks.export()
     progress = MetricsFile(trial_dir / "metrics.jsonl" if ranks.rank == 0 else None)
     progress.phase(metrics.STARTING, "importing torch")
+    watchdog.start(trial_dir, ranks.rank, progress, (config.get("cluster") or {}).get("hang_after"))
     quiet.quiet()
     gaps = standins.install()
     device = settle_device(config.trainer.accelerator, config.trainer.precision)
@@ -46,16 +61,23 @@ def run_trial(trial_dir: Path) -> dict[str, Any]:
         print(_banner(config, steps, session, device, ranks, threads, gaps, trial_dir), flush=True)
     stopped = session.run()
     if stopped:
-        progress.phase("stopped", f"{stopped}, at step {session.trainer.step}")
+        step = session.trainer.step
+        if ranks.rank == 0:
+            progress.phase("stopped", f"{stopped}, at step {step}")
+            warning.write_note(trial_dir, stopped, step)
         training.shut_down()
-        return {"stopped": stopped, "step": session.trainer.step}
+        return {"stopped": stopped, "step": step}
     from launcher.train.evaluate import evaluate
 
     evaluation = evaluate(session.model, config, session.held_out, progress)
+    listener = warning.listener()
+    if listener:
+        listener.ignore()
     result: dict[str, Any] = {}
     if ranks.rank == 0:
         progress.phase("done")
         result = {**_result(config, session, device, ranks, trial_dir), "evaluation": evaluation}
+        ownership.check(trial_dir)
         results.write_result(trial_dir / "result.json", result)
         print(f"done: {result['steps']} steps in {result['seconds']:.0f} s, {trial_dir / 'result.json'}", flush=True)
     training.shut_down()

@@ -30,7 +30,8 @@ PACKAGES = (
 def summarise(lines: Sequence[Line]) -> dict[str, Any]:
     """The part of a result that metrics.jsonl knows. Steps that a resumed trial made twice count as last made.
 
-    Keys: `steps`; `consumed_samples` (pairs); `seconds` (wall time of all attempts, without the gaps between them);
+    Keys: `steps`; `consumed_samples` (pairs); `seconds` (wall time of all attempts, without the gaps between them, with
+    what a sudden death undid);
     `train_seconds` (the share of it in phase "training") and `phase_seconds`; metrics, each with its `step`:
     `baseline` (validation before the first step), `first` (first train step), `final` (last validation and last train
     step), `best` (validation with the lowest loss after the first step). A metric that was NaN is None.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 from nemo.utils.exp_manager import exp_manager
 from nemo_aligner.algorithms.dpo import dpo_custom_collate
 from nemo_aligner.data.nlp.builders import (
@@ -30,21 +31,24 @@ from nemo_aligner.utils.train_script_utils import (
     init_peft,
     init_using_ptl,
     resolve_and_create_trainer,
-    retrieve_custom_trainer_state_dict,
 )
 from nemo_aligner.utils.utils import load_and_override_model_config, load_from_nemo, retrieve_model_state_dict_in_cpu
 from omegaconf import DictConfig
 
+from launcher import checkpoints
 from launcher.nemo_file import unpack_tokenizer
 from launcher.steps import Plan
-from launcher.train import settings
+from launcher.train import checkpointing, events, settings, warning
 from launcher.train.loop import PreferenceTrainer
 from launcher.train.metrics import MetricsFile, TrialLogger
-from launcher.train.timer import RunTimer
+from launcher.train.timer import RunTimer, Stopped
 
 #: How far from ln 2 the preference loss of an untrained adapter may be. Policy and reference are the same weights then;
 #: a difference means that one of the two passes does not compute what it should.
 BASELINE_TOLERANCE = 1e-3
+
+#: Given to NeMo's exp_manager in place of what the config has.
+FROM_THE_START = {"resume_if_exists": False, "resume_from_checkpoint": None, "create_preemption_callback": False}
 
 
 @dataclass
@@ -54,7 +58,6 @@ class Session:
     config: DictConfig
     model: MegatronGPTDPOModel
     trainer: PreferenceTrainer
-    timer: RunTimer
     pairs: dict[str, int]
     held_out: Any
     """The validation pairs, as NeMo-Aligner's data set has them."""
@@ -69,14 +72,39 @@ class Session:
         gc.collect()
         # After every step NeMo-Aligner collects garbage, 0.4 s over the two million objects that NeMo's import left.
         gc.freeze()
-        self.trainer.fit()
-        self.timer.close()
+        owed = self.trainer.validate_owed() if self.trainer.state.validation_owed else None
+        listener = warning.listener()
+        if listener:
+            listener.keep()
+        # Nothing from here to the first step draws random numbers.
+        said = self.trainer.state.restore_random()
+        if said:
+            self.trainer.progress.phase("loading model", said)
+        if owed is not None:
+            self.trainer.save_owed(owed)
+        try:
+            self.trainer.fit()
+        except Stopped as stopped:
+            return str(stopped)
         if self.trainer.step < self.trainer.max_steps:
-            return self.timer.reason or "no steps left in this epoch"
-        if self.config.exp_manager.checkpoint_callback_params.save_nemo_on_train_end and self._lacks_nemo_file():
-            # A predecessor made the last checkpoint and was stopped before it wrote this.
-            self.model.save_to(self.trainer.ckpt_callback._format_nemo_checkpoint_name())
+            return "no steps left in this epoch"
+        self._finish_nemo_file()
+        if listener:
+            listener.leave()
         return ""
+
+    def _finish_nemo_file(self) -> None:
+        """Where training ends here, NeMo has just written it; a predecessor may have been stopped before it did."""
+        params = self.config.exp_manager.checkpoint_callback_params
+        callback = self.trainer.ckpt_callback
+        if not (params.save_nemo_on_train_end and isinstance(callback, NeMoModelCheckpoint)):
+            return
+        path = Path(callback._format_nemo_checkpoint_name())
+        self.trainer.progress.phase("saving", path.name)
+        if self._lacks_nemo_file():
+            self.model.save_to(str(path))
+        if not checkpoints.is_whole(path, hashes=False):
+            checkpointing.seal(path, self.trainer.state_dict())
 
     def _lacks_nemo_file(self) -> bool:
         """Rank 0's view, for all: it alone writes the file, and the others may look before it is there."""
@@ -100,7 +128,8 @@ class Session:
 
     def last_checkpoint(self) -> str | None:
         """Of all weights trained, optimizer states included, after the last step."""
-        return _newest(self._checkpoints(), "*-last*")
+        found = checkpoints.newest(self._checkpoints(), hashes=False)
+        return str(found.path) if found else None
 
     def _checkpoints(self) -> Path:
         return Path(self.config.exp_manager.explicit_log_dir) / "checkpoints"
@@ -118,7 +147,8 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
     max_time = config.exp_manager.max_time_per_run or config.trainer.max_time
     config.exp_manager.max_time_per_run = config.trainer.max_time = None
     lightning = resolve_and_create_trainer(config, "dpo")
-    exp_manager(lightning, config.exp_manager)
+    # What to go on from is found below, once rank 0 can tell the others: NeMo takes whatever has a checkpoint's name.
+    exp_manager(lightning, {**settings.plain(config.exp_manager), **FROM_THE_START})
     model = load_from_nemo(
         MegatronGPTDPOModel, config.model, lightning, strict=True, load_base_model_only=False, restore_path=path
     )
@@ -126,21 +156,27 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
     if config.model.peft.peft_scheme == "none":
         o2 = config.model.get("megatron_amp_O2", False)
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=o2)
-    restored = retrieve_custom_trainer_state_dict(lightning) if lightning.ckpt_path is not None else None
     init_distributed(lightning, model, config.model.get("transformer_engine", False))
+    restored = checkpointing.resume_point(config.exp_manager)
+    state = checkpointing.TrialState()
+    lightning.callbacks.append(state)
+    lightning.ckpt_path = str(restored.path) if restored else None
 
     progress.phase("loading model", "reading pairs")
     train_pairs, validation_pairs, collate = datasets(config.model, model.tokenizer)
-    train_batches = batches(config, train_pairs, restored["consumed_samples"] if restored else 0)
+    train_batches = batches(config, train_pairs, restored.consumed_samples if restored else 0)
     validation_batches = batches(config, validation_pairs, 0, use_random_sampler=False)
     progress.phase("loading model", "optimizer")
     init_using_ptl(lightning, model, train_batches, train_pairs)
     optimizer, scheduler = extract_optimizer_scheduler_from_ptl_model(model)
-    checkpoints = add_custom_checkpoint_callback(lightning, model)
-    logger = TrialLogger(progress, lightning.loggers, config.trainer.log_every_n_steps, steps.max_steps)
+    callback = add_custom_checkpoint_callback(lightning, model)
+    if progress.writes:
+        validated = restored is not None and not state.validation_owed
+        events.join(Path(config.exp_manager.explicit_log_dir), restored.step if restored else 0, validated)
+    logger = TrialLogger(progress, lightning.loggers, config.trainer.log_every_n_steps, steps.max_steps, state.latest)
     logger.log_hyperparams(settings.plain(config))
-    timer = RunTimer(max_time)
     trainer = PreferenceTrainer(
+        state=state,
         cfg=config.trainer.dpo,
         model=model,
         optimizer=optimizer,
@@ -150,14 +186,19 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
         test_dataloader=None,
         collate_fn=collate,
         logger=logger,
-        ckpt_callback=checkpoints,
-        run_timer=timer,
+        ckpt_callback=callback,
+        run_timer=RunTimer(max_time, warning.listener()),
         pad_length_to_multiple_of=config.model.data.get("pad_length_to_multiple_of"),
     )
     if restored is not None:
-        trainer.load_state_dict(restored)
+        trainer.load_state_dict({"step": restored.step, "consumed_samples": restored.consumed_samples})
+    if isinstance(callback, NeMoModelCheckpoint):
+        checkpointing.keep_whole(callback, trainer.state_dict)
+        if restored is not None:
+            checkpointing.drop_orphans(callback, restored)
+    lightning.ckpt_path = None  # NeMo would never remove the checkpoint that a trial was resumed from
     pairs = {"train": len(train_pairs), "validation": len(validation_pairs)}
-    return Session(config, model, trainer, timer, pairs, validation_pairs, *count_parameters(model))
+    return Session(config, model, trainer, pairs, validation_pairs, *count_parameters(model))
 
 
 def datasets(model_config: DictConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
@@ -187,7 +228,7 @@ def datasets(model_config: DictConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
 
 def batches(config: DictConfig, pairs: Any, consumed_samples: int, use_random_sampler: bool = True) -> Any:
     """Global batches of `pairs`, this rank's share of each, from the first not yet consumed on."""
-    return build_dataloader(
+    loader = build_dataloader(
         cfg=config,
         dataset=pairs,
         consumed_samples=consumed_samples,
@@ -198,6 +239,9 @@ def batches(config: DictConfig, pairs: Any, consumed_samples: int, use_random_sa
         collate_fn=identity_collate,
         use_random_sampler=use_random_sampler,
     )
+    # A loader draws a seed whenever it is iterated anew; from torch's own generator it would take what dropout draws.
+    loader.generator = torch.Generator()
+    return loader
 
 
 def count_parameters(model: MegatronGPTDPOModel) -> tuple[int, int]:

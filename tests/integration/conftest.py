@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -113,18 +114,23 @@ class Ranks:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tests.integration.preloaded"])
 
-    def start(self, folder: Path, ranks: int = 1, change: Change | None = None) -> list[Any]:
-        """The ranks' processes. `change` is a function of a test module, called in each before it trains."""
+    def start(
+        self, folder: Path, ranks: int = 1, change: Change | None = None, variables: Mapping[str, Any] | None = None
+    ) -> list[Any]:
+        """The ranks' processes. `change` is a function of a test module, called in each before it trains.
+
+        `variables` are env variables; with TRIAL_ATTEMPT among them SIGUSR2 and SIGTERM are warnings, as under Slurm.
+        """
         (folder / "log").mkdir(exist_ok=True)
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
         processes = []
         for rank in range(ranks):
-            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            variables |= {"SLURM_JOB_ID": 1, "SLURM_NTASKS": 7, "SLURM_PROCID": 5, "SLURM_NNODES": 3}  # of no concern
-            process = self._context.Process(target=_rank, args=(folder, variables, change), daemon=True)
+            env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **(variables or {})}
+            env |= {"SLURM_JOB_ID": 1, "SLURM_NTASKS": 7, "SLURM_PROCID": 5, "SLURM_NNODES": 3}  # of no concern
+            process = self._context.Process(target=_rank, args=(folder, env, change), daemon=True)
             process.start()
             processes.append(process)
         return processes
@@ -140,8 +146,10 @@ class Ranks:
         assert not hung, trial.said()
         return trial
 
-    def __call__(self, folder: Path, ranks: int = 1, change: Change | None = None) -> Trial:
-        return self.wait(folder, self.start(folder, ranks, change))
+    def __call__(
+        self, folder: Path, ranks: int = 1, change: Change | None = None, variables: Mapping[str, Any] | None = None
+    ) -> Trial:
+        return self.wait(folder, self.start(folder, ranks, change, variables))
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +169,7 @@ def _rank(folder: Path, variables: Mapping[str, Any], change: Change | None) -> 
     try:
         if change is not None:
             change()
-        run_trial(folder)
+        run_trial(folder, (signal.SIGUSR2, signal.SIGTERM) if "TRIAL_ATTEMPT" in variables else ())
     except BaseException:
         traceback.print_exc()
         sys.stdout.flush()

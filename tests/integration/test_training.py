@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,13 +25,6 @@ def in_file_order() -> None:
 
     shuffled = training.batches
     training.batches = lambda *args, **kwargs: shuffled(*args, **{**kwargs, "use_random_sampler": False})
-
-
-def stop_on_sigusr1() -> None:
-    from launcher.train import training
-    from launcher.train.timer import RunTimer
-
-    training.RunTimer = lambda max_time: RunTimer(max_time, signals=(signal.SIGUSR1,))
 
 
 def fail_at_step_2_on_rank_1() -> None:
@@ -132,20 +123,6 @@ def test_resumed_trial_is_as_if_never_stopped(train, new_trial):
     assert len(done.lines) == len(resumed.lines)
 
 
-def test_signal_to_one_rank_stops_both_at_the_same_step(train, new_trial):
-    folder = new_trial(trainer__devices=2, trainer__dpo__max_epochs=100, trainer__dpo__max_steps=600)
-    processes = train.start(folder, ranks=2, change=stop_on_sigusr1)
-    _wait_for(folder / "metrics.jsonl", '"step": 4,')
-    os.kill(processes[1].pid, signal.SIGUSR1)
-    trial = train.wait(folder, processes)
-    assert trial.exit_codes == [0, 0], trial.said()
-    last = max(trial.values("train/loss"))
-    assert last < 600
-    assert max(trial.values("val/loss")) == last
-    assert f"at step {last}" in trial.lines[-1]["detail"]
-    assert list((folder / "results" / "checkpoints").glob(f"*step={last}-*-last*"))
-
-
 def test_error_on_another_rank_fails_the_trial(train, new_trial):
     folder = new_trial(trainer__devices=2)
     processes = train.start(folder, ranks=2, change=fail_at_step_2_on_rank_1)
@@ -161,10 +138,3 @@ def test_ranks_that_do_not_fit_the_config_are_refused(new_trial):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: trainer.devices=2: ")
-
-
-def _wait_for(path: Path, text: str) -> None:
-    end = time.monotonic() + 300
-    while not (path.exists() and text in path.read_text()):
-        assert time.monotonic() < end, f"{text} never came in {path}"
-        time.sleep(0.05)

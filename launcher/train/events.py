@@ -1,0 +1,54 @@
+"""TensorBoard's event files of a resumed trial: one line, of the steps that count."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+_PATTERN = "events.out.tfevents.*"
+
+
+def join(results: Path, step: int, validated: bool) -> None:
+    """Bring a trial's event files back to where TensorBoard shows them as one run, less what will be done again.
+
+    NeMo moves an earlier start's files to results/run_N/, which TensorBoard shows as a run of its own. The trial goes
+    on after `step` steps; `validated` says whether the validation at that step is done. NeMo-Aligner counts a training
+    step before it (the first is 0), a validation after it.
+    """
+    for path in sorted(results.glob(f"run_*/{_PATTERN}")):
+        os.replace(path, results / path.name)
+    for path in sorted(results.glob(_PATTERN)):
+        kept = b"".join(record for record, event in _records(path) if _counts(event, step, validated))
+        beside = results / f".{path.name}.new"
+        beside.write_bytes(kept)
+        os.replace(beside, path)
+
+
+def _counts(event: bytes, step: int, validated: bool) -> bool:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    parsed = Event.FromString(event)
+    for value in parsed.summary.value:
+        if value.tag.startswith("val/"):
+            return bool(parsed.step < step or (validated and parsed.step == step))
+        # Others than these two are the hyperparameters, which every start writes.
+        return value.tag.startswith("train/") and bool(parsed.step < step)
+    return True  # the version of the format
+
+
+def _records(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """(record, event) of a TFRecord file: length, its checksum, the event, its checksum. One cut off is left out.
+
+    The format is given in TensorFlow's tensorflow/core/lib/io/record_writer.h.
+    """
+    data = path.read_bytes()
+    place = 0
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from("<Q", data, place)
+        end = place + 12 + length + 4
+        if end > len(data):
+            return
+        yield data[place:end], data[place + 12 : end - 4]
+        place = end

@@ -1,0 +1,142 @@
+"""Notices that a trial hangs: stack traces of its ranks go to their logs, and the rank ends with exit code 75.
+
+One rank that stands still (a stopped process, a GPU or a disk that does not answer) leaves all others waiting in a
+collective, for half an hour or for ever. Each rank has its own watchdog, a thread. Standard library only.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from launcher.train import ownership
+from launcher.train.metrics import MetricsFile
+
+EXIT_CODE = os.EX_TEMPFAIL  # 75
+FIRST = 1800.0
+"""Seconds without a sign of life in a phase that was not yet seen to end: loading a large model, a first save."""
+LEAST, FACTOR = 300.0, 10.0
+"""Otherwise so many times the longest silence that the phase has had so far, and at least so many seconds."""
+_POLL, _FENCE_POLL = 1.0, 4.0
+_LINGER = 5.0  # for the other ranks to note their stacks before Slurm ends them because of this one's exit code
+_SUSPENDED = 10.0  # more than this between two polls: the whole process did not run
+
+
+class Watchdog:
+    """What is known of a rank's signs of life. `hang_after` is cluster.hang_after, seconds; None: as measured."""
+
+    def __init__(self, hang_after: float | None = None) -> None:
+        self.phase = ""
+        self._hang_after = hang_after
+        self._last = time.monotonic()
+        self._stepped = False
+        self._longest: dict[str, float] = {}
+
+    def alive(self, phase: str, step_done: bool = False) -> None:
+        """A sign of life."""
+        now = time.monotonic()
+        self._longest[self.phase] = max(self._longest.get(self.phase, 0.0), now - self._last)
+        self.phase, self._last = phase, now
+        self._stepped = self._stepped or step_done
+
+    def silence(self) -> float:
+        """Seconds since the last sign of life."""
+        return time.monotonic() - self._last
+
+    def suspended(self, seconds: float) -> None:
+        """This process has not run for so long (scontrol suspend, a debugger); that is no silence of the trial's."""
+        self._last += seconds
+
+    def bound(self) -> float:
+        """Seconds of silence that are taken for a hang."""
+        if not self._stepped:
+            return max(FIRST, self._hang_after or 0.0)
+        if self._hang_after is not None:
+            return self._hang_after
+        longest = self._longest.get(self.phase)
+        return FIRST if longest is None else max(LEAST, FACTOR * longest)
+
+
+def start(trial_dir: Path, rank: int, progress: MetricsFile, hang_after: float | None = None) -> None:
+    """Watch over this process from here to its end."""
+    dog = Watchdog(hang_after)
+    progress.life = dog.alive
+    threading.Thread(target=_run, args=(dog, trial_dir, rank, progress), name="watchdog", daemon=True).start()
+
+
+def _run(dog: Watchdog, trial_dir: Path, rank: int, progress: MetricsFile) -> None:
+    looked, fence = time.monotonic(), 0.0
+    while dog.silence() < dog.bound():
+        time.sleep(_POLL)
+        now = time.monotonic()
+        if now - looked > _SUSPENDED:
+            dog.suspended(now - looked)
+        looked = now
+        if now - fence > _FENCE_POLL:
+            fence = now
+            ownership.check(trial_dir)
+            # Where native code keeps Python's lock, this thread does not run either; this one needs no lock.
+            faulthandler.dump_traceback_later(dog.bound() + 60.0)
+    try:
+        _tell(dog, trial_dir, rank, progress)
+    finally:  # on a full disk, too
+        os._exit(EXIT_CODE)
+
+
+def _tell(dog: Watchdog, trial_dir: Path, rank: int, progress: MetricsFile) -> None:
+    message = f"no sign of life for {dog.silence():.0f} s (bound {dog.bound():.0f} s), last in phase {dog.phase!r}"
+    print(f"hung: {message}; the stacks of this rank:", file=sys.stderr, flush=True)
+    faulthandler.dump_traceback()
+    _dump_neighbour()
+    _note(trial_dir, rank, message)
+    progress.phase("hung", message)
+    sys.stdout.flush()
+    time.sleep(_LINGER)
+
+
+def _note(trial_dir: Path, rank: int, message: str) -> None:
+    """In the format of the notes that ranks leave of their errors; srun's own exit code tells of one rank only."""
+    attempt = os.environ.get("TRIAL_ATTEMPT")
+    if attempt:
+        path = trial_dir / "log" / f"{attempt}_{rank}_error.json"
+        beside = path.with_suffix(".new")
+        beside.write_text(json.dumps({"time": time.time(), "type": "Hung", "message": message, "traceback": ""}))
+        os.replace(beside, path)
+
+
+def _dump_neighbour() -> None:
+    """The stacks of the next rank on this node, which may be the one that stands still and cannot tell, by py-spy."""
+    beside = Path(sys.executable).with_name("py-spy")
+    program = str(beside) if beside.exists() else shutil.which("py-spy")
+    ranks = siblings()
+    if not program or len(ranks) < 2:
+        return
+    neighbour = ranks[(ranks.index(os.getpid()) + 1) % len(ranks)]
+    # Without attaching, which would wait for ever for a process that is stopped.
+    command = [program, "dump", "--nonblocking", "--pid", str(neighbour)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        said = done.stdout + done.stderr
+    except subprocess.TimeoutExpired:
+        said = "py-spy did not answer"
+    print(f"the stacks of process {neighbour}, a rank on this node:\n{said}", file=sys.stderr, flush=True)
+
+
+def siblings() -> list[int]:
+    """The ranks of this trial on this node, this one too: they were started with the same command line."""
+    mine = Path("/proc/self/cmdline").read_bytes()
+    found = {os.getpid()}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes() == mine:
+                found.add(int(path.parent.name))
+        except OSError:  # it has ended, or is another user's
+            continue
+    return sorted(found)
