@@ -6,16 +6,18 @@ import contextlib
 import fcntl
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher import local_states, slurm, states
 from launcher.findings import Finding, Refused
-from launcher.slurm_rows import array_spec
+from launcher.slurm_rows import QueueRow, array_spec
 from launcher.states import LIVE, Look, TrialState
 from launcher.sweep import Sweep, Trial
 
+_SETTLED_S = 3.0  # see slurm.start_now
 _UNSURE = "Slurm does not say whether it runs"
 
 
@@ -118,6 +120,26 @@ def _end_controller(state: TrialState) -> str:
         raise Refused([Finding("TRIAL", str(state.trial.number), why, "cancel the whole sweep")])
     os.kill(pid, signal.SIGTERM)  # it passes it on to the ranks
     return f"asked trial {state.trial.name} (process {pid}) to stop"
+
+
+# -- requeued trials ---------------------------------------------------------------------------------------------------
+
+_held: dict[str, float] = {}  # requeued elements that Slurm holds, and when they were first seen so
+
+
+def hasten(rows: Iterable[QueueRow]) -> list[str]:
+    """Let those that were requeued start as soon as there is room, without the two minutes that Slurm holds them for.
+
+    To be called again and again. Only somebody outside of the job can do it: the hold begins when the job has ended,
+    and its script with it. Returns their names. Raises SlurmError.
+    """
+    now = time.monotonic()
+    held = {row.name for row in rows if row.restarts and row.reason == "BeginTime" and row.state.word == "PENDING"}
+    for name in set(_held) - held:
+        del _held[name]
+    ready = sorted(name for name in held if now - _held.setdefault(name, now) >= _SETTLED_S)
+    slurm.start_now(ready)
+    return ready
 
 
 # -- retry -------------------------------------------------------------------------------------------------------------

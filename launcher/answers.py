@@ -51,7 +51,7 @@ def elements(jobs: Sequence[Mapping[str, Any]]) -> dict[int, list[Element]]:
     """By trial, what was submitted for it, oldest first."""
     found: dict[int, list[Element]] = {}
     for job in jobs:
-        for index, number in enumerate(job["trials"]):
+        for index, number in enumerate(job["trials"], job.get("first", 0)):
             found.setdefault(number, []).append(Element(job, index))
     return found
 

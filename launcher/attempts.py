@@ -3,6 +3,7 @@
 <trial>/log/<job>.<restart>_<rank>_log.out      a start of a Slurm job; a requeue counts the restart up
 <trial>/log/local<n>_<rank>_log.out             a start on this machine
 <trial>/log/<either>_<rank>_error.json          what ended a rank, where it could still say so: time, type, message
+<trial>/log/<job>.<restart>_stopped.json        written by a start that was warned, and has saved
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _LOG = re.compile(r"(?P<name>local(?P<local>\d+)|(?P<job>\d+)(?:\.(?P<restart>\d+))?)_(?P<rank>\d+)_log\.out")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r(?!\n)")
@@ -25,6 +26,7 @@ _RANKS = 64  # at most so many ranks' logs are searched for the first error
 _ERROR = re.compile(r"\s*(?:\[?rank ?\d+\]?:\s*)?((?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Refused)\b.*)")
 _FATAL = re.compile(r"(Fatal Python error: .*|Segmentation fault.*|.*\bCUDA out of memory\b.*|.*\bKilled\b.*)")
 _MEMORY = re.compile(r"out.of.memory|oom[- _]kill|exceeded (?:job|step|its) ?memory|memory limit", re.IGNORECASE)
+_TYPE = re.compile(r"(?:\w+\.)*([A-Z]\w*(?:Error|Exception|Refused))\b")
 #: What a rank says when another one has gone: not the cause.
 _FOLLOWED = re.compile(
     r"Connection (?:reset|closed|refused)|Broken pipe|gloo|NCCL|ProcessGroup|DistNetwork|DistBackend|TCPStore"
@@ -32,7 +34,7 @@ _FOLLOWED = re.compile(
     re.IGNORECASE,
 )
 # slurmstepd and srun report the end that they brought about themselves
-_SRUN = re.compile(r"srun: error: \S+: tasks? (\d+)(?:[,-][\d,-]*)?: (.+)")
+_SRUN = re.compile(r"srun: error: (\S+): tasks? (\d+)(?:[,-][\d,-]*)?: (.+)")
 _ENDED_BY_SRUN = re.compile(r"Terminated|Killed|Exited with exit code (?:143|137)")
 _STEPD = re.compile(r"^(?:srun|slurmstepd\S*): (?:error: )?")
 _NOISE = re.compile(r"(?:srun|slurmstepd(?:-\w+)?): ")
@@ -84,6 +86,8 @@ class Failure:
     lines: tuple[str, ...]
     """The traceback, or the last lines of the log."""
     log: Path
+    type: str = ""
+    """The exception's name, `Refused` of a config that cannot be run; "" where it was none."""
 
 
 def failure(attempt: Attempt, batch: Sequence[str] = ()) -> Failure | None:
@@ -98,7 +102,7 @@ def failure(attempt: Attempt, batch: Sequence[str] = ()) -> Failure | None:
         return min(noted, key=lambda pair: pair[0])[1]
     reported = srun_reported(batch)
     if reported and reported[0] in attempt.logs:
-        rank, how = reported
+        rank, how, _ = reported
         log = attempt.logs[rank]
         return _told(rank, log) or Failure(rank, how, tuple(tail(log)[-_LAST_LINES:]), log)
     told = []
@@ -109,12 +113,23 @@ def failure(attempt: Attempt, batch: Sequence[str] = ()) -> Failure | None:
     return min(told, key=lambda item: item[:3])[3] if told else None
 
 
-def srun_reported(batch: Sequence[str]) -> tuple[int, str] | None:
-    """(rank, how it ended) of the task that srun reports as the first to fail: `srun: error: node2: task 1: Exited with
-    exit code 3`. One that it ended itself, as it does once one has failed, only if there is no other.
+class Reported(NamedTuple):
+    """A task that srun says has failed."""
+
+    rank: int
+    how: str
+    """`Exited with exit code 3`, `Segmentation fault`"""
+    node: str
+
+
+def srun_reported(batch: Sequence[str]) -> Reported | None:
+    """The task that srun reports as the first to fail: `srun: error: node2: task 1: Exited with exit code 3`.
+
+    One that it ended itself, as it does once one has failed, only if there is no other.
     """
-    found = [(int(match[1]), match[2].strip()) for line in batch if (match := _SRUN.fullmatch(line.strip()))]
-    return next((each for each in found if not _ENDED_BY_SRUN.match(each[1])), found[0] if found else None)
+    matches = [match for line in batch if (match := _SRUN.fullmatch(line.strip()))]
+    found = [Reported(int(match[2]), match[3].strip(), match[1]) for match in matches]
+    return next((each for each in found if not _ENDED_BY_SRUN.match(each.how)), found[0] if found else None)
 
 
 def _noted(attempt: Attempt, rank: int) -> tuple[float, Failure] | None:
@@ -123,7 +138,8 @@ def _noted(attempt: Attempt, rank: int) -> tuple[float, Failure] | None:
         note: dict[str, Any] = json.loads(path.read_bytes())
         error = ": ".join(part for part in (note["type"], note["message"]) if part)
         lines = tuple(str(note.get("traceback", "")).rstrip().splitlines()[-_MOST_LINES:])
-        return float(note["time"]), Failure(rank, _short(error), lines or (error,), attempt.logs[rank])
+        kind = str(note["type"]) or "Refused"
+        return float(note["time"]), Failure(rank, _short(error), lines or (error,), attempt.logs[rank], kind)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
@@ -137,7 +153,8 @@ def _told(rank: int, log: Path) -> Failure | None:
         match = _ERROR.fullmatch(line) or _FATAL.fullmatch(line)
         if match or _MEMORY.search(line):
             text = match[1] if match else _STEPD.sub("", line.strip())
-            return Failure(rank, _short(text), tuple(_around(lines, place)), log)
+            kind = _TYPE.match(text)
+            return Failure(rank, _short(text), tuple(_around(lines, place)), log, kind[1] if kind else "")
     return None
 
 

@@ -137,6 +137,7 @@ def _numbers(word: str) -> Iterable[int]:
 def _element(one: Sweep, word: str) -> int:
     array, _, index = word.partition("_")
     for job in one.submitted():
-        if job["kind"] == "slurm" and job["id"] == array and int(index) < len(job["trials"]):
-            return int(job["trials"][int(index)])
+        place = int(index) - job.get("first", 0)
+        if job["kind"] == "slurm" and job["id"] == array and 0 <= place < len(job["trials"]):
+            return int(job["trials"][place])
     raise Refused([Finding("TRIAL", word, f"array {array} has no such element", f"see: status {array}")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ def cluster(site: Site) -> Iterator[Line]:
     most = here.max_array_size
     what = f"cluster {here.name}; sweeps of over {most} trials become several arrays (MaxArraySize)"
     yield Line("Slurm", OK if most > 1 else MISSING, what, "" if most > 1 else "arrays are off: ask the administrators")
+    yield _restarts(here.settings)
     for partition in here.partitions:
         yield _partition(partition)
     if here.default_partition is None:
@@ -64,6 +66,20 @@ def _version(version: tuple[int, ...]) -> Line:
     if version < OLDEST:
         return Line("Slurm", WARNING, f"version {text}: the launcher is made for 22.05 and newer", "expect odd answers")
     return Line("Slurm", OK, f"version {text}")
+
+
+def _restarts(settings: dict[str, str]) -> Line:
+    """How a trial that was interrupted goes on here (slurm.conf(5): AuthInfo, PreemptMode, KillWait)."""
+    found = re.search(r"cred_expire=(\d+)", settings.get("AuthInfo", ""))
+    hold = int(found[1]) if found else 120
+    what = f"a trial that goes on is held for {hold + 1} s by Slurm, unless `watch` or wait=true is running"
+    mode = settings.get("PreemptMode", "OFF").upper()
+    if "CANCEL" in mode:
+        remedy = "have GraceTime long enough for a step and a checkpoint"
+        return Line(
+            "restarts", WARNING, f"{what}; preempted jobs that do not leave in their GraceTime are lost", remedy
+        )
+    return Line("restarts", OK, f"{what}; preemption: {mode.lower()}")
 
 
 def _partition(partition: Partition) -> Line:

@@ -399,9 +399,10 @@ def start_now(jobs: Iterable[int | str]) -> None:
     in the same second calls the credential revoked, and the job is FAILED (22.05).
     """
     if ids := ",".join(str(job) for job in jobs):
-        run("scontrol", "update", f"JobId={ids}", "StartTime=now")
+        run("scontrol", "update", f"JobId={ids}", "StartTime=now", tolerate=_NOT_WAITING)
 
 
+_NOT_WAITING = "no longer pending|Invalid job id|Access/permission denied"  # it runs already, or is somebody else's
 _GONE = "Invalid job id|already completing or completed"
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from launcher import attempts, reasons
+from launcher import attempts, history, reasons
 from launcher.answers import Answers, Element, ask, elements, in_slurm
 from launcher.metrics import Progress, read_progress
 from launcher.slurm_rows import AccountRow, QueueRow
@@ -65,6 +65,8 @@ class TrialState:
     progress: Progress = field(default_factory=Progress)
     log: Path | None = None
     """The failed rank's, else rank 0's, of its last start."""
+    starts: tuple[history.Start, ...] = ()
+    """On Slurm: what happened to each of its starts, oldest first."""
 
     @property
     def beat(self) -> float | None:
@@ -279,12 +281,32 @@ def _with_folder(state: TrialState, short: bool) -> TrialState:
     if not starts:
         return state
     last = starts[-1]
+    known = history.read(state.trial.folder)
     return replace(
         state,
+        reason=_by_history(state, known),
         restarts=max(state.restarts, len(starts) - 1),
         progress=_progress(state.trial, short),
         log=state.log or last.logs[min(last.logs)],
+        starts=tuple(known),
     )
+
+
+def _by_history(state: TrialState, starts: Sequence[history.Start]) -> str:
+    """The state's reason, with what has happened to the trial before."""
+    ended = [start for start in starts if start.kind]
+    if not ended:
+        return state.reason
+    last = ended[-1]
+    if state.state == "WAITING" and last is starts[-1]:
+        hold = f"; {state.reason}" if state.slurm_reason not in ("", "None", "BeginTime") else ""
+        held = ", held by Slurm for some minutes" if state.slurm_reason == "BeginTime" else ""
+        return f"{last.why}; goes on from step {last.last_step}{held}{hold}"
+    if state.state == "RUNNING":
+        return state.reason or f"start {len(starts)}, from step {starts[-1].first_step}; before: {last.why}"
+    if state.state == "FAILED" and last is starts[-1] and last.then.startswith("gave up"):
+        return last.then if len([start for start in starts if start.chain == last.chain]) > 1 else last.why
+    return state.reason
 
 
 def _with_error(sweep: Sweep, state: TrialState) -> TrialState:
@@ -292,14 +314,17 @@ def _with_error(sweep: Sweep, state: TrialState) -> TrialState:
     if state.state != "FAILED" or state.error:
         return state
     starts = attempts.attempts(state.trial.folder)
-    own_end = state.slurm in ("TIMEOUT", "NODE_FAIL", "PREEMPTED", "COMPLETED")
+    limit = bool(state.starts) and state.starts[-1].kind == "timeout"  # then its script has ended the ranks
+    own_end = limit or state.slurm in ("TIMEOUT", "NODE_FAIL", "PREEMPTED", "COMPLETED")
     # srun's complaints about ranks that Slurm itself ended say nothing
     batch = [] if own_end else batch_log(sweep, state.job)
     found = attempts.failure(starts[-1], batch) if starts else None
     memory = attempts.said_out_of_memory(batch)
     if not own_end:
         reported = attempts.srun_reported(batch)
-        if memory:
+        if state.reason.startswith("gave up"):
+            pass  # says how often it was tried, and why not again
+        elif memory:
             state = replace(state, reason="ran out of memory")
         elif reported:
             # more to the point than Slurm's exit code, which is that of the ranks that srun ended after the first

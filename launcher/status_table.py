@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from launcher import bad_nodes
 from launcher.states import ENDED_BADLY, Look, TrialState
 from launcher.sweep import clock, labels
 
@@ -195,6 +196,8 @@ def _remarks(look: Look) -> list[str]:
     failed = next((state for state in look.trials if state.state == "FAILED" and state.log), None)
     if failed:
         lines.append(f"why: python -m launcher logs {failed.trial.number} {look.sweep.shown}")
+    for node in bad_nodes.read(look.sweep.folder):
+        lines.append(f"keeps away from {node.name} (trial {node.trial}): {node.why}")
     return [f"! {trouble}" for trouble in look.answers.troubles] + lines
 
 

@@ -227,13 +227,24 @@ class Sweep:
         return jobs
 
     def submitted(self) -> list[dict[str, Any]]:
-        """`jobs`, with the ids of Slurm's arrays as sbatch itself wrote them; "" where it wrote none."""
+        """`jobs`, with the ids of Slurm's arrays as sbatch itself wrote them, "" where it wrote none.
+
+        With them what trials' own jobs have submitted to go on: arrays of one element, whose index is "first".
+        """
         found = []
         for job in self.jobs:
             if job["kind"] == "slurm" and not job["id"]:
                 job = {**job, "id": str(slurm.read_receipt(self.receipt(job["script"])) or "")}
             found.append(job)
-        return found
+        return sorted([*found, *self._continuations()], key=lambda job: datetime.fromisoformat(job["submitted"]))
+
+    def _continuations(self) -> Iterator[dict[str, Any]]:
+        """What launcher.submit.job.continuation has noted: trial<n>-after-<array>_<index>.id"""
+        for path in (self.folder / "slurm").glob("trial*-after-*_*.id"):
+            trial, index = path.stem.partition("-")[0].removeprefix("trial"), path.stem.rpartition("_")[2]
+            when = datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat()
+            note = {"kind": "slurm", "id": path.read_text().strip(), "trials": [int(trial)], "first": int(index)}
+            yield {**note, "submitted": when, "script": path.name, "name": ""}
 
     def receipt(self, script: str) -> Path:
         """Where sbatch writes the id of the array that `script` (its name in the folder slurm/) became."""

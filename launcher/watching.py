@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
-from launcher import slurm, states
+from launcher import actions, slurm, states
 from launcher.progress import cell
 from launcher.states import LIVE, Answers, Look
 from launcher.status_table import remark, when
@@ -76,6 +76,8 @@ class Watcher:
         before = sum(slurm.count.values())
         asked = time.monotonic()
         answers = self._ask(self.sweep)
+        if answers.queue:
+            actions.hasten(answers.queue.values())
         self._cost = max(2, sum(slurm.count.values()) - before)
         self._commands.extend([asked] * (sum(slurm.count.values()) - before))
         old = self._answers

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher import find, states
+from launcher import find, history, states
 from launcher.attempts import Attempt, attempts, failure, tail
 from launcher.findings import Finding, Refused
 from launcher.states import ENDED_BADLY, TrialState
@@ -74,10 +74,11 @@ def _why(sweep: Sweep, state: TrialState, starts: list[Attempt]) -> int:
     word = f" ({state.slurm}{code})" if state.slurm else code
     print(f"trial {state.trial.name} {state.state.lower()}{word}: {remark(state)}")
     batch = states.batch_log(sweep, state.job)
+    said = {start.attempt: start.why for start in state.starts}
     for place, start in enumerate(starts, 1):
         found = failure(start, batch if start is starts[-1] else ())
         if place < len(starts):
-            error = found.error if found else "ended without an error"
+            error = said.get(start.name) or (found.error if found else "ended without an error")
             print(f"start {place} of {len(starts)}, job {start.name}: {error}")
             continue
         rank = found.rank if found and found.rank is not None else min(start.logs)
@@ -115,7 +116,8 @@ def _whole(start: Attempt, rank: int) -> None:
 
 
 def _head(start: Attempt, rank: int) -> str:
-    return f"==> job {start.name}, rank {rank}: {start.logs[rank]} <=="
+    why = next((one.why for one in history.read(start.folder.parent) if one.attempt == start.name), "")
+    return f"==> job {start.name}, rank {rank}: {start.logs[rank]}{f' (ended: {why})' if why else ''} <=="
 
 
 def _copy(path: Path, position: int = 0) -> int:

@@ -11,7 +11,9 @@ be known). A trial is done only if its result.json is there.
   sweep    {folder, id, experiment, created}
   trials   [{number, overrides, beta, folder, state, reason, error, rank, slurm, slurm_reason, exit_code, job,
              nodes, node_count, elapsed, limit, restarts, expected_start, phase, step, max_steps, loss, accuracy,
-             val_loss, val_accuracy, seconds_left, silent, log}]
+             val_loss, val_accuracy, seconds_left, silent, log, starts}]
+  starts   [{attempt, nodes, began, first_step, ended, last_step, kind, why, then, blamed}] of a trial on Slurm
+  bad_nodes  [{name, cluster, why, trial, time}] that the sweep keeps away from
   state    WAITING RUNNING STOPPING DONE FAILED CANCELLED, UNSUBMITTED (sbatch never took it), UNKNOWN (Slurm is away)
   slurm    Slurm's own word, such as TIMEOUT; exit_code as sacct writes it, such as 3:0
   error    of the first rank that failed, and which it is; looked up for the first 50 failed trials
@@ -26,10 +28,11 @@ import os
 import shutil
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher import find, slurm, states
+from launcher import bad_nodes, find, slurm, states
 from launcher.states import Look, TrialState
 from launcher.status_table import table
 
@@ -78,6 +81,7 @@ def as_json(look: Look) -> dict[str, Any]:
             "created": data.get("created"),
         },
         "trials": [_trial(state) for state in look.trials],
+        "bad_nodes": [asdict(node) for node in bad_nodes.read(look.sweep.folder)],
     }
 
 
@@ -112,6 +116,7 @@ def _trial(state: TrialState) -> dict[str, Any]:
         "seconds_left": progress.eta if state.state == "RUNNING" else None,
         "silent": progress.silent,
         "log": str(state.log) if state.log else None,
+        "starts": [asdict(start) for start in state.starts],
     }
     # JSON knows neither inf (no limit) nor nan (diverged)
     endless = {key for key, value in found.items() if isinstance(value, float) and not math.isfinite(value)}

@@ -69,7 +69,7 @@ def rank_variables(env: JobEnvironment, port: int) -> dict[str, str]:
     }
 
 
-def write_error(path: Path, error: BaseException) -> None:
+def write_error(path: Path, error: BaseException, **more: str) -> None:
     """Note what ended a rank, with its time, so that the first of many failures can be told from what followed."""
     refused = isinstance(error, Refused)
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
@@ -78,6 +78,7 @@ def write_error(path: Path, error: BaseException) -> None:
         "type": "" if refused else type(error).__name__,
         "message": text,
         "traceback": "".join(traceback.format_exception(error)),
+        **more,
     }
     beside = path.with_suffix(".new")
     beside.write_text(json.dumps(note, indent=1), encoding="utf-8", errors="backslashreplace")

@@ -96,6 +96,7 @@ def _dpo(launcher: Any, trial: TrialConfig, line: Sequence[str], sources: Source
         overrides=line,
         srun_args=[*inside.srun_args, *(cluster["srun_args"] or [])],
         python=" ".join([*inside.prefix, cluster["python"] or shlex.quote(sys.executable)]),
+        python_here=sys.executable,
         **stages.surroundings(cluster),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,10 @@ PLAIN = (
     "cpus_per_task", "gpus_per_node", "exclusive",
 )  # fmt: skip
 #: Options that follow from the trial or that the launcher needs for itself.
-OWN = ("nodes", "ntasks_per_node", "array", "output", "error", "open-mode", "job_name", "signal", "requeue", "parsable")
+OWN = (
+    "nodes", "ntasks_per_node", "array", "output", "error", "open-mode", "job_name", "signal", "requeue", "no-requeue",
+    "no_requeue", "parsable",
+)  # fmt: skip
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -37,6 +41,8 @@ class ArrayRequest:
     """The trials' `cluster` config."""
     python: str
     """Shell words that run Python in the job."""
+    python_here: str = sys.executable
+    """The Python that sees to restarts, on the node itself: outside of any container, as Slurm's commands are."""
     srun_args: Sequence[str] = ()
     pythonpath: str = ""
     """What has to be on PYTHONPATH for `launcher` to be found in the job."""
@@ -62,6 +68,7 @@ def text(request: ArrayRequest) -> str:
         teardown=cluster.get("teardown") or [],
         srun_args=[*request.srun_args, *(cluster.get("srun_args") or [])],
         python=request.python,
+        python_here=request.python_here,
     )
 
 
@@ -119,7 +126,7 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
     free |= {
         "array": f"0-{count - 1}%{min(count, int(cluster['array_parallelism']))}",
         "output": output(request.sweep),
-        "requeue": True,
+        "requeue" if cluster.get("requeue", True) else "no-requeue": True,
     }
     given = {name: value for name, value in known.items() if value is not None or name == "wckey"}
     return {**given, "additional_parameters": free}

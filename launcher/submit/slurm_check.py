@@ -76,6 +76,7 @@ def warnings(site: Site, trials: Sequence[TrialConfig], folder: Path) -> list[Fi
     largest = 1
     for trial in trials:
         config = trial.config
+        found.update(dict.fromkeys(_warned_late(config["cluster"])))
         for name in str(_asked_for(site, config)).split(","):
             partition = site.cluster.partition(name)
             if partition is not None:
@@ -88,6 +89,14 @@ def warnings(site: Site, trials: Sequence[TrialConfig], folder: Path) -> list[Fi
     if largest > 1:  # on a cluster of one machine everything is shared
         found.update(dict.fromkeys(disk.not_shared(places)))
     return list(found)
+
+
+def _warned_late(cluster: dict[str, Any]) -> list[Finding]:
+    seconds = cluster["time"] * 60 if isinstance(cluster["time"], int) else duration(cluster["time"]) or math.inf
+    if cluster["signal_delay_s"] < seconds:
+        return []
+    why = f"the warning comes as the trial starts, for its time limit is {seconds:g} s"
+    return [Finding("cluster.signal_delay_s", str(cluster["signal_delay_s"]), why, "lower it, or raise cluster.time")]
 
 
 def _asked_for(site: Site, config: dict[str, Any]) -> str | None:

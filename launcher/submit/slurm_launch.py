@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 
 import launcher as package
-from launcher import preflight, slurm
+from launcher import bad_nodes, preflight, slurm
 from launcher.compose import TrialConfig
 from launcher.findings import Finding, Refused
 from launcher.submit import container, prepare, script, slurm_check
@@ -72,6 +72,9 @@ def arrays(
 
 def _request(sweep: Sweep, trials: list[int], config: dict[str, Any], after: Sequence[int]) -> ArrayRequest:
     cluster, trainer = config["cluster"], config["trainer"]
+    bad = [node.name for node in bad_nodes.read(sweep.folder)]  # of a retry; a new sweep knows none
+    if bad:
+        cluster = {**cluster, "exclude": ",".join([*([cluster["exclude"]] if cluster["exclude"] else []), *bad])}
     inside = container.words(config, sweep.folder, _ROOT)
     return ArrayRequest(
         sweep=sweep.folder,

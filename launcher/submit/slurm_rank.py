@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import fcntl
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -16,8 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+from launcher import metrics
+from launcher.findings import Refused
+from launcher.submit import node_check
+from launcher.submit.rank import write_error
+
 #: Below the range from which Linux takes ports for outgoing connections (32768 on).
 PORTS = range(20000, 32000)
+#: Slurm's warnings: before the time limit (--signal), and of a preemption or a scancel.
+WARNINGS = (signal.SIGUSR2, signal.SIGTERM)
 _PATIENCE_S = 600  # ranks start as their nodes come up, with caches cold
 
 
@@ -71,8 +79,7 @@ def meet(trial: Path, env: Mapping[str, str]) -> tuple[str, int, IO[str] | None]
 
     Each start of a job has a file of its own, so that a requeued one never reads its predecessor's.
     """
-    attempt = f"{env['SLURM_JOB_ID']}.{env.get('SLURM_RESTART_COUNT', '0')}.{env.get('SLURM_STEP_ID', '0')}"
-    place = trial / "log" / f"{attempt}_rendezvous"
+    place = trial / "log" / f"{attempt_name(env)}.{env.get('SLURM_STEP_ID', '0')}_rendezvous"
     if env["SLURM_PROCID"] == "0":
         port, lock = claim_port(int(env["SLURM_JOB_ID"]))
         beside = place.with_suffix(".new")
@@ -99,18 +106,50 @@ def _address(env: Mapping[str, str]) -> str:
     return name or socket.gethostname()
 
 
+def attempt_name(env: Mapping[str, str]) -> str:
+    """This start of the trial: the element's own number, and how often it was requeued."""
+    return f"{env['SLURM_JOB_ID']}.{env.get('SLURM_RESTART_COUNT', '0')}"
+
+
 def main() -> int:
+    """Exit codes: 0 done, or stopped and saved; 2 refused; 75 hung; whatever else ends a rank is noted and raised."""
     faulthandler.enable()  # a segmentation fault leaves a traceback in the log
     trial = Path(sys.argv[1])
-    os.environ.update(rank_variables(os.environ))
+    os.environ.update(rank_variables(os.environ), TRIAL_ATTEMPT=attempt_name(os.environ))
+    from launcher.train import warning
+
+    warning.listen(trial, WARNINGS)
+    try:
+        return _run(trial)
+    except BaseException as error:
+        if not (isinstance(error, SystemExit) and not error.code):
+            _note(trial, error)
+        if isinstance(error, Refused):
+            print(*(f"error: {finding}" for finding in error.findings), sep="\n", file=sys.stderr)
+            return Refused.exit_code
+        raise
+
+
+def _run(trial: Path) -> int:
+    if os.environ["LOCAL_RANK"] == "0":
+        node_check.check(trial)
+    if os.environ["RANK"] == "0":
+        metrics.append_phase(trial / "metrics.jsonl", metrics.STARTING, "importing NeMo")
     address, port, lock = meet(trial, os.environ)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     from launcher.train import run_trial
 
-    run_trial(trial)
+    run_trial(trial, WARNINGS)
     if lock:
         lock.close()
     return 0
+
+
+def _note(trial: Path, error: BaseException) -> None:
+    """Where another rank has ended this one's connections, the first note says why."""
+    name = f"{os.environ['TRIAL_ATTEMPT']}_{os.environ['RANK']}_error.json"
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    write_error(trial / "log" / name, error, node=node)
 
 
 if __name__ == "__main__":

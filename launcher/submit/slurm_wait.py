@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from hydra.core.utils import JobReturn
 
-from launcher import slurm, state
+from launcher import actions, slurm, state
+from launcher.answers import elements, in_slurm
 from launcher.progress import view
 from launcher.slurm_rows import QueueRow
 from launcher.submit.prepare import job_return
@@ -33,7 +34,9 @@ def wait_for(sweep: Sweep, trials: Sequence[Trial]) -> list[JobReturn]:
                 if time.monotonic() - asked >= (_NEWS_S if every == _ASK_S and _news(outcomes) else every):
                     asked = time.monotonic()
                     try:
-                        _update(outcomes, _rows(sweep), gone)
+                        rows = _rows(sweep)
+                        _update(outcomes, rows, gone)
+                        actions.hasten(rows.values())
                         every = _ASK_S
                     except slurm.SlurmError as error:
                         every = min(_AWAY_S, every * 2)
@@ -56,12 +59,10 @@ def wait_for(sweep: Sweep, trials: Sequence[Trial]) -> list[JobReturn]:
 
 def _rows(sweep: Sweep) -> dict[int, QueueRow]:
     """What the queue says of each trial, by number; the latest array that a trial is in counts."""
-    arrays = {int(job["id"]): job["trials"] for job in sweep.submitted() if job["kind"] == "slurm" and job["id"]}
-    found: dict[int, QueueRow] = {}
-    for row in sorted(slurm.squeue(arrays, ended=True), key=lambda row: row.job_id):
-        if row.array_id in arrays and row.task_id is not None:
-            found[arrays[row.array_id][row.task_id]] = row
-    return found
+    parts = elements(sweep.submitted())
+    trials = {part.name: number for number, each in parts.items() for part in each if in_slurm(part)}
+    rows = slurm.squeue({name.partition("_")[0] for name in trials}, ended=True)
+    return {trials[row.name]: row for row in sorted(rows, key=lambda row: row.array_id or 0) if row.name in trials}
 
 
 def _update(outcomes: dict[int, Outcome], rows: dict[int, QueueRow], gone: dict[int, float]) -> None:

@@ -21,20 +21,57 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Called as Python would be: -u -m launcher.submit.slurm_rank TRIAL. The trial's behave.json says what each rank does.
 STAND_IN = """
-import ctypes, faulthandler, json, os, signal, sys, time
+import ctypes, faulthandler, glob, json, os, signal, sys, time
 trial = sys.argv[-1]
 rank = os.environ["SLURM_PROCID"]
+attempt = os.environ["SLURM_JOB_ID"] + "." + os.environ.get("SLURM_RESTART_COUNT", "0")
 behave = json.load(open(os.path.join(trial, "behave.json")))
+if "starts" in behave:  # of each start, in order; the last one for all that follow
+    before = len(glob.glob(os.path.join(trial, "log", "*_" + rank + "_log.out"))) - 1
+    behave = behave["starts"][min(before, len(behave["starts"]) - 1)]
+def write(name, data):
+    path = os.path.join(trial, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".new", "w") as file:
+        json.dump(data, file)
+    os.rename(file.name, path)
+def save(step):
+    name = "step=%d.ckpt" % step
+    write("results/checkpoints/" + name, step)
+    size = os.path.getsize(os.path.join(trial, "results/checkpoints", name))
+    files = {name: [size, ""]}
+    note = dict(name=name, step=step, consumed_samples=step, time=time.time(), files=files)
+    write("results/checkpoints/" + name + ".manifest.json", note)
 mode = behave.get(rank, behave.get("all", "done"))
 def say(**line):
     with open(os.path.join(trial, "metrics.jsonl"), "a") as file:
         file.write(json.dumps(dict(time=time.time(), **line)) + "\\n")
 if rank == "0":
     say(phase="starting", detail="")
+if rank == "0" and not behave.get("early"):
     say(phase="training", detail="")
     for step in range(1, 4):
         say(step=step, max_steps=8, **{"train/loss": 0.7 - step / 50, "train/acc": 0.5})
-print("rank", rank, "does", mode, flush=True)
+warned = []
+if mode == "train":
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda number, frame: warned.append(number))
+print("rank", rank, "of", attempt, "on", os.environ.get("SLURMD_NODENAME"), "does", mode, flush=True)
+if rank == "0" and "saves" in behave:
+    save(behave["saves"])
+if mode == "train":  # until a warning, then save and leave
+    end = time.time() + behave.get("seconds", 900)
+    while not warned and time.time() < end:
+        time.sleep(0.05)
+    if warned:
+        time.sleep(behave.get("saving", 0.5))
+        if rank == "0":
+            step = behave.get("until", 10)
+            save(step)
+            reason = "signal " + signal.Signals(warned[0]).name
+            write("log/" + attempt + "_stopped.json", dict(time=time.time(), reason=reason, step=step))
+        sys.exit(0)
+    behave["seconds"] = 0
 if mode == "raise":
     time.sleep(1)
     raise ValueError("the loss is nan")
@@ -58,9 +95,7 @@ if mode == "nothing":
     sys.exit(0)
 time.sleep(behave.get("seconds", 1))
 if rank == "0":
-    with open(os.path.join(trial, "result.json.new"), "w") as file:
-        json.dump({"seconds": 1.0, "steps": 8, "final": {"val/loss": 0.5}}, file)
-    os.rename(file.name, os.path.join(trial, "result.json"))
+    write("result.json", {"seconds": 1.0, "steps": 8, "final": {"val/loss": 0.5}})
 """
 
 
@@ -69,11 +104,14 @@ def make(folder: Path, *behave: dict[str, Any], **cluster: Any) -> Sweep:
     it asks Slurm for besides `cluster`; "nodes" (1), "ranks" a node (2).
     """
     stand_in = folder.parent / "stand-in"
+    stand_in.parent.mkdir(exist_ok=True)
     stand_in.write_text(STAND_IN)
     plain = yaml.safe_load((ROOT / "configs/cluster/slurm.yaml").read_text())["cluster"]
     plain |= {
         "gpus_per_node": None,
         "time": 10,
+        "max_restarts": 0,
+        "max_timeouts": 0,
         "python": shlex.join([sys.executable, "-SE", str(stand_in)]),
         **cluster,
     }

@@ -33,7 +33,7 @@ TABLE: list[tuple[str, dict[str, Any], str, str, str, str, str]] = [
     ("memory", {"0": "memory", "1": "hang", "cluster": {"mem_gb": 0.5}},
      "FAILED", "FAILED|OUT_OF_MEMORY", r"\d+:\d+.*", "ran out of memory", ".*xceeded.*memory limit.*"),
     ("no result", {"all": "nothing"},
-     "FAILED", "COMPLETED", "0:0", "Slurm says it ended well, but it left no result.json", ""),
+     "FAILED", "FAILED", "1:0", "its ranks ended well and left no result.json", ""),
     ("cancelled while it runs", {"all": "hang"},
      "CANCELLED", "CANCELLED", "0:0", r"cancelled after .+", ""),
     ("cancelled while it waits", {"cluster": {"sbatch": {"begin": "now+1hour"}}},
@@ -98,7 +98,7 @@ def test_slurm_away_is_said_and_never_taken_for_an_end(own_cluster: Cluster, clu
         assert slurm.count == Counter(squeue=1, sacct=1)
         assert [state.state for state in look.trials] == before, "squeue still knows how they ended"
         assert "sacct does not answer" in look.answers.troubles[0] and look.exit_code == 3
-        assert look.trials[3].slurm == "COMPLETED" and look.trials[3].exit_code == ""
+        assert look.trials[3].slurm == "FAILED" and look.trials[3].exit_code == ""
 
         # TERM: killed outright it forgets what ended in the last seconds, and calls it running when it is back.
         own_cluster.kill("slurmctld", signal.SIGTERM)
@@ -254,5 +254,6 @@ def test_the_time_limit(cluster: Existing, tmp_path: Path) -> None:
     time.sleep(2)
     look = states.look(sweep)
     print([shown(state) for state in look.trials])
-    assert shown(look.trials[0]) == ("FAILED", "TIMEOUT", "0:0", "reached its time limit of 1:00", ""), look.trials[0]
-    assert look.trials[1].state == "FAILED" and "USR2" in look.trials[1].reason, "the warning has ended it before"
+    deaf, ended = look.trials
+    assert (deaf.state, deaf.reason) == ("FAILED", "reached its time limit; it did not save in time")
+    assert ended.state == "FAILED" and "User defined signal 2" in ended.reason, "the warning has ended it before"

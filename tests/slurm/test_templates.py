@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher import states
+from launcher import history, states
 from launcher.sweep import Sweep
 from tests.slurm.cluster import Cluster
 from tests.slurm.daemon import wait_until
 from tests.slurm.desk import BETA, ROOT, Desk
+from tests.slurm.sweeps import STAND_IN
 
 pytestmark = pytest.mark.slurm
 SBATCH = ROOT / "sbatch"
@@ -67,6 +68,39 @@ def test_the_plain_array(desk: Desk, python: str) -> None:
     env["BETAS"] = "0.05 0 0.5"
     code, said = plain(desk, "sweep", *words, options=options, **env)
     assert code == 2 and "ref_policy_kl_penalty=0: must be" in said
+
+
+@pytest.mark.parametrize("how", ["--requeue", "--no-requeue"])
+def test_the_plain_array_goes_on(desk: Desk, how: str) -> None:
+    """Warned and requeued, or continued by another job, which has what stood on sbatch's command line."""
+    stand_in = desk.folder / "stand-in"
+    stand_in.write_text(STAND_IN)
+    python = desk.folder / "python"
+    rank = f'*slurm_rank*) set -- "{stand_in}" "$@" ;;'
+    tell = 'for n in 0 1; do echo "$BEHAVE" >"$SWEEP/$n/behave.json"; done'
+    make = f'*main.py*) "{sys.executable}" "$@" && {tell}; exit ;;'
+    python.write_text(f'#!/bin/bash\ncase "$*" in {make} {rank} esac\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    options = ("--array=0-1", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--mem=2G", how)
+    env = {"BETAS": "0.05 0.1", "PYTHON": str(python), "LAUNCHER": str(ROOT)}
+    env["BEHAVE"] = '{"starts": [{"all": "train"}, {"all": "done"}]}'
+    command = ["sbatch", "--parsable", *options, str(SBATCH / "sweep.sbatch"), "model=tiny", "data=sample"]
+    given = {**desk.cluster.env, **env}
+    done = subprocess.run(command, cwd=desk.folder, env=given, capture_output=True, text=True, timeout=60)
+    folder = desk.folder / "runs" / f"sweep-{done.stdout.strip()}"
+
+    def trains(number: int) -> bool:
+        return any("does train" in log.read_text() for log in folder.glob(f"{number}/log/*_1_log.out"))
+
+    assert wait_until(lambda: trains(0) and trains(1), 60)
+    desk.cluster.run("scancel", "--signal=TERM", f"{folder.name.removeprefix('sweep-')}_1")
+    assert wait_until(lambda: (folder / "1" / "result.json").exists(), 60), done.stderr
+    sweep = Sweep.load(folder)
+    first, last = history.read(sweep.trials[1].folder)
+    assert (first.kind, last.first_step) == ("asked", 10)
+    assert (first.attempt.partition(".")[0] == last.attempt.partition(".")[0]) == (how == "--requeue")
+    assert len(list(folder.glob("1/log/*_log.out"))) == 4, "two ranks, twice"
+    assert [state.state for state in states.look(sweep).trials] == ["RUNNING", "DONE"]
 
 
 def test_the_plain_run_prepares_its_data(desk: Desk, python: str) -> None:

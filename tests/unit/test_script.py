@@ -84,10 +84,12 @@ def test_odd_texts_never_run_and_never_break_the_script(name: str, comment: str,
             cluster={"comment": comment},
             environment={"ODD": value},
             trials=[3],
+            python_here="no python",
         )
     )
     shown = made.replace("mkdir -p", ": mkdir").replace("srun --", ": srun --").replace("exec >>", ": ")
     shown = shown.replace('exit "$status"', 'printf "%s\\0%s" "$trial" "$ODD"')
+    shown = "squeue() { :; }; python3() { false; }\n" + shown
     environment = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_JOB_ID": "1", "SLURM_JOB_ID": "1", "PATH": ""}
     done = subprocess.run(["/bin/bash", "-euc", shown], capture_output=True, text=True, env=environment)
     assert (done.stderr, done.returncode) == ("", 0)
@@ -110,3 +112,23 @@ def test_shellcheck(tmp_path: Path) -> None:
 def test_python_words_stay_words() -> None:
     made = text(request(python=shlex.join(["/a b/python"])))
     assert "'/a b/python' -u -m launcher.submit.slurm_rank" in made
+
+
+@pytest.mark.parametrize(("stopped", "code"), [(True, 0), (False, 7)])
+def test_without_a_python_on_the_node_a_warned_trial_is_requeued_all_the_same(
+    tmp_path: Path, stopped: bool, code: int
+) -> None:
+    note = '"$(dirname "$TRIAL")/3/log/8.0_stopped.json"' if stopped else "/dev/null"
+    stand_ins = f"""squeue() {{ echo 1700000010; }}; python3() {{ false; }}
+    srun() {{ echo "ends $TRIAL_ENDS_AT"; touch {note}; return {code}; }}; scontrol() {{ echo "scontrol $*"; }}
+    TRIAL={shlex.quote(str(tmp_path / "x"))}
+    """
+    script = stand_ins + text(request(sweep=tmp_path, trials=[1, 3], python_here="/nowhere/python"))
+    env = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "8", "SLURM_JOB_ID": "8", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True, env=env)
+    expected = ["ends 1700000000", *(["scontrol requeue 8_1"] if stopped else [])]
+    assert (done.stdout.splitlines(), done.returncode, done.stderr) == (expected, code, "")
+
+
+def test_requeue_can_be_forbidden() -> None:
+    assert "#SBATCH --no-requeue" in lines(text(request(cluster={"requeue": False})))

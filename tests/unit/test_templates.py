@@ -92,7 +92,7 @@ def filled_in(name: str) -> str:
         request = ArrayRequest(
             sweep=Path("/runs/it's $(s)"), name="dpo-1", trials=[0, 1, 2], nodes=2, ranks_per_node=8, cluster=CLUSTER,
             python="python", srun_args=["--container-image=a b"], pythonpath="/clone", environment={"A": "b c"},
-            after=[41, 42],
+            after=[41, 42], python_here="/env of mine/python",
         )  # fmt: skip
         return text(request)
     output = "/runs/it's/x-%j.out"
@@ -105,7 +105,8 @@ def filled_in(name: str) -> str:
         return template.render(
             template.read("dpo"), directives=["#SBATCH --array=0-0%1"], nodes=2, ranks_per_node=8, folder="/a b",
             root="/clone", runs="/runs/$x", before=[step], writer="python /clone/launcher/main.py",
-            overrides=["model=tiny", "experiment.name='it'"], srun_args=["--y=z z"], python="python", **surroundings,
+            overrides=["model=tiny", "experiment.name='it'"], srun_args=["--y=z z"], python="python",
+            python_here="/env of mine/python", **surroundings,
         )  # fmt: skip
     made = stages.text(
         stages.Stage(**{**STAGE.__dict__, "name": name}), CLUSTER, name=f"x-{name}", output=output, after=[3]

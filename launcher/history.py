@@ -1,0 +1,129 @@
+"""What happened to each start of a trial on Slurm: `<trial>/attempts.jsonl`, two lines a start, and who owns the trial.
+
+A start is named as its logs are, `1234.1`: Slurm's own number of the element, and how often that was requeued. All
+starts that follow from one submission are a chain, in which bounds are counted; `retry` begins another.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal[
+    "done", "preempted", "asked", "requeued", "timeout", "node", "failure", "refused", "cancelled", "replaced"
+]
+#: How a start ended, for people.
+SAID: dict[str, str] = {
+    "done": "done",
+    "preempted": "preempted",
+    "asked": "asked to stop by a signal",
+    "requeued": "sent back into the queue by hand or by Slurm",
+    "timeout": "reached its time limit",
+    "node": "a node failed",
+    "failure": "failed",
+    "refused": "failed in a way that would be repeated",
+    "cancelled": "cancelled",
+    "replaced": "another start has taken over",
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start, with its end where that is known."""
+
+    attempt: str
+    chain: str
+    """The element that was submitted, `1230_2`."""
+    nodes: str
+    began: float
+    first_step: int
+    """Optimizer steps of the last whole checkpoint, when it began."""
+    kind: Kind | None = None
+    """None: it runs, or Slurm ended it without a word."""
+    why: str = ""
+    ended: float | None = None
+    last_step: int = 0
+    """As first_step, when it ended."""
+    blamed: str = ""
+    """The node that is at fault."""
+    then: str = ""
+    """What was done about it: `requeued`, `goes on as job 77_2`, `gave up: ...`."""
+
+    @property
+    def progress(self) -> bool:
+        """Whether it brought the trial forward."""
+        return self.last_step > self.first_step
+
+
+def read(trial: Path) -> list[Start]:
+    """All starts, oldest first; [] where there is none. A line that a node began and died over is no line."""
+    starts: dict[str, dict[str, Any]] = {}
+    try:
+        text = (trial / "attempts.jsonl").read_bytes()
+    except FileNotFoundError:
+        return []
+    known = set(Start.__dataclass_fields__)
+    for line in text.splitlines():
+        try:
+            note = {name: value for name, value in json.loads(line).items() if name in known}
+            starts.setdefault(note["attempt"], {}).update(note)
+        except (ValueError, KeyError, AttributeError):
+            continue
+    return [Start(**note) for note in starts.values() if {"chain", "began", "first_step", "nodes"} <= set(note)]
+
+
+def began(trial: Path, start: Start) -> None:
+    _append(trial, {name: value for name, value in asdict(start).items() if value not in (None, "")})
+
+
+def ended(trial: Path, attempt: str, kind: Kind, why: str, step: int, then: str = "", blamed: str = "") -> None:
+    """Note the end, at this moment, of a start that has begun."""
+    now = round(time.time(), 3)
+    note = {"attempt": attempt, "kind": kind, "why": why, "last_step": step, "ended": now, "blamed": blamed}
+    _append(trial, {**note, "then": then})
+
+
+def _append(trial: Path, note: dict[str, Any]) -> None:
+    """One write, so that lines of two machines do not mix; behind a line that was cut off, a new one.
+
+    A disk that is full takes no note, and is no reason not to go on: the next start asks the accounting instead.
+    """
+    path = trial / "attempts.jsonl"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            cut = b"\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else b""
+            os.write(descriptor, cut + json.dumps(note).encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"{path} cannot be written: {error.strerror}", flush=True)
+
+
+# -- one start at a time -----------------------------------------------------------------------------------------------
+
+
+def take_over(trial: Path, attempt: str) -> None:
+    """From here on the trial is this start's. Ranks of an earlier one, alive on a node that Slurm has lost, read it
+    before they write and leave."""
+    (trial / "log").mkdir(exist_ok=True)
+    beside = trial / "log" / f".current.{attempt}"
+    beside.write_text(attempt + "\n")
+    os.replace(beside, trial / "log" / "current")
+
+
+def owner(trial: Path) -> str:
+    """The start that the trial belongs to; "" where none has taken it."""
+    try:
+        return (trial / "log" / "current").read_text().strip()
+    except FileNotFoundError:
+        return ""

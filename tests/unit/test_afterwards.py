@@ -1,0 +1,210 @@
+"""How a start ended, by what its ranks, srun and Slurm left; and what its script may do about it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import history, slurm
+from launcher.history import Start
+from launcher.submit import afterwards, job
+from launcher.submit.job import Me, Word
+from launcher.submit.policy import Ending
+
+ME = Me(element="8_1", attempt="9.0", restarts=0, nodes="node[1-2]", chain="8_1", cluster="lab")
+NOW = Start(attempt="9.0", chain="8_1", nodes="node[1-2]", began=0.0, first_step=0)
+RUNNING = Word("RUNNING", "None", 0, False, "", "", {"EndTime": "2030-01-01T00:00:00"})
+SRUN = "srun: error: node2: task 1: Exited with exit code 1"
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Path:
+    """A trial that has started: two ranks' logs, no step yet."""
+    folder = tmp_path / "1"
+    (folder / "log").mkdir(parents=True)
+    (tmp_path / "slurm").mkdir()
+    for rank in (0, 1):
+        (folder / "log" / f"9.0_{rank}_log.out").write_text(f"rank {rank}\n")
+    (folder / "config.yaml").write_text(
+        "cluster:\n  max_restarts: 2\n  requeue: false\n  name: slurm\nother:\n  x: 1\n"
+    )
+    return folder
+
+
+def printed(trial: Path, *lines: str) -> None:
+    """What the batch script has printed: an earlier start's complaint, and these."""
+    earlier = ["== start 8.9 == trial 1", "srun: error: node7: task 0: Killed", "== start 9.0 == trial 1 on node[1-2]"]
+    (trial.parent / "slurm" / "8_1.out").write_text("\n".join([*earlier, *lines]) + "\n")
+
+
+def noted(trial: Path, rank: int, **note: Any) -> None:
+    note = {"time": 1.0, "type": "", "message": "", "traceback": "", "node": f"node{rank + 1}", **note}
+    (trial / "log" / f"9.0_{rank}_error.json").write_text(json.dumps(note))
+
+
+def stepped(trial: Path) -> None:
+    lines = [{"time": 1, "phase": "starting"}, {"time": 2, "step": 1, "train/loss": 0.6}]
+    (trial / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def how(trial: Path, code: int = 1, word: Word = RUNNING) -> Ending:
+    return afterwards.how(trial, ME, NOW, code, word)
+
+
+def test_stopped_by_a_warning(trial: Path) -> None:
+    (trial / "log" / "9.0_stopped.json").write_text(json.dumps({"time": 1, "reason": "signal SIGTERM", "step": 7}))
+    assert how(trial, 0) == Ending("asked", "signal SIGTERM", 0)
+    assert how(trial, 0, replace(RUNNING, preempted=True)).kind == "preempted"
+    soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 60))
+    assert how(trial, 0, replace(RUNNING, fields={"EndTime": soon})).kind == "timeout"
+    (trial / "log" / "9.0_stopped.json").write_text(json.dumps({"time": 1, "reason": "the time limit", "step": 7}))
+    assert how(trial, 0).kind == "timeout"
+
+
+def test_what_did_not_save_in_time_is_no_failure(trial: Path) -> None:
+    printed(trial, SRUN)
+    assert how(trial, 137, replace(RUNNING, preempted=True)).kind == "preempted"
+    assert how(trial, 137, replace(RUNNING, state="COMPLETING", reason="TimeLimit")).kind == "timeout"
+    assert how(trial, 124).kind == "timeout", "the script's own timeout"
+
+
+def test_the_node_of_the_first_error_before_the_first_step_is_suspect(trial: Path) -> None:
+    printed(trial, SRUN)
+    noted(trial, 0, time=2.0, type="RuntimeError", message="Connection reset by peer")
+    noted(trial, 1, time=1.0, type="RuntimeError", message="CUDA error: uncorrectable ECC error")
+    assert how(trial) == Ending("failure", "RuntimeError: CUDA error: uncorrectable ECC error", 0, suspect="node2")
+    stepped(trial)
+    assert how(trial).suspect == "", "its nodes can"
+
+
+def test_a_rank_that_said_nothing(trial: Path) -> None:
+    printed(trial, "srun: error: node2: task 1: Segmentation fault", "srun: error: node1: task 0: Terminated")
+    assert how(trial, 139) == Ending("failure", "Segmentation fault", 0, suspect="node2")
+
+
+@pytest.mark.parametrize("error", ["ValueError", "TypeError", "ConfigKeyError", ""])
+def test_what_would_be_repeated(trial: Path, error: str) -> None:
+    noted(trial, 0, type=error, message="model.x: cannot be 3")
+    printed(trial, SRUN)
+    assert how(trial).kind == "refused"
+
+
+def test_a_warning_that_came_before_a_rank_could_listen(trial: Path) -> None:
+    printed(trial, "srun: error: node1: tasks 0-1: Terminated")
+    assert how(trial, 143).kind == "asked"
+    printed(trial, "srun: error: node1: task 0: Terminated", "srun: error: node2: task 1: Killed")
+    assert how(trial, 143).kind == "asked"
+    printed(trial, "srun: error: node1: task 0: Terminated", "srun: error: node2: task 1: Segmentation fault")
+    assert how(trial, 139).kind == "failure"
+
+
+def test_memory_a_hang_and_an_unfit_node(trial: Path) -> None:
+    printed(trial, "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=9.0", SRUN)
+    assert how(trial, 137).why.startswith("Detected 1 oom-kill event") and how(trial, 137).kind == "failure"
+    printed(trial, "srun: error: node1: task 0: Exited with exit code 75")
+    noted(trial, 0, type="Hung", message="no step for 300 s")
+    stepped(trial)
+    assert how(trial, 143) == Ending("failure", "Hung: no step for 300 s", 0)
+    noted(trial, 0, type="NodeUnfit", message="3 GPUs of 4 are there")
+    assert how(trial) == Ending("node", "3 GPUs of 4 are there", 0, suspect="node1", unfit=True)
+
+
+def test_no_error_and_no_result(trial: Path) -> None:
+    assert how(trial, 0).kind == "failure"
+
+
+# -- what the script may do --------------------------------------------------------------------------------------------
+
+
+def test_only_a_job_that_is_not_being_ended_is_ours() -> None:
+    assert RUNNING.ours
+    assert not replace(RUNNING, state="COMPLETING").ours, "cancelled, or Slurm requeues it"
+    assert replace(RUNNING, state="COMPLETING", reason="TimeLimit").ours
+    assert not replace(RUNNING, state="PENDING").ours
+
+
+class Slurm:
+    """Records what would be done to the job."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, word: Word = RUNNING) -> None:
+        self.done: list[str] = []
+        monkeypatch.setattr(job, "ask", lambda element: word)
+        monkeypatch.setattr(job, "hostnames", lambda nodes: ["node1", "node2"] if nodes else [])
+        monkeypatch.setattr(job, "room_without", lambda partition, nodes, needed: True)
+        monkeypatch.setattr(job, "requeue", lambda element: self.done.append(f"requeue {element}") or True)
+        monkeypatch.setattr(job, "continuation", lambda *_: self.done.append("continuation") or "12_1")
+
+
+def ends(trial: Path, code: int = 1) -> int:
+    history.began(trial, NOW)
+    return afterwards.end(trial, ME, code, Path("script"), [])
+
+
+def test_a_start_that_was_replaced_does_nothing(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Slurm(monkeypatch)
+    history.take_over(trial, "11.0")
+    assert ends(trial) == 1 and world.done == []
+    assert history.read(trial)[0].kind == "replaced"
+
+
+def test_a_start_of_which_another_runs_already_does_nothing(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Slurm(monkeypatch, replace(RUNNING, restarts=1))
+    history.take_over(trial, "9.0")
+    assert ends(trial, 137) == 137 and world.done == []
+
+
+def test_done_is_done_whatever_the_ranks_said_after(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Slurm(monkeypatch)
+    (trial / "result.json").write_text("{}")
+    assert ends(trial, 137) == 0 and world.done == []
+
+
+def test_without_requeue_another_job_goes_on(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Slurm(monkeypatch)
+    history.take_over(trial, "9.0")
+    assert ends(trial) == 0 and world.done == ["continuation"]
+    assert history.read(trial)[0].then == "goes on as job 12_1"
+
+
+def test_giving_up_ends_with_the_ranks_exit_code(
+    trial: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = Slurm(monkeypatch)
+    history.take_over(trial, "9.0")
+    noted(trial, 0, type="ValueError", message="no")
+    assert ends(trial, 137) == 137 and world.done == []
+    assert "gives up: ValueError: no" in capsys.readouterr().out
+
+
+def test_dependents_come_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        "5|afterok:4_*(unfulfilled)",
+        "6|afterany:4_1(unfulfilled),afterok:44_*(unfulfilled)",
+        "7|afterok:44_*(unfulfilled)",
+        "8|(null)",
+        "9_[1]|afterany:4_1(unfulfilled)",
+    ]
+    ran: list[tuple[str, ...]] = []
+
+    def run(*command: str, **_: object) -> slurm.Answer:
+        ran.append(command)
+        return slurm.Answer(command, 0, "\n".join(rows), "", 0.0)
+
+    monkeypatch.setattr(slurm, "run", run)
+    job._bring_dependents("4", 9)
+    assert [command[2:] for command in ran[1:]] == [
+        ("JobId=5", "Dependency=afterok:4_*,afterok:9"),
+        ("JobId=6", "Dependency=afterany:4_1,afterok:44_*,afterany:9"),
+    ]
+
+
+def test_the_element_is_never_named_by_its_own_number() -> None:
+    env = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "2", "SLURM_RESTART_COUNT": "3"}
+    me = Me.here(env)
+    assert (me.element, me.attempt, me.restarts, me.chain) == ("8_2", "8.3", 3, "8_2")
+    assert Me.here({**env, "LAUNCHER_CHAIN": "5_2"}).chain == "5_2"
