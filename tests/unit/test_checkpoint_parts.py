@@ -80,7 +80,8 @@ def written(hf: Path, folder: Path, dtype=torch.float32) -> dict[str, torch.Tens
     import torch.distributed.checkpoint as dcp
     from safetensors.torch import load_file
 
-    from data_prep.megatron_weights import CheckpointWriter, write_weights
+    from data_prep.megatron_weights import write_weights
+    from data_prep.torch_dist import CheckpointWriter
 
     weights = load_file(hf / "model.safetensors")
     layers = []

@@ -1,0 +1,84 @@
+"""Safetensors files written tensor by tensor: what is to come is known beforehand, so nothing has to be in memory.
+
+safetensors.torch.save_file wants all tensors of a file at once. The format (huggingface/safetensors, README) is: eight
+bytes, the header's length; the header in JSON; the tensors' bytes in the header's order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+SHARD_BYTES = 4 << 30
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+class SafetensorsWriter:
+    """Writes a model's weights into `folder` as Hugging Face's sharded safetensors, or one file where they fit one.
+
+    `shapes` are all tensors' names and shapes, in the order in which `add` will be called; all get `dtype`. No file of
+    the folder is whole before close().
+    """
+
+    def __init__(
+        self, folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        self.folder, self.dtype, self.shapes = folder, dtype, dict(shapes)
+        self._files: dict[str, str] = {}
+        self._waiting = list(self.shapes)
+        self._stream: BinaryIO | None = None
+        shards: list[list[str]] = [[]]
+        filled = 0
+        for name in self.shapes:
+            if shards[-1] and filled + self._bytes(name) > shard_bytes:
+                shards.append([])
+                filled = 0
+            shards[-1].append(name)
+            filled += self._bytes(name)
+        for number, names in enumerate(shards, 1):
+            several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            self._files |= dict.fromkeys(names, several if len(shards) > 1 else "model.safetensors")
+
+    def _bytes(self, name: str) -> int:
+        return math.prod(self.shapes[name]) * self.dtype.itemsize
+
+    def add(self, name: str, weight: torch.Tensor) -> None:
+        """The next tensor."""
+        expected = self._waiting.pop(0)
+        if name != expected or tuple(weight.shape) != self.shapes[name]:
+            raise ValueError(f"{name} {tuple(weight.shape)} came, {expected} {self.shapes[expected]} was due")
+        if self._stream is None:
+            self._stream = (self.folder / self._files[name]).open("wb")
+            self._stream.write(self._header(self._files[name]))
+        flat = weight.to(self.dtype).contiguous().view(-1)
+        self._stream.write(flat.view(torch.uint8).numpy().data)
+        if not self._waiting or self._files[self._waiting[0]] != self._files[name]:
+            self._stream.close()
+            self._stream = None
+
+    def _header(self, file: str) -> bytes:
+        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name in (name for name in self.shapes if self._files[name] == file):
+            begin, end = end, end + self._bytes(name)
+            shape = list(self.shapes[name])
+            entries[name] = {"dtype": _DTYPES[self.dtype], "shape": shape, "data_offsets": [begin, end]}
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text = text.ljust(-(-len(text) // 8) * 8)  # tensors begin at a multiple of eight
+        return struct.pack("<Q", len(text)) + text
+
+    def close(self) -> None:
+        """Write the index, where there are several files. Raises ValueError where a tensor has not come."""
+        if self._waiting:
+            raise ValueError(f"{len(self._waiting)} tensors have not come, first {self._waiting[0]}")
+        if len(set(self._files.values())) > 1:
+            total = sum(map(self._bytes, self.shapes))
+            index = {"metadata": {"total_size": total}, "weight_map": self._files}
+            text = json.dumps(index, indent=2) + "\n"
+            (self.folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
