@@ -146,6 +146,7 @@ def _convert(
     _check_space(folder, work, wanted["precision"])
     name = source if source in small_models.NAMES else folder.path.resolve().name
     record: dict[str, Any] = {**wanted, "name": name[:100], "vocabulary": folder.shape.vocab, "proof": None}
+    record["licence"] = small_models.LICENCES.get(source) or folder.licence()
     _write_folder(folder, work / "content", record, progress)
     made = work / output.name
     with progress.phase("packing"):

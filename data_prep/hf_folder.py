@@ -47,6 +47,22 @@ class HFFolder:
         present = [self.path / name for name in (*TOKENIZER_FILES, "config.json", "generation_config.json")]
         return [path for path in present if path.is_file()]
 
+    def licence(self) -> str:
+        """What the folder's model card or licence file says it is under; "" where it has neither."""
+        try:
+            card = (self.path / "README.md").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            card = ""
+        front = card.split("\n---", 1)[0] if card.startswith("---") else ""
+        stated = dict(line.split(":", 1) for line in front.splitlines() if line.startswith("license") and ":" in line)
+        named = stated.get("license_name") or stated.get("license")
+        if named:
+            return named.strip().strip("\"'")[:80]
+        for file in sorted(self.path.glob("LICEN[CS]E*")):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            return next((line.strip()[:80] for line in text.splitlines() if line.strip()), "")
+        return ""
+
     def fingerprint(self) -> str:
         """SHA-256 over config, tokenizer, and of each weight file its size, its header and 16 samples of 64 KiB.
 

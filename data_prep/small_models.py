@@ -21,6 +21,8 @@ from data_prep.scratch import beside
 from launcher.findings import Finding, Refused
 
 NAMES = ("tiny", "smollm2_135m")
+#: By Hugging Face's names of licences.
+LICENCES = {"tiny": "mit", "smollm2_135m": "apache-2.0"}
 
 _RECIPE = "RECIPE"  # the file in a model's folder that says what it was made from
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "cancel": "stop trials, waiting or running",
     "retry": "run again what failed, from its last checkpoint",
     "report": "compare the trials: table, plots, verdicts",
+    "export": "a trained adapter as peft and vLLM load it, or merged into its base model",
     "render": "print the sbatch script of a stage, without submitting it",
     "pipeline": "data, conversion, sweep and report as Slurm jobs, in one command",
     "doctor": "check what this machine has for running sweeps",

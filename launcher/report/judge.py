@@ -66,6 +66,30 @@ def problem(expect: Any) -> str:
     return ""
 
 
+def best(report: Report, measure: str) -> tuple[TrialReport, str]:
+    """The trial that is done and does best by `measure`, and in words why; of equals the one that drifted least.
+
+    The loss of another beta is another loss: across betas `accuracy` and `margin` are what can be compared. Raises
+    ValueError where no trial is done that has the measure.
+    """
+    sign = -1 if measure in ("loss", "drift", "kl") else 1
+    known = [(sign * figure.value, trial) for trial in report.done if (figure := trial.figure(measure))]
+    if not known:
+        raise ValueError(f"no trial is done and has its {_title(measure)}")
+
+    def drift(trial: TrialReport) -> float:
+        return found.value if (found := trial.figure("drift")) else math.inf
+
+    highest = max(value for value, _ in known)
+    equal = [trial for value, trial in known if value == highest]
+    chosen = min(equal, key=drift)
+    why = f"best {_title(measure)} of {len(known)} trials: {_value(chosen, measure, report)}"
+    if len(equal) > 1:
+        others = _some([trial.name for trial in equal if trial is not chosen])
+        why += f", as {others}; the least drift of these"
+    return chosen, why
+
+
 def verdicts(report: Report) -> list[Verdict]:
     """One for each hypothesis of the experiment and each set of other overrides."""
     found = []

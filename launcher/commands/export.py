@@ -1,0 +1,89 @@
+"""examples:
+  python -m launcher export 1 --out beta_0.1                trial 1 of the last sweep: a LoRA adapter for peft and vLLM
+  python -m launcher export runs/tune --best --out best     the best trial of a sweep, by its accuracy on held-out pairs
+  python -m launcher export --best --by margin --out best   by another measure
+  python -m launcher export 1 --merge --out merged          merged into the base model, as a whole Hugging Face folder
+The folder holds the adapter (or the model), the tokenizer and a model card. It needs torch and safetensors, and no GPU.
+exit codes: 0 the folder was written, 2 refused: nothing was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+from launcher import find
+from launcher.findings import Finding, Refused
+from launcher.report import gather, judge
+from launcher.sweep import Sweep, Trial
+
+_NEEDED = ("torch", "safetensors", "numpy")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", metavar="TRIAL|SWEEP", nargs="*", help="a trial's number; a sweep's folder or name")
+    parser.add_argument("-s", "--sweep", metavar="SWEEP", help="folder, array id, name or `last`")
+    parser.add_argument("--best", action="store_true", help="the best trial of those that are done")
+    parser.add_argument("--by", choices=gather.MEASURES, help="what --best goes by (default accuracy)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--merge", action="store_true", help="the whole model, the adapter merged into its weights")
+    base = "what the adapter's config calls the base model: a hub name or a folder (default: its name in the .nemo)"
+    parser.add_argument("--base", metavar="NAME", help=base)
+    parser.add_argument("--force", action="store_true", help="replace what an earlier export wrote to DIR")
+
+
+def run(args: argparse.Namespace) -> int:
+    sweep, named = find.trials_and_sweep(args.words, args.sweep)
+    trial = chosen(sweep, named, args.best, args.by)
+    check(trial)
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        remedy = "pip install -e '.[train]', or run this where the trials run"
+        raise Refused([Finding("export", "", f"needs {' and '.join(missing)}, not installed here", remedy)])
+    from data_prep.export import base_name, export
+
+    out = args.out.expanduser()
+    export(sweep, trial, out, merge=args.merge, base=args.base, force=args.force)
+    kind = "a whole model" if args.merge else "a LoRA adapter"
+    print(f"{out}: trial {trial.name}, {kind}, with tokenizer and model card")
+    if not args.merge and not args.base:
+        base = base_name(Path(trial.config()["pretrained_checkpoint"]["restore_from_path"]))
+        print(f"its base model is called {base}; --base gives the name or folder that others load it by")
+    return 0
+
+
+def chosen(sweep: Sweep, named: list[Trial], best: bool, by: str | None) -> Trial:
+    """The one trial that is meant; says on stderr why it is the best. Raises Refused."""
+    if by and not best:
+        raise Refused([Finding("--by", by, "goes with --best", "add --best, or leave it out")])
+    if best and named:
+        numbers = ",".join(str(trial.number) for trial in named)
+        raise Refused([Finding("TRIAL", numbers, "and --best name two", "choose one of the two")])
+    if best:
+        report = gather.gather(sweep)
+        try:
+            found, why = judge.best(report, by or "accuracy")
+        except ValueError as error:
+            raise Refused([Finding(str(sweep.folder), "", str(error), "wait for the trials; see `status`")]) from None
+        left = len(report.trials) - len(report.done)
+        print(f"trial {found.trial.name}: {why}{f'; {left} more have no result' if left else ''}", file=sys.stderr)
+        return found.trial
+    trials = named or sweep.trials
+    if len(trials) != 1:
+        numbers = ", ".join(trial.name for trial in trials[:8])
+        raise Refused([Finding("TRIAL", "", f"{len(trials)} are meant ({numbers})", "name one, or --best")])
+    return trials[0]
+
+
+def check(trial: Trial) -> None:
+    """Raises Refused where there is nothing to export; reads JSON and YAML only."""
+    if trial.result() is None:
+        why = "has no result: it is not done"
+        raise Refused([Finding(f"trial {trial.name}", "", why, "wait for it, or `retry` it; see `status`")])
+    scheme = trial.config()["model"]["peft"]["peft_scheme"]
+    if scheme != "lora":
+        why = "is no LoRA trial; all of its weights were trained, into one .nemo"
+        remedy = "data_prep/convert_checkpoint.py --to hf"
+        raise Refused([Finding(f"trial {trial.name}", f"peft_scheme={scheme}", why, remedy)])
