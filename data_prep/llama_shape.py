@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,10 @@ class LlamaShape:
         if not self.tied:
             shapes["lm_head.weight"] = (self.vocab, self.hidden)
         return shapes
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(size) for size in self.tensors().values())
 
 
 def read_shape(path: Path) -> LlamaShape:

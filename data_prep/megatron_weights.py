@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterator
 import torch
 
 from data_prep.llama_shape import LlamaShape
-from data_prep.torch_dist import CheckpointReader, CheckpointWriter
+from data_prep.torch_dist import LAYERS, CheckpointReader, CheckpointWriter
 
 #: (HF's name of a weight, first row, end row) -> these rows. What it returns is used and dropped before the next call.
 Read = Callable[[str, int, int], torch.Tensor]
 _ROWS = 8192  # of an embedding in memory at a time: 64 MiB of Llama-3-8B's 1 GiB in bf16
-_LAYERS = "model.decoder.layers."
 # Modules whose state dict has an `_extra_state`: Transformer Engine's FP8 scales; Megatron's own layers keep an empty
 # one for its sake. Both take None for "no FP8". Which modules ask depends on TE's version: these are all of them, and
 # those that are not asked for are passed over (Megatron's StrictHandling.ASSUME_OK_UNEXPECTED, NeMo's default).
@@ -84,7 +83,7 @@ def _write_layer(shape: LlamaShape, read: Read, writer: CheckpointWriter, index:
     def put(key: str, weight: torch.Tensor, row: int = 0, rows: int | None = None) -> None:
         size = (shape.layers, rows or weight.shape[0], *weight.shape[1:])
         offset = (index, row) + (0,) * (weight.ndim - 1)
-        writer.tensor(f"{_LAYERS}{key}", weight.unsqueeze(0), offset, size)
+        writer.tensor(f"{LAYERS}{key}", weight.unsqueeze(0), offset, size)
 
     put("self_attention.linear_qkv.layer_norm_weight", of_layer("input_layernorm"))
     query, key, value = (of_layer(f"self_attn.{name}_proj") for name in "qkv")
@@ -95,7 +94,7 @@ def _write_layer(shape: LlamaShape, read: Read, writer: CheckpointWriter, index:
     put("mlp.linear_fc1.weight", of_layer("mlp.up_proj"), shape.ffn, 2 * shape.ffn)
     put("mlp.linear_fc2.weight", of_layer("mlp.down_proj"))
     for module in _WITH_EXTRA_STATE:
-        writer.nothing(f"{_LAYERS}{module}._extra_state", index, shape.layers)
+        writer.nothing(f"{LAYERS}{module}._extra_state", index, shape.layers)
 
 
 def read_weights(shape: LlamaShape, reader: CheckpointReader) -> Iterator[tuple[str, torch.Tensor]]:
@@ -113,9 +112,9 @@ def read_layer(shape: LlamaShape, reader: CheckpointReader, index: int) -> Itera
     sizes = reader.shapes
 
     def get(key: str, row: int = 0, rows: int | None = None) -> torch.Tensor:
-        whole = sizes[f"{_LAYERS}{key}"]
+        whole = sizes[f"{LAYERS}{key}"]
         size = (1, rows or whole[1], *whole[2:])
-        return reader.region(f"{_LAYERS}{key}", (index, row) + (0,) * (len(whole) - 2), size).squeeze(0)
+        return reader.region(f"{LAYERS}{key}", (index, row) + (0,) * (len(whole) - 2), size).squeeze(0)
 
     def weights() -> Iterator[tuple[str, torch.Tensor]]:
         yield "input_layernorm", get("self_attention.linear_qkv.layer_norm_weight")

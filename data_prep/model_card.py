@@ -127,11 +127,12 @@ def _training(result: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[
         f"{optim.get('lr')} ({optim.get('name')}, {(optim.get('sched') or {}).get('name', 'constant')})",
     )
     yield "sequence length, seed", f"{model['encoder_seq_length']} tokens, {model.get('seed')}"
-    yield "precision, device", f"{result.get('precision')}, {result.get('ranks')} ranks on {result.get('device')}"
+    yield "precision, device", f"{result.get('precision')}, {result.get('device')}, ranks: {result.get('ranks')}"
 
 
 def _metrics(result: Mapping[str, Any]) -> str:
-    before, after = result.get("baseline") or {}, result.get("final") or {}
+    before, after = dict(result.get("baseline") or {}), result.get("final") or {}
+    before.pop("val/acc", None)  # all log-ratios are 0 then: it has no meaning
     lines = [f"| {title} | {_number(before.get(key))} | {_number(after.get(key))} |" for key, title in _METRICS.items()]
     divergence = ((result.get("evaluation") or {}).get("kl_per_token") or {}).get("mean")
     if divergence is not None:

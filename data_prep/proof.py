@@ -1,27 +1,22 @@
 """The proof of a conversion: NeMo's model, restored from the .nemo, and HF's give the same logits on a text.
 
-Run as a process of its own (`Prover` starts it): NeMo's import takes 13 s, which pass while the weights are converted,
-and the stand-ins for CUDA stay out of the caller. The process says its phases and its verdict as JSON lines on stdout.
+It is made in a process of its own (proof_process.py): NeMo's import takes 13 s, which pass while the weights are
+converted, and the stand-ins for CUDA stay out of the caller.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
+from data_prep.progress import Progress
 
-from data_prep.progress import Progress  # noqa: E402
+_PROCESS = Path(__file__).with_name("proof_process.py")
 
 #: Largest allowed difference of a logit, in standard deviations of HF's logits, both computed in fp32. Where the
 #: conversion is right it is often 0 (PyTorch's kernels in the same order on both sides) and, for SmolLM2-135M, 1e-5
@@ -53,7 +48,7 @@ class Prover:
         env = {key: value for key, value in os.environ.items() if not key.startswith(hidden) and key not in torchrun}
         env |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log, "text": True}
-        self._process = subprocess.Popen([sys.executable, str(Path(__file__).resolve())], env=env, **pipes)
+        self._process = subprocess.Popen([sys.executable, str(_PROCESS.resolve())], env=env, **pipes)
 
     def __enter__(self) -> Prover:
         return self
@@ -65,10 +60,13 @@ class Prover:
             if stream:
                 stream.close()
 
-    def prove(self, nemo: Path, hf: Path, precision: str, progress: Progress) -> dict[str, Any]:
-        """{"tokens", "difference", "tolerance", "largest_logit", "seconds"...}; raises Failed with the reason."""
+    def prove(self, nemo: Path, hf: Path, precision: str, progress: Progress, by_layer: bool = False) -> dict[str, Any]:
+        """{"tokens", "difference", "tolerance", "largest_logit", "seconds"...}; raises Failed with the reason.
+
+        `by_layer` bounds the memory, see proof_models.py.
+        """
         assert self._process.stdin and self._process.stdout
-        job = {"nemo": str(nemo), "hf": str(hf), "precision": precision}
+        job = {"nemo": str(nemo), "hf": str(hf), "precision": precision, "by_layer": by_layer}
         try:
             print(json.dumps(job), file=self._process.stdin, flush=True)
         except BrokenPipeError:
@@ -91,69 +89,7 @@ class Prover:
         return lines[-1] if lines else "it said nothing"
 
 
-def _nemo_model(job: dict[str, Any], tokenizer: str) -> Any:
-    """NeMo's own model, restored by NeMo's own restore, in fp32 on the CPU."""
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.plugins.environments import LightningEnvironment
-    from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import MegatronGPTModel
-    from nemo.collections.nlp.parts.nlp_overrides import NLPDDPStrategy, NLPSaveRestoreConnector
-    from omegaconf import OmegaConf
-
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        precision=32,
-        strategy=NLPDDPStrategy(),
-        plugins=[LightningEnvironment()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-    )
-    connector = NLPSaveRestoreConnector()
-    restore = {"restore_path": job["nemo"], "trainer": trainer, "save_restore_connector": connector}
-    config = MegatronGPTModel.restore_from(**restore, return_config=True)
-    OmegaConf.set_struct(config, False)
-    config.tokenizer.type = tokenizer
-    # fp32, for a sharp comparison; no random weights first, since every weight is about to be read.
-    config.update(precision=32, perform_initialization=False, use_cpu_initialization=True)
-    return MegatronGPTModel.restore_from(**restore, override_config_path=config, strict=True).eval()
-
-
-def _compare(job: dict[str, Any], say: Any) -> dict[str, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from launcher.nemo_file import unpack_tokenizer
-
-    say(phase="computing HF's logits")
-    stored = torch.bfloat16 if job["precision"] == "bf16" else torch.float32
-    hf = AutoModelForCausalLM.from_pretrained(job["hf"], torch_dtype=stored, attn_implementation="eager").float().eval()
-    ids = AutoTokenizer.from_pretrained(job["hf"], use_fast=True).encode(TEXT, add_special_tokens=False)
-    ids = ids[: hf.config.max_position_embeddings]
-    tokens = torch.tensor([ids])
-    with torch.no_grad():
-        expected = hf(tokens).logits[0]
-    embedding = hf.get_input_embeddings().weight
-    del hf
-
-    say(phase="restoring the .nemo with NeMo")
-    with tempfile.TemporaryDirectory() as scratch:
-        model = _nemo_model(job, str(unpack_tokenizer(Path(job["nemo"]), Path(scratch) / "tokenizer")))
-        own_ids = model.tokenizer.text_to_ids(TEXT)[: len(ids)]
-    if own_ids != ids:
-        raise Failed("the tokenizer inside the file gives other tokens than HF's")
-    if not torch.equal(model.model.embedding.word_embeddings.weight, embedding):  # the text has few of its rows
-        raise Failed("the embeddings of NeMo's model are not HF's")
-    say(phase="computing NeMo's logits")
-    mask = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool).triu(1)  # True: not to be seen
-    with torch.no_grad():
-        got = model(tokens, torch.arange(len(ids))[None], mask, None)[0].float()
-    if got.shape != expected.shape:
-        raise Failed(f"NeMo gives logits of shape {tuple(got.shape)}, HF of {tuple(expected.shape)}")
-    return _verdict(got, expected)
-
-
-def _verdict(got: Any, expected: Any) -> dict[str, Any]:
+def verdict(got: Any, expected: Any) -> dict[str, Any]:
     """Figures of two [tokens, vocabulary] logits; raises Failed where they differ by more than TOLERANCE or are NaN."""
     scale = float(expected.std())
     difference = float((got - expected).abs().max()) / scale
@@ -170,42 +106,3 @@ def _verdict(got: Any, expected: Any) -> dict[str, Any]:
         "logit_std": scale,
         "log_probability_difference": log_probabilities,
     }
-
-
-def main() -> int:
-    """Import NeMo, then answer one job a line of stdin until it ends. All that libraries print goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def say(**message: Any) -> None:
-        print(json.dumps(message), file=answers, flush=True)
-
-    from launcher.train import standins
-
-    logging.disable(logging.WARNING)
-    say(phase="importing NeMo")
-    try:
-        standins.install()
-        import nemo.collections.nlp.models.language_modeling.megatron_gpt_model  # noqa: F401
-    except ImportError as error:
-        say(error=f"NeMo cannot be imported here ({error}); pip install '.[train]', or skip the proof with --no-verify")
-        return 1
-    for line in sys.stdin:
-        try:
-            verdict = _compare(json.loads(line), say)
-            say(**verdict, peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-        except Failed as failed:
-            say(error=str(failed))
-        except Exception as error:
-            traceback.print_exc()
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(frame.filename).name}:{frame.lineno}"
-            say(error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]} ({where})")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.stdout.flush()
-    code = main()
-    # NeMo and gloo leave threads that can hang at exit; nothing is left to be saved.
-    os._exit(code)

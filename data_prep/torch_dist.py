@@ -11,6 +11,7 @@ import io
 import json
 import pickle
 import tarfile
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ from launcher import nemo_file
 from launcher.findings import Finding, Refused
 
 INDEX = ".metadata"
+LAYERS = "model.decoder.layers."
+_BLOCK = 16 << 20
 
 
 class CheckpointWriter:
@@ -78,16 +81,19 @@ class CheckpointWriter:
 
     def close(self) -> None:
         """Write the index. Megatron reads metadata.json first, so that comes last."""
-        tensors = [key for key, entry in self._entries.items() if isinstance(entry, TensorStorageMetadata)]
-        metadata = Metadata(self._entries, {key: (key,) for key in self._entries}, self._places)
-        metadata.mcore_data = {key: {} for key in tensors}  # type: ignore[attr-defined]  # Megatron's own addition
-        (self.folder / INDEX).write_bytes(pickle.dumps(metadata))
-        common = io.BytesIO()
-        torch.save({}, common)
-        (self.folder / "common.pt").write_bytes(common.getvalue())
-        backend = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
-        backend |= {"common_backend": "torch", "common_backend_version": 1}
-        (self.folder / "metadata.json").write_text(json.dumps(backend), encoding="utf-8")
+        _write_index(self.folder, Metadata(self._entries, {key: (key,) for key in self._entries}, self._places))
+
+
+def _write_index(folder: Path, metadata: Metadata) -> None:
+    tensors = [key for key, entry in metadata.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)]
+    metadata.mcore_data = {key: {} for key in tensors}  # type: ignore[attr-defined]  # Megatron's own addition
+    (folder / INDEX).write_bytes(pickle.dumps(metadata))
+    common = io.BytesIO()
+    torch.save({}, common)
+    (folder / "common.pt").write_bytes(common.getvalue())
+    backend = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+    backend |= {"common_backend": "torch", "common_backend_version": 1}
+    (folder / "metadata.json").write_text(json.dumps(backend), encoding="utf-8")
 
 
 class CheckpointReader:
@@ -105,11 +111,10 @@ class CheckpointReader:
                 "save it with model.dist_ckpt_format=torch_dist, or convert it with data_prep/convert_checkpoint.py"
             )
             raise Refused([Finding(str(nemo), "", why, remedy)])
-        index: Metadata = pickle.loads(self._bytes(INDEX))
-        self._storage = index.storage_data
-        self._entries = {
-            key: entry for key, entry in index.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)
-        }
+        self._index: Metadata = pickle.loads(self._bytes(INDEX))
+        self._storage = self._index.storage_data
+        entries = self._index.state_dict_metadata.items()
+        self._entries = {key: entry for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -138,6 +143,44 @@ class CheckpointReader:
             why = f"{key} has {filled} of {found.numel()} values at {tuple(offset)}"
             raise Refused([Finding(str(self.nemo), "", why, "convert the model again")])
         return found
+
+    @contextmanager
+    def layer_folder(self, index: int, parent: Path) -> Iterator[Path]:
+        """Layer `index` as the checkpoint of a model that has no other layer, in a folder in `parent`, while the block
+        runs: for Megatron's own loading, without unpacking more than the files that hold the layer."""
+        part = Metadata({}, {}, {})
+        files = set()
+        for key, entry in self._index.state_dict_metadata.items():
+            if not key.startswith(LAYERS):
+                continue
+            if isinstance(entry, BytesStorageMetadata):
+                name, _, shard = key.rpartition("/shard_")
+                if int(shard.split("_")[0]) == index:
+                    part.state_dict_metadata[f"{name}/shard_0_1"] = entry
+                    part.storage_data[MetadataIndex(f"{name}/shard_0_1")] = self._storage[MetadataIndex(key)]
+                continue
+            chunks: list[ChunkStorageMetadata] = []
+            for chunk in entry.chunks:
+                if chunk.offsets[0] == index:
+                    first = torch.Size([0, *chunk.offsets[1:]])
+                    place = self._storage[MetadataIndex(key, chunk.offsets)]
+                    part.storage_data[MetadataIndex(key, first, len(chunks))] = place
+                    chunks.append(ChunkStorageMetadata(first, chunk.sizes))
+                    files.add(place.relative_path)
+            size = torch.Size([1, *entry.size[1:]])
+            part.state_dict_metadata[key] = TensorStorageMetadata(entry.properties, size, chunks)
+        with tempfile.TemporaryDirectory(dir=parent) as folder:
+            for name in files:
+                self._copy(name, Path(folder, name))
+            _write_index(Path(folder), part)
+            yield Path(folder)
+
+    def _copy(self, name: str, to: Path) -> None:
+        path, start, left = self._places[name]
+        with path.open("rb") as source, to.open("wb") as target:
+            source.seek(start)
+            while left:
+                left -= target.write(source.read(min(left, _BLOCK)))
 
     def _piece(self, key: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
         place = self._storage[MetadataIndex(key, chunk.offsets)]

@@ -53,8 +53,10 @@ def llama(tmp_path):
     return make
 
 
+@pytest.mark.parametrize("whole", [2 << 30, 0], ids=["whole", "by layer"])
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
-def test_variant_is_proved(llama, prover, tmp_path, config):
+def test_variant_is_proved(llama, prover, tmp_path, config, whole, monkeypatch):
+    monkeypatch.setattr(convert_checkpoint, "WHOLE", whole)
     made = convert_checkpoint.convert(str(llama(**config)), tmp_path / "made.nemo", prover=prover)
     record = nemo_file.read_record(made)
     assert record["proof"]["difference"] <= record["proof"]["tolerance"] == proof.TOLERANCE
@@ -119,8 +121,10 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize("whole", [2 << 30, 0], ids=["whole", "by layer"])
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-def test_wrong_conversion_fails_and_leaves_no_file(llama, prover, tmp_path, monkeypatch, mistake):
+def test_wrong_conversion_fails_and_leaves_no_file(llama, prover, tmp_path, monkeypatch, mistake, whole):
+    monkeypatch.setattr(convert_checkpoint, "WHOLE", whole)
     folder = llama(rope_theta=500000.0, rope_scaling=LLAMA31)
     monkeypatch.setattr(*mistake)
     with pytest.raises(proof.Failed, match="logits differ from HF's by up to"):
@@ -128,8 +132,10 @@ def test_wrong_conversion_fails_and_leaves_no_file(llama, prover, tmp_path, monk
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_weights_damaged_on_the_way_fail_the_proof(llama, prover, tmp_path, monkeypatch):
+@pytest.mark.parametrize("whole", [2 << 30, 0], ids=["whole", "by layer"])
+def test_weights_damaged_on_the_way_fail_the_proof(llama, prover, tmp_path, monkeypatch, whole):
     """The file is proved as it is packed: one byte of a weight inside it, changed, is noticed."""
+    monkeypatch.setattr(convert_checkpoint, "WHOLE", whole)
     right = nemo_file.pack
 
     def spoiled(content, nemo):
@@ -248,4 +254,4 @@ def test_tensor_parallel_ranks_load_their_halves(llama, tmp_path):
     hf = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.no_grad():
         expected = hf(torch.arange(0, 1024, 4)[None]).logits[0]
-    assert proof._verdict(torch.cat(halves, dim=-1), expected)["difference"] < proof.TOLERANCE
+    assert proof.verdict(torch.cat(halves, dim=-1), expected)["difference"] < proof.TOLERANCE
