@@ -27,7 +27,7 @@ class SafetensorsWriter:
     """
 
     def __init__(
-        self, folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
+        self, folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, shard_bytes: int | None = None
     ) -> None:
         self.folder, self.dtype, self.shapes = folder, dtype, dict(shapes)
         self._files: dict[str, str] = {}
@@ -36,7 +36,7 @@ class SafetensorsWriter:
         shards: list[list[str]] = [[]]
         filled = 0
         for name in self.shapes:
-            if shards[-1] and filled + self._bytes(name) > shard_bytes:
+            if shards[-1] and filled + self._bytes(name) > (shard_bytes or SHARD_BYTES):
                 shards.append([])
                 filled = 0
             shards[-1].append(name)
