@@ -47,6 +47,7 @@ test-fast: $(VENV)/.installed
 bench: $(VENV)/.installed models/smollm2_135m.nemo
 	$(PYTHON_IN) -m tests.benchmarks.submit
 	$(PYTHON_IN) -m tests.benchmarks.prepare
+	$(PYTHON_IN) -m tests.benchmarks.convert
 
 lint: $(VENV)/.installed
 	$(PYTHON_IN) -m ruff check .

@@ -118,7 +118,8 @@ def _plain(name: str) -> str:
 def pack(folder: Path, nemo: Path) -> None:
     """Tar `folder` into `nemo`, uncompressed as NeMo does, the record first so that it is found without a search.
 
-    Owner and times are left out: the same content gives the same bytes.
+    Owner and times are left out: the same content gives the same bytes. Files of weights are removed from `folder` as
+    they are packed, so that a large model takes its place on the disk but once.
     """
 
     def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -127,5 +128,9 @@ def pack(folder: Path, nemo: Path) -> None:
         return member
 
     with tarfile.TarFile(nemo, "w", copybufsize=1 << 20) as archive:
-        for name in (RECORD, CONFIG, TOKENIZER_FOLDER, WEIGHTS):
+        for name in (RECORD, CONFIG, TOKENIZER_FOLDER):
             archive.add(folder / name, arcname=f"./{name}", filter=anonymous)
+        archive.add(folder / WEIGHTS, arcname=f"./{WEIGHTS}", filter=anonymous, recursive=False)
+        for file in sorted((folder / WEIGHTS).iterdir()):
+            archive.add(file, arcname=f"./{WEIGHTS}/{file.name}", filter=anonymous)
+            file.unlink()

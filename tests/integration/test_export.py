@@ -132,6 +132,12 @@ def test_tensor_parallel_trial_with_adapters_on_some_layers(sweep, tiny_hf, tiny
     assert config["layers_to_transform"] == [1]
 
 
+def test_pipeline_parallel_trial(sweep, tiny_hf, tiny_nemo, pairs, tmp_path):
+    """A stage counts its layers from 0."""
+    made = sweep("tiny", tiny_nemo, pairs, ranks=2, **LORA, model__pipeline_model_parallel_size=2)
+    check(made, tiny_hf, pairs["validation"], tmp_path)
+
+
 @pytest.mark.slow
 def test_smollm2(sweep, pairs, tmp_path):
     from data_prep import convert_checkpoint
