@@ -7,6 +7,8 @@ read as well. With a change of each weight on the way it also writes a model wit
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep import folders
-from data_prep.hf_folder import open_folder
+from data_prep.hf_folder import TOKENIZER_FILES, open_folder
 from data_prep.llama_shape import LLAMA31_ROPE, LlamaShape, read_shape
 from data_prep.progress import Progress
 from data_prep.safetensors_writer import SafetensorsWriter
@@ -48,6 +50,8 @@ class NemoModel:
     path: Path
     shape: LlamaShape
     reader: CheckpointReader
+    tokenizer: str
+    """What model_config.yaml names as its tokenizer."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,7 +66,8 @@ def open_nemo(path: Path) -> NemoModel:
     reader = CheckpointReader(path)
     rows = reader.shapes.get(_EMBEDDING, (0,))[0]
     shape = shape_of(path, base.config, base.vocabulary or rows)
-    return NemoModel(path, replace(shape, dtype=str(reader.dtype(_EMBEDDING)).removeprefix("torch.")), reader)
+    shape = replace(shape, dtype=str(reader.dtype(_EMBEDDING)).removeprefix("torch."))
+    return NemoModel(path, shape, reader, str((base.config.get("tokenizer") or {}).get("type")))
 
 
 def shape_of(path: Path, config: dict[str, Any], vocabulary: int) -> LlamaShape:
@@ -137,9 +142,7 @@ def write_folder(model: NemoModel, folder: Path, progress: Progress, change: Cha
     """
     from data_prep.megatron_weights import read_weights
 
-    for path in nemo_file.unpack_tokenizer(model.path, folder / "tokenizer").iterdir():
-        path.rename(folder / path.name)
-    (folder / "tokenizer").rmdir()
+    _put_tokenizer(model, folder)
     _write_config(model.shape, folder)
     writer = SafetensorsWriter(folder, model.shape.tensors(), model.dtype)
     with progress.phase(f"writing {model.shape.layers} layers as safetensors"):
@@ -148,6 +151,16 @@ def write_folder(model: NemoModel, folder: Path, progress: Progress, change: Cha
             writer.add(name, change(name, weight) if change else weight)
         writer.close()
     open_folder(folder)  # what a reader would find wrong with it is found here
+
+
+def _put_tokenizer(model: NemoModel, folder: Path) -> None:
+    """Out of the file; NeMo's own converter puts none in, but names the HF folder that it read."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        named = Path(model.tokenizer)
+        source = named if named.is_dir() else nemo_file.unpack_tokenizer(model.path, Path(scratch) / "tokenizer")
+        for name in (*TOKENIZER_FILES, "config.json", "generation_config.json"):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
 
 
 def _write_config(shape: LlamaShape, folder: Path) -> None:

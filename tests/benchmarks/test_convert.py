@@ -16,7 +16,7 @@ from tests.benchmarks.convert import measured, same_bits  # noqa: E402
 
 
 def test_memory_of_children_counts() -> None:
-    fill = "x = bytearray(b'x' * 200_000_000); import time; time.sleep(0.5)"
+    fill = "x = b'x' * 200_000_000; import time; time.sleep(0.5)"
     run = measured([sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {fill!r}])"])
     assert 200e6 < run.peak < 300e6
 

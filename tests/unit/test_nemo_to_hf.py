@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import convert_checkpoint, small_models
+from data_prep import convert_checkpoint, nemo_config, small_models
 from data_prep.hf_folder import open_folder
 from data_prep.llama_shape import LLAMA31_ROPE, read_shape
 from launcher import nemo_file
@@ -93,6 +93,35 @@ def test_config_that_says_otherwise_is_not_believed(llama, tmp_path):
     back = nemo_to_hf.convert(tmp_path / "other.nemo", tmp_path / "back")
     assert read_shape(back) == replace(read_shape(folder), rope_theta=20000.0)
     assert json.loads((back / "config.json").read_text())["eos_token_id"] == 1
+
+
+def test_tokenizer_where_the_file_names_a_folder(llama, tmp_path):
+    """NeMo's own converter puts no tokenizer into the file."""
+    folder, nemo = llama()
+    unpacked = tmp_path / "unpacked"
+    with tarfile.open(nemo) as archive:
+        archive.extractall(unpacked, filter="data")
+    for file in (unpacked / nemo_file.TOKENIZER_FOLDER).iterdir():
+        file.unlink()
+    config = unpacked / nemo_file.CONFIG
+    named = config.read_text().replace(nemo_config.TOKENIZER_INSIDE, str(folder))
+    config.write_text(named)
+    assert_same(folder, nemo_to_hf.convert(unpacked, tmp_path / "back"))
+    assert (tmp_path / "back" / "tokenizer.json").exists()
+    config.write_text(named.replace(str(folder), str(tmp_path / "gone")))
+    nemo_file.pack(unpacked, tmp_path / "other.nemo")
+    with pytest.raises(Refused, match="holds no tokenizer"):
+        nemo_to_hf.convert(tmp_path / "other.nemo", tmp_path / "again")
+
+
+def test_an_unpacked_file_stays_as_it_is(llama, tmp_path):
+    folder, nemo = llama()
+    unpacked = tmp_path / "unpacked"
+    with tarfile.open(nemo) as archive:
+        archive.extractall(unpacked, filter="data")
+    before = {path: path.read_bytes() for path in unpacked.rglob("*") if path.is_file()}
+    assert_same(folder, nemo_to_hf.convert(unpacked, tmp_path / "back"))
+    assert {path: path.read_bytes() for path in unpacked.rglob("*") if path.is_file()} == before
 
 
 def test_several_shards(llama, tmp_path, monkeypatch):
