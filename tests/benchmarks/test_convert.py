@@ -12,7 +12,7 @@ from data_prep import small_models
 
 pytest.importorskip("torch")
 
-from tests.benchmarks.convert import measured, same_bits  # noqa: E402
+from tests.benchmarks.convert import large, measured, same_bits  # noqa: E402
 
 
 def test_memory_of_children_counts() -> None:
@@ -37,3 +37,11 @@ def test_one_changed_bit_is_noticed(tmp_path: Path) -> None:
     data[-5] ^= 1
     weights.write_bytes(data)
     assert not same_bits(*folders)
+
+
+@pytest.mark.nemo
+@pytest.mark.slow
+def test_llama_3_8b_layers(tmp_path: Path) -> None:
+    """True sizes, two layers: proved by NeMo, back bit for bit, and peak memory within its bound."""
+    pytest.importorskip("nemo")
+    assert large(tmp_path, 2)

@@ -11,6 +11,7 @@ import pytest
 
 from launcher import __main__ as command
 from launcher.sweep import Sweep
+from tests.benchmarks.convert import same_bits
 from tests.integration.minimal_trial import write_trial
 
 pytest.importorskip("nemo_aligner")
@@ -139,10 +140,16 @@ def test_pipeline_parallel_trial(sweep, tiny_hf, tiny_nemo, pairs, tmp_path):
 
 
 @pytest.mark.slow
-def test_smollm2(sweep, pairs, tmp_path):
-    from data_prep import convert_checkpoint
+def test_smollm2(sweep, pairs, tmp_path, monkeypatch):
+    """A real model: converted and proved layer by layer, there and back, trained, exported."""
+    from data_prep import convert_checkpoint, nemo_to_hf
+    from launcher import nemo_file
 
     hf, nemo = tmp_path / "hf" / "smollm2_135m", tmp_path / "smollm2_135m.nemo"
-    convert_checkpoint.convert("smollm2_135m", nemo, verify=False)
-    made = sweep("smollm2_135m", nemo, pairs, **LORA, model__optim__lr=1e-3, model__global_batch_size=4)
+    monkeypatch.setattr(convert_checkpoint, "WHOLE", 0)
+    convert_checkpoint.convert("smollm2_135m", nemo)
+    print(nemo_file.read_record(nemo))
+    assert same_bits(hf, nemo_to_hf.convert(nemo, tmp_path / "back"))
+    batch = {"model__micro_batch_size": 4, "model__global_batch_size": 4}
+    made = sweep("smollm2_135m", nemo, pairs, **LORA, **batch, model__optim__lr=1e-3)
     check(made, hf, pairs["validation"], tmp_path)
