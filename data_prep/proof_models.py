@@ -149,11 +149,14 @@ def _nemo_states(
         states = hidden[:, None]
         for index in range(layers):
             say(phase=f"computing NeMo's layer {index + 1} of {layers}")
+            layer.to(_stored(job))  # so loaded, since Megatron joins fc1's halves in a copy; computed in fp32
             sharded = layer.sharded_state_dict("layer.", [(0, 0, 1)], None)
             replace_prefix_for_sharding(sharded, "layer.", LAYERS)
             with reader.layer_folder(index, Path(scratch)) as files:
                 loaded = dist_checkpointing.load(sharded, str(files))
             layer.load_state_dict({name.removeprefix("layer."): value for name, value in loaded.items()}, strict=False)
+            del sharded, loaded
+            layer.float()
             gpt.decoder.final_layernorm = norm if index == layers - 1 else None
             if gpt.decoder.final_layernorm is not None:
                 norm.weight.copy_(reader.region("model.decoder.final_layernorm.weight", (0,), norm.weight.shape))
