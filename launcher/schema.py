@@ -143,6 +143,9 @@ FIELDS: dict[str, Field] = {
     "evaluation.kl_pairs": integer(0, "held-out pairs for the exact KL"),
     "evaluation.samples": integer(0, "prompts answered greedily by policy and reference"),
     "evaluation.sample_tokens": integer(0, "tokens of each such answer"),
+    "compute.cut_padding": flag("cut each micro batch to its own longest pair"),
+    "compute.length_multiple": integer(1, "tokens that a micro batch's length is rounded up to", also=(None,)),
+    "compute.skip_prompt_logits": flag("compute logits at the response's positions alone"),
     "experiment.name": text("names the sweep's folder and job"),
     "experiment.hypotheses": Field(
         "a list of {beta, name, claim}",

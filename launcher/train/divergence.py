@@ -82,7 +82,7 @@ def hidden_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 def output_weight(model: Any) -> torch.Tensor:
     """[vocabulary / tensor-parallel ranks, hidden]: this rank's rows of the output layer."""
-    gpt = _gpt(model)
+    gpt = megatron_gpt(model)
     shared = gpt.share_embeddings_and_output_weights
     weight: torch.Tensor = gpt.shared_embedding_or_output_weight() if shared else gpt.output_layer.weight
     return weight.detach()
@@ -160,7 +160,7 @@ def _joined(values: torch.Tensor, operation: Any) -> torch.Tensor:
 @contextmanager
 def _without_output_layer(model: Any) -> Iterator[None]:
     """The model returns hidden states as an earlier stage of a pipeline does; its decoder still ends in its norm."""
-    gpt = _gpt(model)
+    gpt = megatron_gpt(model)
     gpt.post_process = False
     try:
         yield
@@ -168,7 +168,7 @@ def _without_output_layer(model: Any) -> Iterator[None]:
         gpt.post_process = True
 
 
-def _gpt(model: Any) -> Any:
+def megatron_gpt(model: Any) -> Any:
     """Megatron's GPTModel inside NeMo's wrappers (a list of one, mixed precision, data parallelism)."""
     module = model.model[0] if isinstance(model.model, list) else model.model
     while hasattr(module, "module"):

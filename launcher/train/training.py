@@ -38,7 +38,7 @@ from omegaconf import DictConfig
 from launcher import checkpoints
 from launcher.nemo_file import unpack_tokenizer
 from launcher.steps import Plan
-from launcher.train import checkpointing, events, settings, warning
+from launcher.train import checkpointing, events, savings, settings, warning
 from launcher.train.loop import PreferenceTrainer
 from launcher.train.metrics import MetricsFile, TrialLogger
 from launcher.train.timer import RunTimer, Stopped
@@ -197,6 +197,7 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
         if restored is not None:
             checkpointing.drop_orphans(callback, restored)
     lightning.ckpt_path = None  # NeMo would never remove the checkpoint that a trial was resumed from
+    savings.install(config, trainer, progress)
     pairs = {"train": len(train_pairs), "validation": len(validation_pairs)}
     return Session(config, model, trainer, pairs, validation_pairs, *count_parameters(model))
 
