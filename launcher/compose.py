@@ -18,7 +18,7 @@ from launcher.findings import Finding, Refused
 from launcher.overrides import plain
 
 #: Keys that hold paths; made absolute, since a trial runs wherever Slurm puts it.
-PATHS = ("paths.models", "paths.data", "paths.runs", "pretrained_checkpoint.restore_from_path")
+PATHS = ("paths.models", "paths.data", "paths.runs", "paths.cache", "pretrained_checkpoint.restore_from_path")
 
 
 #: What Hydra's grammar (OverrideLexer.g4) reads as an INT or a FLOAT, in its plain forms.

@@ -77,7 +77,7 @@ def settle_device(accelerator: str, precision: str | int) -> Device:
         accelerator = "gpu" if gpu else "cpu"
     if precision == "auto":
         precision = "bf16" if accelerator == "gpu" or cpu_has_bf16() else "32"
-    name = torch.cuda.get_device_name() if accelerator == "gpu" else _cpu_name()
+    name = torch.cuda.get_device_name() if accelerator == "gpu" else cpu_name()
     return Device(accelerator, str(precision), name)
 
 
@@ -106,7 +106,7 @@ def cpu_has_bf16() -> bool:
     return not BF16_UNITS.isdisjoint(flags.split())
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     return _cpuinfo("model name") or os.uname().machine
 
 

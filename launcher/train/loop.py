@@ -23,12 +23,15 @@ class PreferenceTrainer(DPOTrainer):
 
     limit_val_batches: int
     run_timer: RunTimer
+    doing: str
+    """What micro batches are computed for, where it is not the next step."""
 
     def __init__(self, *, state: TrialState, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.state = state
         self.saved_step = 0
         """Steps that nobody can take away any more."""
+        self.doing = ""
         make_forward = self.model.get_forward_output_and_loss_func
 
         def make_watched(*args: Any, **kwargs: Any) -> Callable[..., Any]:
@@ -36,7 +39,7 @@ class PreferenceTrainer(DPOTrainer):
             forward = make_forward(*args, **kwargs)
 
             def watched(*args: Any, **kwargs: Any) -> Any:
-                self.progress.beat(f"micro batch of step {self.step + 1}")
+                self.progress.beat(self.doing or f"micro batch of step {self.step + 1}")
                 return forward(*args, **kwargs)
 
             return watched

@@ -48,7 +48,7 @@ def install(model: Any) -> None:
 
             def pick(layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
                 hidden, *others = inputs
-                return hidden.flatten(0, 1)[places][:, None], *others
+                return hidden.flatten(0, 1)[places][None], *others  # as [1, n]: torch multiplies [n, 1] n times
 
             hook = output_layer.register_forward_pre_hook(pick)
             try:
@@ -84,7 +84,7 @@ def _log_probabilities_at(places: torch.Tensor) -> Iterator[None]:
     def picked(vocab_parallel_logits: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Tensor:
         sequences, length = target.shape
         labels = target.t().reshape(-1)[places]
-        found = LogProbability.apply(vocab_parallel_logits[0], labels, not options["inference_only"])
+        found = LogProbability.apply(vocab_parallel_logits[:, 0], labels, not options["inference_only"])
         everywhere = found.new_zeros(length * sequences).index_copy(0, places, found)
         return everywhere.view(length, sequences).t()
 

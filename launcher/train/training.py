@@ -197,7 +197,11 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
         if restored is not None:
             checkpointing.drop_orphans(callback, restored)
     lightning.ckpt_path = None  # NeMo would never remove the checkpoint that a trial was resumed from
-    savings.install(config, trainer, progress)
+    splits = {
+        "train": savings.Split(train_pairs, batches(config, train_pairs, 0), steps.max_steps),
+        "validation": savings.Split(validation_pairs, validation_batches, trainer.limit_val_batches),
+    }
+    savings.install(config, trainer, splits, progress)
     pairs = {"train": len(train_pairs), "validation": len(validation_pairs)}
     return Session(config, model, trainer, pairs, validation_pairs, *count_parameters(model))
 

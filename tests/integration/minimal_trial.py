@@ -53,6 +53,7 @@ def write_trial(
         "model.data.data_prefix": {split: [str(path)] for split, path in pairs.items()},
         "model.peft.lora_tuning.adapter_dropout": 0.0,
         "trainer.precision": "32",
+        "paths.cache": str(folder.parent / "cache"),
         **(changes or {}),
     }
     for key, value in settings.items():
