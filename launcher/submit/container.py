@@ -43,9 +43,11 @@ def findings(config: dict[str, Any], sweep: Path, root: str) -> list[Finding]:
 
 
 def words(config: dict[str, Any], sweep: Path, root: str) -> Inside:
-    """Sweep, model and data are mounted where they are outside, so that paths in the config hold; home is not."""
+    """Sweep, cache, model and data are mounted where they are outside, so that the config's paths hold; home is not."""
     container = config["cluster"].get("container") or {}
-    mounts = [f"{root}:{root}:ro", f"{sweep}:{sweep}", *(f"{folder}:{folder}:ro" for folder in _read(config))]
+    written = [str(sweep), *([cache] if (cache := config["paths"].get("cache")) else [])]
+    mounts = [f"{root}:{root}:ro", *(f"{folder}:{folder}" for folder in written)]
+    mounts += [f"{folder}:{folder}:ro" for folder in _read(config)]
     return inside(container, mounts)
 
 

@@ -76,6 +76,8 @@ def _request(sweep: Sweep, trials: list[int], config: dict[str, Any], after: Seq
     if bad:
         cluster = {**cluster, "exclude": ",".join([*([cluster["exclude"]] if cluster["exclude"] else []), *bad])}
     inside = container.words(config, sweep.folder, _ROOT)
+    if inside.mounted and config["paths"].get("cache"):
+        Path(config["paths"]["cache"]).mkdir(parents=True, exist_ok=True)  # what is mounted has to be there
     return ArrayRequest(
         sweep=sweep.folder,
         name=f"{config['experiment']['name']}-{sweep.data['id']}",

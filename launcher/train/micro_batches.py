@@ -1,8 +1,8 @@
 """Micro batches cut to their own length: NeMo-Aligner pads a rank's whole share of a batch to its longest pair.
 
-`dpo_custom_collate` pads the share, and only then it is split into micro batches. Attention is causal and padding stands
-on the right, so that a pair's own positions do not depend on it; labels of padding are -100, which every loss masks.
-Cut are tokens, labels, positions, mask and reference log-probabilities; what comes out is as long as stock's.
+`dpo_custom_collate` pads the share, and only then it is split into micro batches. Attention is causal and padding
+stands on the right, so that a pair's own positions do not depend on it; labels of padding are -100, which every loss
+masks. Cut are tokens, labels, positions, mask and reference log-probabilities; what comes out is as long as stock's.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def obstacle(config: Any) -> str:
         return "pipeline parallelism needs one shape for all micro batches"
     if config.data.data_impl == "packed_jsonl":
         return "packed pairs have no padding of their own"
+    if config.data.get("reset_attention_mask"):
+        return "with model.data.reset_attention_mask all pairs of a micro batch get the mask of its first"
     return ""
 
 

@@ -93,7 +93,7 @@ class Reference:
         self._progress = progress
         self._first = torch.distributed.get_rank() == 0
         self.computed = self.missed = 0
-        """Pairs that this rank has computed beforehand, and with their batch."""
+        """Pairs that this trial has computed beforehand, and this rank with their batch."""
         # On the instance: a class of our own would be named in the .nemo that NeMo saves, which others have to load.
         model.get_ref_policy_logprobs = self.log_probabilities
 
@@ -102,9 +102,11 @@ class Reference:
         found = [self._cache.find(digest) for digest in digests(batch)]
         if any(_anybody([values is None for values in found])):
             self.missed += len(found)
-            if self._first and self.missed == len(found):
+            if self.missed == len(found):
                 why = "; ".join(f"{name} {why}" for name, why in self._cache.damaged.items()) or "not found"
-                print(f"reference: a batch is computed anew, not all of it is in {self._cache.folder}: {why}", flush=True)
+                print(
+                    f"reference: a batch is computed anew, not all of it is in {self._cache.folder}: {why}", flush=True
+                )
             answer: torch.Tensor = self._compute(batch)
             return answer
         labels = _labels(batch)
@@ -118,15 +120,14 @@ class Reference:
 
     def fill(self, wanted: Sequence[Group], say: Callable[[str], None]) -> None:
         """Compute what no trial has yet, and wait for what others are computing; `say` is told how far that is."""
-        left, since = list(wanted), time.monotonic()
+        left, since, total = list(wanted), time.monotonic(), sum(len(group.places) for group in wanted)
         while True:
             before = len(left)
             left, chosen, lease = self._look(left, time.monotonic() - since > PATIENCE)
             since = time.monotonic() if len(left) < before else since
-            done = sum(len(group.places) for group in wanted) - sum(len(group.places) for group in left)
-            so_far = f"{done} of {sum(len(group.places) for group in wanted)} pairs"
+            so_far = f"{total - sum(len(group.places) for group in left)} of {total} pairs"
             if not left:
-                return
+                break
             if chosen is None:
                 self._progress.beat(f"{so_far}, other trials are at the rest")
                 time.sleep(LOOK)
@@ -140,6 +141,8 @@ class Reference:
             finally:
                 if lease is not None:
                     lease.release()
+        if self._first:
+            print(f"reference: {total} pairs, {self.computed} of them computed here, {self._cache.folder}", flush=True)
 
     def _look(self, left: list[Group], impatient: bool) -> tuple[list[Group], Group | None, Lease | None]:
         """(groups that nobody has done, the one to do, the claim on it), as rank 0 sees it; the claim is its alone."""
@@ -183,10 +186,11 @@ class Reference:
             for place, key in enumerate(digests(some)):
                 rows = [place, place + half]
                 share[key] = values[rows][labelled[rows]].numpy().tobytes()
-            self.computed += len(missing)
         shares: list[Any] = [None] * ranks
-        torch.distributed.all_gather_object(shares, share, group=parallel_state.get_data_parallel_group())
-        return {key: values for one in shares for key, values in one.items()}
+        made = (share, [keys[place] for place in missing])
+        torch.distributed.all_gather_object(shares, made, group=parallel_state.get_data_parallel_group())
+        self.computed += len({key for _, computed in shares for key in computed})
+        return {key: values for one, _ in shares for key, values in one.items()}
 
 
 def digests(batch: Batch) -> list[bytes]:
@@ -211,5 +215,7 @@ def _anybody(flags: list[bool]) -> list[bool]:
     if parallel_state.get_model_parallel_group().size() == 1:
         return flags
     joined = torch.tensor(flags, dtype=torch.int32, device=torch.cuda.current_device())
-    torch.distributed.all_reduce(joined, torch.distributed.ReduceOp.MAX, group=parallel_state.get_model_parallel_group())
+    torch.distributed.all_reduce(
+        joined, torch.distributed.ReduceOp.MAX, group=parallel_state.get_model_parallel_group()
+    )
     return [bool(flag) for flag in joined.tolist()]

@@ -158,8 +158,9 @@ def file_digest(path: Path, notes: Path | None = None) -> str:
             digest.update(f"{file.relative_to(path)} {file_digest(file, notes)}\n".encode())
         return digest.hexdigest()
     stat = path.stat()
-    seen = {"path": str(path.resolve()), "bytes": stat.st_size, "changed": stat.st_mtime_ns, "inode": stat.st_ino}
-    note = notes / f"{_digest(seen['path'].encode()).hex()}.json" if notes else None
+    place = str(path.resolve())
+    seen = {"path": place, "bytes": stat.st_size, "changed": stat.st_mtime_ns, "inode": stat.st_ino}
+    note = notes / f"{_digest(place.encode()).hex()}.json" if notes else None
     if note is not None and note.exists():
         noted = json.loads(note.read_bytes())
         if noted["of"] == seen:

@@ -44,7 +44,9 @@ def install(model: Any) -> None:
         def picking(batches: Iterator[dict[str, torch.Tensor]], *rest: Any) -> Any:
             batch = next(batches)
             labels = torch.cat((batch["chosen_labels"], batch["rejected_labels"]))
-            places = labelled(labels).cuda(non_blocking=True)  # looked for on the CPU: a GPU would have to be waited for
+            places = labelled(labels).cuda(
+                non_blocking=True
+            )  # looked for on the CPU: a GPU would have to be waited for
 
             def pick(layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
                 hidden, *others = inputs

@@ -20,6 +20,8 @@ from launcher.train.reference_cache import Cache
 
 DEFAULTS = {"cut_padding": True, "length_multiple": None, "skip_prompt_logits": True, "cache_reference": True}
 
+_EACH = "the reference policy is run for every batch"
+
 
 @dataclass(frozen=True)
 class Split:
@@ -47,8 +49,7 @@ def install(config: Any, trainer: Any, splits: Mapping[str, Split], progress: Me
         trainer.collate_fn = lambda pairs, **options: collate(micro_batches.longest_first(pairs), **options)
     if _wanted(asked["skip_prompt_logits"], "prompts get logits", response_logits.obstacle(model.cfg), progress):
         response_logits.install(model)
-    each = "the reference policy is run for every batch"
-    if _wanted(asked["cache_reference"], each, _no_cache(config, model.cfg), progress):
+    if _wanted(asked["cache_reference"], _EACH, _no_cache(config, model.cfg), progress):
         _cached_reference(config, trainer, splits, multiple, progress)
 
 
@@ -80,9 +81,16 @@ def _cached_reference(
     described: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
         progress.phase("reference", "looking for what is known")
-        key = reference_key.of_model(config, trainer.model.cfg, {"length_multiple": multiple}, root / "files")
-        described = [(key, {split: reference_key.of_pairs(config, split, root / "files") for split in splits})]
+        try:
+            key = reference_key.of_model(config, trainer.model.cfg, {"length_multiple": multiple}, root / "files")
+            data = {split: reference_key.of_pairs(config, split, root / "files") for split in splits}
+            Cache(root / "reference", key)
+            described = [(key, data)]
+        except OSError as error:
+            print(f"{_EACH}: paths.cache={root} cannot be used ({error.strerror})", flush=True)
     torch.distributed.broadcast_object_list(described, 0)
+    if described[0] is None:
+        return
     key, data = described[0]
     collate = partial(trainer.collate_fn, pad_length_to_multiple_of=trainer.pad_seq_length_to_mult)
     owner = str(Path(config.exp_manager.explicit_log_dir).absolute())

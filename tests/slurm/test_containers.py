@@ -22,11 +22,11 @@ shift; exec "$@"
 
 
 def mounts(desk: Desk) -> list[str]:
-    """What a rank sees from outside: the launcher, model and data to read, the sweep to write."""
+    """What a rank sees from outside: the launcher, model and data to read, sweep and cache to write."""
     folder = desk.folder
     read = [f"{folder}/data/sample", f"{folder}/models"]
     sweep = f"{desk.sweep_folder}:{desk.sweep_folder}"
-    return [f"{ROOT}:{ROOT}:ro", sweep, *(f"{path}:{path}:ro" for path in read)]
+    return [f"{ROOT}:{ROOT}:ro", sweep, f"{folder}/cache:{folder}/cache", *(f"{path}:{path}:ro" for path in read)]
 
 
 def test_pyxis(desk: Desk) -> None:

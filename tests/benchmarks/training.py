@@ -1,0 +1,215 @@
+"""Training: this launcher and NeMo-Aligner's own DPOTrainer as it comes, side by side, in one run.
+
+    make bench      or      python -m tests.benchmarks.training [--pairs hh.jsonl.gz] [--parts tokens equal faster]
+
+Same weights, rows, order and seed, fp32 on the CPU, no dropout. `--pairs` are pairs in Anthropic's format (HH_PAIRS
+where it is set, else the project's own sample, which is short and even, so that the bars of tokens and time are not
+held against it). It takes some 20 minutes on an idle core. Exit code 1 if a bar is missed. Seconds are CPU seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import training_parts as parts
+from tests.integration.conftest import REPOSITORY, Ranks, Trial
+from tests.integration.minimal_trial import write_trial
+from tests.integration.stock import stock
+
+FEWER_TOKENS = {8: 3.0, 64: 5.0}
+SWEEP = 3  # betas
+WITHIN = 1e-5  # a step
+FASTER, LESS_TIME = 1.5, 0.5
+WHOLE_SET = 160_800  # pairs of HH-RLHF
+STEPS = {"tiny": 50, "smollm2_135m": 3}
+COMPARED = ("train/loss", "train/rewards_chosen_mean", "train/rewards_rejected_mean", "val/loss")
+
+Line = tuple[str, str, str, bool]
+"""What, figure, bar, whether it is reached."""
+
+
+class Bench:
+    """Its folder, its pairs, and how trials are written and run."""
+
+    def __init__(self, folder: Path, source: str) -> None:
+        self.folder = folder
+        self.source = source
+        self.train = Ranks()
+
+    def pairs(self, most_tokens: int) -> dict[str, Path]:
+        """Files of pairs of up to so many tokens."""
+        out = self.folder / f"pairs_{most_tokens}"
+        if not out.exists():
+            command = [sys.executable, "data_prep/prepare_data.py", self.source, "--out", str(out)]
+            command += ["--tokenizer", str(nemo("smollm2_135m")), "--max-tokens", str(most_tokens)]
+            subprocess.run([*command, "--validation", "32", "--test", "32"], cwd=REPOSITORY, check=True, stdout=2)
+        return {split: out / f"{split}.jsonl" for split in parts.PREPARED}
+
+    def line(self, what: str, figure: str, bar: str, good: bool) -> Line:
+        """One that a bar is held against, but for the sample's pairs, which have hardly any padding."""
+        return (what, figure, "", True) if self.source == "sample" else (what, figure, bar, good)
+
+    def trial(self, name: str, model: str, most_tokens: int, **changes: Any) -> Path:
+        keys = {
+            "trainer.dpo.max_steps": STEPS[model],
+            "trainer.dpo.val_check_interval": STEPS[model],
+            "trainer.dpo.save_interval": STEPS[model],
+            "trainer.dpo.limit_val_batches": 1,
+            "model.micro_batch_size": 1,
+            "model.dpo.log_prob_forward_micro_batch_size": 1,
+            "model.encoder_seq_length": most_tokens,
+            "model.data.seq_length": most_tokens,
+            "evaluation.kl_pairs": 0,
+            "evaluation.samples": 0,
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        }
+        folder = self.folder / f"{model}_{name}"
+        return write_trial(folder, model, nemo(model), self.pairs(most_tokens), keys)
+
+
+def nemo(model: str) -> Path:
+    return REPOSITORY / "models" / f"{model}.nemo"
+
+
+def tokens(bench: Bench) -> Iterator[Line]:
+    """Positions computed, reference passes of a sweep included."""
+    longest = 4096  # as they are
+    every = bench.folder / "every.jsonl"
+    every.write_text("".join(path.read_text() for path in bench.pairs(longest).values()))
+    keys = {"compute__cache_reference": False, "model__data__data_prefix__train": [str(every)]}
+    found = parts.in_a_rank(parts.count, bench.trial("count", "smollm2_135m", longest, **keys))
+    yield "pairs", f"{found['pairs']}", "", True
+    for share, bar in FEWER_TOKENS.items():
+        plain, cut = found["stock"][str(share)], found["cut"][str(share)]
+        yield f"positions, cutting alone, {share} pairs a rank", f"{plain / cut:.2f} times fewer", "", True
+        ratio = 2 * SWEEP * plain / ((SWEEP + 1) * cut)  # policy and reference a trial; policy a trial, reference once
+        what = f"positions of {SWEEP} betas, {share} pairs a rank"
+        yield bench.line(what, f"{ratio:.2f} times fewer", f">= {bar:g}", ratio >= bar)
+    share = found["labelled"] / found["tokens"]
+    yield "positions that need logits", f"{share:.0%} of a pair's own", "", True
+    size = (4 * found["labelled"] / found["pairs"] + 32) * WHOLE_SET / 1e6
+    yield f"cache of {WHOLE_SET:,} such pairs", f"{size:.0f} MB", "extrapolated", True
+
+
+def equal(bench: Bench) -> Iterator[Line]:
+    """Losses, rewards and trained weights, against stock."""
+    for model, most, runs in (("tiny", 512, (1, 2)), ("smollm2_135m", 256, (1,))):
+        for ranks in runs:
+            few = {"trainer__devices": ranks, "model__global_batch_size": 4 if model == "tiny" else 8}
+            change = stock if model == "tiny" else parts.stock_with_peak
+            reference = _run(bench, bench.trial(f"stock_{ranks}", model, most, **few), ranks, change)
+            keep = None if model == "tiny" else parts.keep_peak
+            for name, more in (
+                ("computed", {"compute__cache_reference": False}),
+                ("cached", {}),
+                ("found", {}),
+            ):
+                ours = _run(bench, bench.trial(f"{name}_{ranks}", model, most, **few, **more), ranks, keep)
+                yield _difference(f"{model}, reference {name}, {ranks} rank{'s' * (ranks > 1)}", reference, ours)
+                if model != "tiny" and name != "found":
+                    yield _memory(name, reference, ours)
+            if model == "tiny":
+                folder = bench.trial(f"resumed_{ranks}", model, most, **few)
+                stopped = _run(bench, folder, ranks, parts.stop_in_the_middle, done=False)
+                assert max(stopped.values("train/loss")) == parts.HALF
+                resumed, many = _run(bench, folder, ranks), "s" * (ranks > 1)
+                yield _difference(f"{model}, resumed at {parts.HALF}, {ranks} rank{many}", reference, resumed)
+
+
+def _run(bench: Bench, folder: Path, ranks: int, change: Any = None, done: bool = True) -> Trial:
+    say(folder.name)
+    trial = bench.train(folder, ranks, change)
+    assert not any(trial.exit_codes), trial.said()
+    assert (folder / "result.json").exists() == done, trial.said()
+    return trial
+
+
+def _difference(what: str, stock_: Trial, ours: Trial) -> Line:
+    from tests.integration.lora_reference import read_adapters
+
+    apart = 0.0
+    for key in COMPARED:
+        theirs, values = stock_.values(key), ours.values(key)
+        assert theirs.keys() <= values.keys(), key
+        size = [max(1.0, abs(theirs[step])) if "rewards" in key else 1.0 for step in theirs]
+        apart = max([apart, *(abs(theirs[step] - values[step]) / one for step, one in zip(theirs, size, strict=True))])
+    before, after = (read_adapters(Path(trial.result["nemo"])) for trial in (stock_, ours))
+    assert before.keys() == after.keys()
+    weights = max(float((before[name] - after[name]).abs().max()) for name in before)
+    steps = max(stock_.values("train/loss"))
+    good = apart <= WITHIN and weights <= WITHIN * steps
+    return f"equal: {what}, {steps} steps", f"{apart:.1e}; weights {weights:.1e}", f"<= {WITHIN:g} a step", good
+
+
+def _memory(name: str, stock_: Trial, ours: Trial) -> Line:
+    theirs, own = (int((trial.folder / "log" / "peak").read_text()) / 1e6 for trial in (stock_, ours))
+    return f"peak memory, reference {name}", f"{own:.2f} GB, stock {theirs:.2f}", "<= stock's", own <= theirs
+
+
+def faster(bench: Bench) -> Iterator[Line]:
+    """CPU seconds of a step of SmolLM2-135M, 8 pairs of up to 256 tokens."""
+    off = {f"compute__{key}": False for key in ("cut_padding", "skip_prompt_logits", "cache_reference")}
+    say("smollm2_135m: three steps, each in three ways")
+    taken = parts.in_a_rank(parts.time_steps, bench.trial("timed", "smollm2_135m", 256, **off))
+    sums = {
+        way: {part: sum(one[part] for one in taken if one["way"] == way) for part in ("reference", "step")}
+        for way in ("stock", "cut", "all")
+    }
+    steps = len(taken) // 3
+    for way, spent in sums.items():
+        yield (
+            f"a step, {way}",
+            f"{spent['step'] / steps:.1f} s + reference {spent['reference'] / steps:.1f} s",
+            "",
+            True,
+        )
+    ratio = sums["stock"]["step"] / sums["cut"]["step"]
+    yield bench.line("training step, cutting alone", f"{ratio:.2f} times faster", f">= {FASTER:g}", ratio >= FASTER)
+    whole = sum(sums["stock"].values()) / sum(sums["cut"].values())
+    yield "training step and its reference pass, cutting alone", f"{whole:.2f} times faster", "", True
+    yield (
+        "training step, cut and fewer logits",
+        f"{sums['stock']['step'] / sums['all']['step']:.2f} times faster",
+        "",
+        True,
+    )
+    share = (SWEEP * sums["all"]["step"] + sums["all"]["reference"]) / (SWEEP * sum(sums["stock"].values()))
+    what = f"{SWEEP} betas, their reference stage included"
+    yield bench.line(what, f"{share:.2f} of stock's CPU time", f"<= {LESS_TIME:g}", share <= LESS_TIME)
+    hours = sums["all"]["reference"] / steps / 8 * WHOLE_SET / 3600
+    yield f"reference stage of {WHOLE_SET:,} such pairs", f"{hours:.0f} h of one such core", "extrapolated", True
+
+
+def say(text: str) -> None:
+    print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    measures = {"tokens": tokens, "equal": equal, "faster": faster}
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.training", description=(__doc__ or "")[:80])
+    parser.add_argument("--pairs", default=os.environ.get("HH_PAIRS", "sample"), help="pairs in Anthropic's format")
+    parser.add_argument("--parts", nargs="+", choices=measures, default=list(measures))
+    asked = parser.parse_args(arguments)
+    os.environ["PYTHONPATH"] = str(REPOSITORY)  # for the forkserver
+    os.environ["OMP_NUM_THREADS"] = "1"
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, pairs of {Path(asked.pairs).name}", flush=True)
+    missed = 0
+    with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
+        bench = Bench(Path(folder), asked.pairs)
+        for part in asked.parts:
+            for what, figure, bar, good in measures[part](bench):
+                missed += not good
+                print(f"{what:52} {figure:>34}   {bar}{'' if good else '   MISSED'}", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

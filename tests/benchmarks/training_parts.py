@@ -1,0 +1,147 @@
+"""What one rank of the training bench does: counts positions, or times steps, with stock's and our ways by turns."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PREPARED = ("train", "validation", "test")
+
+
+def in_a_rank(function: Callable[[Any, Path], None], folder: Path) -> dict[str, Any]:
+    """What `function(session, folder)` left in bench.json; run in a process of its own, with the trial built there."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.integration.preloaded"])
+    process = context.Process(target=_build_and_call, args=(function, folder))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, (folder / "bench.log").read_text()[-3000:]
+    found: dict[str, Any] = json.loads((folder / "bench.json").read_text())
+    return found
+
+
+def _build_and_call(function: Callable[[Any, Path], None], folder: Path) -> None:
+    log = os.open(folder / "bench.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, sys.stdout.fileno())
+    os.dup2(log, sys.stderr.fileno())
+    from launcher.train import settings, training
+    from launcher.train.environment import Ranks, settle_cpu, settle_device
+    from launcher.train.metrics import MetricsFile
+
+    config, ranks = settings.load(folder), Ranks.from_environment()
+    ranks.export()
+    device = settle_device("cpu", config.trainer.precision)
+    settle_cpu(ranks)
+    steps = settings.settle(config, folder, ranks, device)
+    function(training.build(config, steps, MetricsFile(None)), folder)
+
+
+def count(session: Any, folder: Path) -> None:
+    """Positions a rank computes for one pass over all batches: as NeMo-Aligner does, and cut; labelled ones; bytes."""
+    from nemo.collections.nlp.modules.common.megatron.utils import get_iterator_k_split
+    from nemo_aligner.algorithms.dpo import dpo_custom_collate
+
+    from launcher.train import micro_batches
+
+    trainer, pairs = session.trainer, session.trainer.train_dataloader.dataset
+    rows = [pairs[place] for place in range(len(pairs))]
+    multiple, eos = trainer.pad_seq_length_to_mult, session.model.tokenizer.eos_id
+    found: dict[str, Any] = {"pairs": len(rows), "labelled": 0, "tokens": 0, "stock": {}, "cut": {}}
+    for row in rows:
+        sides = [row["chosen_labels"], row["rejected_labels"]]
+        found["labelled"] += sum(int((labels > -1).sum()) for labels in sides)
+        found["tokens"] += row["chosen_length"] + row["rejected_length"]
+    for share in (8, 16, 64):
+        stock = cut = 0
+        for start in range(0, len(rows) // share * share, share):
+            some = rows[start : start + share]
+            batch = dpo_custom_collate(some, eos, pad_length_to_multiple_of=multiple)
+            stock += 2 * batch["chosen"].numel()
+            ordered = dpo_custom_collate(micro_batches.longest_first(some), eos, pad_length_to_multiple_of=multiple)
+            for micro in get_iterator_k_split(ordered, share):
+                cut += 2 * micro_batches.cut(micro, 1)["chosen"].numel()
+        found["stock"][share], found["cut"][share] = stock, cut
+    (folder / "bench.json").write_text(json.dumps(found))
+
+
+def time_steps(session: Any, folder: Path) -> None:
+    """CPU seconds of reference pass and training step, for each batch by turns: stock, cut alone, all savings."""
+    from launcher.train import micro_batches, response_logits
+
+    trainer, model = session.trainer, session.model
+    collate = trainer.collate_fn
+    stock = model.get_forward_output_and_loss_func
+    micro_batches.install(model, 1)
+    cut = model.get_forward_output_and_loss_func
+    response_logits.install(model)
+    ways = {"stock": stock, "cut": cut, "all": model.get_forward_output_and_loss_func}
+    found: list[dict[str, Any]] = []
+    for rows in trainer.train_dataloader:
+        if len(found) == 3 * trainer.max_steps:
+            break
+        for way, forward in ways.items():
+            model.get_forward_output_and_loss_func = forward
+            some = rows if way == "stock" else micro_batches.longest_first(rows)
+            batch = collate(some, pad_length_to_multiple_of=trainer.pad_seq_length_to_mult)
+            began = _cpu_seconds()
+            values = model.get_ref_policy_logprobs(batch).cpu()
+            half = len(values) // 2
+            batch["ref_policy_log_probs_chosen"], batch["ref_policy_log_probs_rejected"] = values[:half], values[half:]
+            between = _cpu_seconds()
+            trainer.train_single_step(batch)
+            ended = _cpu_seconds()
+            found.append({"way": way, "reference": between - began, "step": ended - between})
+            print(found[-1], flush=True)
+    (folder / "bench.json").write_text(json.dumps(found))
+
+
+def keep_peak() -> None:
+    """Called in a rank before it trains: leaves its peak memory beside its log."""
+    from launcher.train import training
+
+    leave = training.shut_down
+
+    def shut_down() -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        Path(f"/proc/self/fd/{sys.stdout.fileno()}").resolve().parent.joinpath("peak").write_text(str(peak))
+        leave()
+
+    training.shut_down = shut_down
+
+
+def stock_with_peak() -> None:
+    from tests.integration.stock import stock
+
+    stock()
+    keep_peak()
+
+
+def stop_in_the_middle() -> None:
+    """Called in a rank before it trains: it stops, with a checkpoint, after half of its steps."""
+    from launcher.train import training
+    from launcher.train.timer import RunTimer
+
+    class Half(RunTimer):
+        asked = 0
+
+        def is_finished(self) -> bool:
+            self.asked += 1
+            if self.asked == HALF:
+                self.reason = "the middle"
+            return super().is_finished()
+
+    training.RunTimer = Half
+
+
+HALF = 25
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
