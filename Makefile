@@ -11,8 +11,9 @@ help:
 	@echo "make test       set up, then run all tests, ruff and mypy"
 	@echo "make test-all   those too that take minutes each"
 	@echo "make test-fast  the unit tests alone, in seconds"
-	@echo "make bench      command to sbatch against stock hydra-submitit-launcher (3 minutes), pairs prepared a second"
-	@echo "                against datasets.map (4 minutes)"
+	@echo "make bench      figures beside others', each in one run: command to sbatch and stock hydra-submitit-launcher, training"
+	@echo "                and stock NeMo-Aligner, pairs prepared and datasets.map, conversion at Llama-3-8B's shape (40 min);"
+	@echo "                HH_PAIRS=pairs.jsonl.gz names real pairs in Anthropic's format, else the project's own are taken"
 	@echo "make lint       ruff and mypy"
 	@echo "make setup      virtual environment, small models and sample data; nothing is done twice"
 	@echo "make clean      remove what make made (not your runs)"
@@ -44,10 +45,11 @@ test-all: setup models/tiny.nemo lint
 test-fast: $(VENV)/.installed
 	$(PYTHON_IN) -m pytest tests/unit
 
-bench: $(VENV)/.installed models/smollm2_135m.nemo
+bench: setup models/tiny.nemo
 	$(PYTHON_IN) -m tests.benchmarks.submit
 	$(PYTHON_IN) -m tests.benchmarks.prepare
 	$(PYTHON_IN) -m tests.benchmarks.convert
+	$(PYTHON_IN) -m tests.benchmarks.training
 
 lint: $(VENV)/.installed
 	$(PYTHON_IN) -m ruff check .
@@ -55,4 +57,4 @@ lint: $(VENV)/.installed
 	$(PYTHON_IN) -m mypy
 
 clean:
-	rm -rf $(VENV) models data build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) models data cache build *.egg-info .pytest_cache .ruff_cache .mypy_cache

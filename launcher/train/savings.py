@@ -41,16 +41,17 @@ def install(config: Any, trainer: Any, splits: Mapping[str, Split], progress: Me
     """
     asked = {**DEFAULTS, **(config.get("compute") or {})}
     model = trainer.model
-    multiple = 0
+    how = {"length_multiple": 0, "skip_prompt_logits": False}
     if _wanted(asked["cut_padding"], "padding is computed", micro_batches.obstacle(model.cfg), progress):
-        multiple = micro_batches.length_multiple(model.cfg, _multiple(config, trainer, asked))
-        micro_batches.install(model, multiple)
+        how["length_multiple"] = micro_batches.length_multiple(model.cfg, _multiple(config, trainer, asked))
+        micro_batches.install(model, how["length_multiple"])
         collate = trainer.collate_fn
         trainer.collate_fn = lambda pairs, **options: collate(micro_batches.longest_first(pairs), **options)
     if _wanted(asked["skip_prompt_logits"], "prompts get logits", response_logits.obstacle(model.cfg), progress):
+        how["skip_prompt_logits"] = True
         response_logits.install(model)
     if _wanted(asked["cache_reference"], _EACH, _no_cache(config, model.cfg), progress):
-        _cached_reference(config, trainer, splits, multiple, progress)
+        _cached_reference(config, trainer, splits, how, progress)
 
 
 def _wanted(asked: bool, otherwise: str, obstacle: str, progress: MetricsFile) -> bool:
@@ -71,18 +72,24 @@ def _multiple(config: Any, trainer: Any, asked: dict[str, Any]) -> int:
 def _no_cache(config: Any, model_config: Any) -> str:
     if not config.paths.get("cache"):
         return "paths.cache is not set"
+    pairs = max(model_config.micro_batch_size, model_config.dpo.log_prob_forward_micro_batch_size)
+    if config.trainer.accelerator == "gpu" and str(config.trainer.precision) != "32" and pairs > 1:
+        # Policy and reference have to round alike, and a GPU's kernels are chosen by the shape of what they multiply.
+        return (
+            "micro batches of several pairs in bf16 are rounded with the pairs beside; model.micro_batch_size=1 is not"
+        )
     return reference.obstacle(model_config)
 
 
 def _cached_reference(
-    config: Any, trainer: Any, splits: Mapping[str, Split], multiple: int, progress: MetricsFile
+    config: Any, trainer: Any, splits: Mapping[str, Split], how: dict[str, Any], progress: MetricsFile
 ) -> None:
     root = Path(config.paths.cache)
     described: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
         progress.phase("reference", "looking for what is known")
         try:
-            key = reference_key.of_model(config, trainer.model.cfg, {"length_multiple": multiple}, root / "files")
+            key = reference_key.of_model(config, trainer.model.cfg, how, root / "files")
             data = {split: reference_key.of_pairs(config, split, root / "files") for split in splits}
             Cache(root / "reference", key)
             described = [(key, data)]
