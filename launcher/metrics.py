@@ -23,7 +23,7 @@ class Progress:
     """How far a trial is, by its own word. None where it has not said yet."""
 
     phase: str = ""
-    """"starting", "loading model", "reference", "training", "validating", "saving", "done"; "" before its first word."""
+    """"starting", "loading model", "reference", "training", "validating", "saving", "done"; "" before its first."""
     detail: str = ""
     step: int = 0
     """Optimizer steps done."""

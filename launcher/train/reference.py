@@ -41,20 +41,6 @@ class Group:
     places: Sequence[int]
 
 
-def obstacle(config: Any) -> str:
-    """Why a model config's reference log-probabilities cannot be kept, "" where they can."""
-    if config.data.data_impl == "packed_jsonl":
-        return "packed pairs are no rows of their own"
-    if (config.get("context_parallel_size") or 1) > 1:
-        return "context parallelism splits a pair's log-probabilities"
-    if config.data.get("reset_attention_mask") or config.data.get("reset_position_ids"):
-        return "with reset_attention_mask or reset_position_ids they depend on the pairs beside"
-    for name in ("hidden_dropout", "attention_dropout", "ffn_dropout"):
-        if config.get(name):
-            return f"the base model's {name} makes the reference policy random"
-    return ""
-
-
 def groups(pairs: Any, places: Sequence[int], describe: dict[str, Any], size: int) -> list[Group]:
     """`places` in parts of `size`, each named by its places and `describe`, which tells what lies there."""
     parts = [list(places[start : start + size]) for start in range(0, len(places), size)]

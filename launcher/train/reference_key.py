@@ -30,6 +30,26 @@ _NOT_OF_THE_TOKENS = (
 _CODE = ("micro_batches.py", "reference.py", "response_logits.py", "standins.py")
 
 
+def obstacle(config: Any, model_config: Any) -> str:
+    """Why a trial's reference log-probabilities cannot be kept, "" where they can."""
+    if not config.paths.get("cache"):
+        return "paths.cache is not set"
+    if model_config.data.data_impl == "packed_jsonl":
+        return "packed pairs are no rows of their own"
+    if (model_config.get("context_parallel_size") or 1) > 1:
+        return "context parallelism splits a pair's log-probabilities"
+    if model_config.data.get("reset_attention_mask") or model_config.data.get("reset_position_ids"):
+        return "with reset_attention_mask or reset_position_ids they depend on the pairs beside"
+    for name in ("hidden_dropout", "attention_dropout", "ffn_dropout"):
+        if model_config.get(name):
+            return f"the base model's {name} makes the reference policy random"
+    pairs = max(model_config.micro_batch_size, model_config.dpo.log_prob_forward_micro_batch_size)
+    if config.trainer.accelerator == "gpu" and str(config.trainer.precision) != "32" and pairs > 1:
+        # Policy and reference have to round alike, and a GPU's kernels are chosen by the shape of what they multiply.
+        return "in bf16 a pair is rounded with those beside it; model.micro_batch_size=1 has none"
+    return ""
+
+
 def of_model(config: Any, model_config: Any, how: dict[str, Any], notes: Path) -> dict[str, Any]:
     """Of the base model and the way it is run; `notes` is a folder to remember files' digests in."""
     model = OmegaConf.to_container(model_config, resolve=True)

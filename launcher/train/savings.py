@@ -50,7 +50,7 @@ def install(config: Any, trainer: Any, splits: Mapping[str, Split], progress: Me
     if _wanted(asked["skip_prompt_logits"], "prompts get logits", response_logits.obstacle(model.cfg), progress):
         how["skip_prompt_logits"] = True
         response_logits.install(model)
-    if _wanted(asked["cache_reference"], _EACH, _no_cache(config, model.cfg), progress):
+    if _wanted(asked["cache_reference"], _EACH, reference_key.obstacle(config, model.cfg), progress):
         _cached_reference(config, trainer, splits, how, progress)
 
 
@@ -67,18 +67,6 @@ def _multiple(config: Any, trainer: Any, asked: dict[str, Any]) -> int:
     if config.trainer.accelerator == "gpu":
         return int(trainer.pad_seq_length_to_mult)
     return int(config.model.data.get("pad_length_to_multiple_of") or 1)
-
-
-def _no_cache(config: Any, model_config: Any) -> str:
-    if not config.paths.get("cache"):
-        return "paths.cache is not set"
-    pairs = max(model_config.micro_batch_size, model_config.dpo.log_prob_forward_micro_batch_size)
-    if config.trainer.accelerator == "gpu" and str(config.trainer.precision) != "32" and pairs > 1:
-        # Policy and reference have to round alike, and a GPU's kernels are chosen by the shape of what they multiply.
-        return (
-            "micro batches of several pairs in bf16 are rounded with the pairs beside; model.micro_batch_size=1 is not"
-        )
-    return reference.obstacle(model_config)
 
 
 def _cached_reference(

@@ -36,6 +36,7 @@ def config(tmp_path: Path) -> DictConfig:
                 "optim": {"lr": 1e-3},
                 "data": {
                     "data_prefix": {"train": [str(tmp_path / "train.jsonl")]},
+                    "data_impl": "jsonl",
                     "append_eod": False,
                     "seq_length": 64,
                     "num_workers": 0,
@@ -115,6 +116,28 @@ def test_code_of_the_launcher_is_part_of_it(
     before = model(config, tmp_path)
     monkeypatch.setattr(reference_key, "_CODE", ("standins.py",))
     assert model(config, tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({}, ""),
+        ({"trainer.accelerator": "gpu", "trainer.precision": "bf16"}, ""),
+        ({"trainer.accelerator": "gpu", "trainer.precision": "bf16", "model.micro_batch_size": 2}, "rounded"),
+        ({"trainer.accelerator": "gpu", "trainer.precision": "32", "model.micro_batch_size": 2}, ""),
+        ({"trainer.accelerator": "cpu", "trainer.precision": "bf16", "model.micro_batch_size": 2}, ""),
+        ({"model.hidden_dropout": 0.1}, "hidden_dropout"),
+        ({"model.context_parallel_size": 2}, "context"),
+        ({"model.data.reset_attention_mask": True}, "beside"),
+        ({"model.data.data_impl": "packed_jsonl"}, "packed"),
+        ({"paths.cache": None}, "paths.cache"),
+    ],
+)
+def test_where_they_cannot_be_kept(config: DictConfig, changes: dict[str, Any], word: str) -> None:
+    for key, value in {"paths.cache": "/cache", "model.micro_batch_size": 1, **changes}.items():
+        OmegaConf.update(config, key, value, force_add=True)
+    why = reference_key.obstacle(config, config.model)
+    assert word in why and bool(why) == bool(word)
 
 
 def change(path: Path) -> None:
