@@ -28,6 +28,7 @@ FEWER_TOKENS = {8: 3.0, 64: 5.0}
 SWEEP = 3  # betas
 WITHIN = 1e-5  # a step
 FASTER, LESS_TIME = 1.5, 0.5
+PARTS = ("reference", "step", "positions")
 WHOLE_SET = 160_800  # pairs of HH-RLHF
 STEPS = {"tiny": 50, "smollm2_135m": 3}
 COMPARED = ("train/loss", "train/rewards_chosen_mean", "train/rewards_rejected_mean", "val/loss")
@@ -170,10 +171,12 @@ def faster(bench: Bench) -> Iterator[Line]:
     say("smollm2_135m: three steps, each in three ways")
     taken = parts.in_a_rank(parts.time_steps, bench.trial("timed", "smollm2_135m", 256, **off))
     sums = {
-        way: {part: sum(one[part] for one in taken if one["way"] == way) for part in ("reference", "step")}
+        way: {part: sum(one[part] for one in taken if one["way"] == way) for part in PARTS}
         for way in ("stock", "cut", "all")
     }
+    positions = {way: spent.pop("positions") for way, spent in sums.items()}
     steps = len(taken) // 3
+    yield "positions of these steps", f"{positions['stock'] / positions['cut']:.2f} times fewer", "", True
     for way, spent in sums.items():
         yield (
             f"a step, {way}",

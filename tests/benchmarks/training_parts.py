@@ -72,6 +72,8 @@ def count(session: Any, folder: Path) -> None:
 
 def time_steps(session: Any, folder: Path) -> None:
     """CPU seconds of reference pass and training step, for each batch by turns: stock, cut alone, all savings."""
+    import torch
+
     from launcher.train import micro_batches, response_logits
 
     trainer, model = session.trainer, session.model
@@ -96,7 +98,10 @@ def time_steps(session: Any, folder: Path) -> None:
             between = _cpu_seconds()
             trainer.train_single_step(batch)
             ended = _cpu_seconds()
-            found.append({"way": way, "reference": between - began, "step": ended - between})
+            own = batch["chosen"].shape[1] * len(rows)
+            if way != "stock":
+                own = int(torch.maximum(batch["chosen_length"], batch["rejected_length"]).sum())
+            found.append({"way": way, "reference": between - began, "step": ended - between, "positions": 2 * own})
             print(found[-1], flush=True)
     (folder / "bench.json").write_text(json.dumps(found))
 
