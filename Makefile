@@ -13,7 +13,7 @@ help:
 	@echo "make test-fast  the unit tests alone, in seconds"
 	@echo "make bench      figures beside others', each in one run: command to sbatch and stock hydra-submitit-launcher, training"
 	@echo "                and stock NeMo-Aligner, pairs prepared and datasets.map, conversion at Llama-3-8B's shape (40 min);"
-	@echo "                HH_PAIRS=pairs.jsonl.gz names real pairs in Anthropic's format, else the project's own are taken"
+	@echo "                HH_RLHF_FILE=pairs.jsonl.gz names real pairs in Anthropic's format, else the project's own are taken"
 	@echo "make lint       ruff and mypy"
 	@echo "make setup      virtual environment, small models and sample data; nothing is done twice"
 	@echo "make clean      remove what make made (not your runs)"

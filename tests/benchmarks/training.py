@@ -2,7 +2,7 @@
 
     make bench      or      python -m tests.benchmarks.training [--pairs hh.jsonl.gz] [--parts tokens equal faster]
 
-Same weights, rows, order and seed, fp32 on the CPU, no dropout. `--pairs` are pairs in Anthropic's format (HH_PAIRS
+Same weights, rows, order and seed, fp32 on the CPU, no dropout. `--pairs` are pairs in Anthropic's format (HH_RLHF_FILE
 where it is set, else the project's own sample, which is short and even, so that the bars of tokens and time are not
 held against it). It takes some 20 minutes on an idle core. Exit code 1 if a bar is missed. Seconds are CPU seconds.
 """
@@ -208,7 +208,7 @@ def say(text: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     measures = {"tokens": tokens, "equal": equal, "faster": faster}
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.training", description=(__doc__ or "")[:80])
-    parser.add_argument("--pairs", default=os.environ.get("HH_PAIRS", "sample"), help="pairs in Anthropic's format")
+    parser.add_argument("--pairs", default=os.environ.get("HH_RLHF_FILE", "sample"), help="pairs in Anthropic's format")
     parser.add_argument("--parts", nargs="+", choices=measures, default=list(measures))
     asked = parser.parse_args(arguments)
     os.environ["PYTHONPATH"] = str(REPOSITORY)  # for the forkserver
