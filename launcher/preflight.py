@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import base_model, disk, files, gpus, lora, memory, steps
+from launcher import base_model, cost, disk, files, gpus, lora, memory, steps, throughput
 from launcher.compose import TrialConfig, is_weight
 from launcher.findings import Finding, Refused
+from launcher.slurm_rows import duration
 
 
 def findings(
@@ -36,11 +37,14 @@ def warnings(trials: Sequence[TrialConfig], sweep_folder: Path | None) -> list[F
     for trial in trials:
         found.update(dict.fromkeys(_trial_warnings(trial.config)))
     found.update(dict.fromkeys(_room(trials, sweep_folder)[1]))
+    found.update(dict.fromkeys(_too_short(trials)))
     return list(found)
 
 
-def summary(config: dict[str, Any]) -> str:
-    """What a checked trial is about to do, in a few lines: model, trained parameters, pairs, steps, ranks."""
+def summary(config: dict[str, Any], trials: int = 1) -> str:
+    """What a checked sweep of so many trials is about to do, in a few lines: model, trained parameters, pairs, steps,
+    ranks of each trial, and what they cost.
+    """
     model, trainer = config["model"], config["trainer"]
     base = Path(config["pretrained_checkpoint"]["restore_from_path"])
     rows = {split: _rows(config, split) for split in ("train", "validation")}
@@ -58,8 +62,43 @@ def summary(config: dict[str, Any]) -> str:
             f"  each trial {length} of {model['global_batch_size']} pairs, {rhythm}{shape},"
             f" precision {trainer['precision']}",
             *([f"  memory     about {needed}"] if needed else []),
+            *([f"  cost       {costs}"] if (costs := cost_line(config, trials)) else []),
         )
     )
+
+
+def cost_line(config: dict[str, Any], trials: int = 1) -> str:
+    """Tokens, padding and time of a sweep; "" where its data's lengths are not known."""
+    computed = cost.estimate(config, _base(config), cost.way(config), trials)
+    if computed is None:
+        return ""
+    speed = throughput.known(config)
+    return cost.describe(computed, speed.positions if speed else None, speed.said if speed else "")
+
+
+def _too_short(trials: Sequence[TrialConfig]) -> list[Finding]:
+    """Time limits that cannot be enough, or are not at the speed that trials like these have."""
+    found = []
+    for limit, like in {str(t.config["cluster"].get("time")): t.config for t in trials}.items():
+        seconds = duration(limit) if "time" in like["cluster"] else None
+        computed = cost.estimate(like, _base(like), cost.way(like), len(trials)) if seconds else None
+        if seconds is None or computed is None:
+            continue
+        speed = throughput.known(like)
+        if speed:
+            needed = cost.seconds(computed, speed.positions) + speed.overhead
+            why = f"a trial takes about {cost.span(needed)} {speed.said}"
+        else:
+            needed = cost.least_seconds(computed) or 0.0
+            why = f"a trial takes {cost.span(needed)} at the very least, were every rank an H100 at its peak"
+        if needed > seconds:
+            remedy = f"write at least {math.ceil(1.2 * needed / 60)} (minutes), or give it more ranks"
+            found.append(Finding("cluster.time", limit, why, remedy))
+    return found
+
+
+def _base(config: dict[str, Any]) -> base_model.BaseModel | None:
+    return base_model.load(Path(config["pretrained_checkpoint"]["restore_from_path"]))
 
 
 def _trained(base: Path, model: dict[str, Any]) -> str:

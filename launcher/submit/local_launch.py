@@ -22,7 +22,7 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[Jo
     sweep, trials = checked_trials(launcher, job_overrides, _check)
     config = trials[0].config()
     print(f"{len(trials)} trial{'s' if len(trials) > 1 else ''}, results in {sweep.folder}", flush=True)
-    print(preflight.summary(config), flush=True)
+    print(preflight.summary(config, len(trials)), flush=True)
     with view(trials) as show:
         outcomes = local.run(sweep, trials, slots=config["cluster"].get("trials_at_once"), on_update=show)
     print(render(sweep, outcomes))

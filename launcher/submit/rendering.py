@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import slurm
+from launcher import preflight, slurm
 from launcher.compose import TrialConfig
 from launcher.findings import Finding, Refused
 from launcher.submit import container, prepare, script, slurm_launch, stages, template
@@ -33,6 +33,8 @@ def stage_text(
     trials = prepare.composed(launcher, job_overrides)
     for trial in trials:
         refuse_without_slurm(trial.config)
+    if stage in ("sweep", "dpo") and (costs := preflight.cost_line(trials[0].config, len(trials))):
+        print(f"note: {costs}", file=sys.stderr)
     if stage == "sweep":
         return _sweep(launcher, trials)
     if len(trials) > 1:

@@ -165,7 +165,7 @@ def submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: dict[str, 
         (
             f"array{many} {', '.join(ids)}: {trials} trial{'s' * (trials > 1)} x {shape}, job {requests[0].name}",
             f"  folder     {sweep.folder}",
-            preflight.summary(config),
+            preflight.summary(config, trials),
             f"  how it is  python -m launcher status {folder}",
             f"  follow it  python -m launcher watch {folder}",
             f"  stop it    python -m launcher cancel {folder}",

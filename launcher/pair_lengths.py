@@ -1,0 +1,69 @@
+"""How long a file's pairs are, by the dataset.json beside it, and what a batch of them is padded to."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+CHARACTERS_A_TOKEN = 4.0
+"""Of English, by rule of thumb; only for sets that were prepared without a tokenizer."""
+
+
+@dataclass(frozen=True)
+class PairLengths:
+    """Tokens of the longer side of each pair, prompt included, as a distribution: uniform within each bin.
+
+    The bins are half an octave wide, so a figure from them is good to some 5 %.
+    """
+
+    rows: int
+    mean: float
+    bins: tuple[tuple[float, float, float], ...]
+    """(lower end, upper end, share of the pairs), rising; the last ends with the longest pair."""
+    counted: bool
+    """By a tokenizer. False: estimated from characters."""
+
+    def longest_of(self, count: int) -> float:
+        """Expected length of the longest of `count` pairs drawn at random; of one pair the mean itself."""
+        return min(self._maximum(count) * self.mean / self._maximum(1), self.bins[-1][1])
+
+    @functools.cache  # noqa: B019  (a handful of these live as long as the process, and are asked again and again)
+    def _maximum(self, count: int) -> float:
+        """The integral of 1 - F(x)^count over x from 0, in closed form: F is linear within each bin."""
+        total, below, reached = 0.0, 0.0, 0.0
+        for start, end, share in self.bins:
+            above = below + share
+            power = (above ** (count + 1) - below ** (count + 1)) / ((count + 1) * share)  # its mean in the bin
+            total += (start - reached) * (1 - below**count) + (end - start) * (1 - power)
+            below, reached = above, end
+        return total
+
+
+def load(path: Path) -> PairLengths | None:
+    """Of a file of pairs; None where no record of it is there, or it has changed since it was written."""
+    try:
+        record = json.loads((path.parent / "dataset.json").read_bytes())
+        rows, lengths = record["rows"][path.stem], record["lengths"]
+        if path.stat().st_size != record["files"][path.name]["bytes"]:
+            return None
+        of_split, counted = lengths[path.stem], lengths["unit"] == "tokens"
+        scale = 1.0 if counted else 1 / CHARACTERS_A_TOKEN
+        longest = float(of_split["max"])
+        counts = {_edge(name, longest): int(count) for name, count in of_split["histogram"].items() if count}
+        mean = float(of_split["mean"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):  # not there, or not a record of ours
+        return None
+    bins, reached = [], 0.0
+    for edge, count in sorted(counts.items()):
+        start = min(max(reached, edge / 1.5), edge)  # empty bins are not in the record
+        bins.append((start * scale, edge * scale, count / sum(counts.values())))
+        reached = edge
+    return PairLengths(rows, mean * scale, tuple(bins), counted) if bins else None
+
+
+def _edge(name: str, longest: float) -> float:
+    """`<= 256` or `> 8192`; no bin reaches beyond the longest pair."""
+    sign, edge = name.split()
+    return longest if sign == ">" else min(float(edge), longest)

@@ -1,0 +1,179 @@
+"""What a sweep costs, from the lengths of its pairs: against distributions that can be worked out by hand or drawn."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.lengths import Lengths
+from launcher import cost, pair_lengths, preflight, throughput
+from launcher.base_model import BaseModel
+from launcher.compose import TrialConfig
+from launcher.cost import Way
+from tests.unit.llama import LLAMA3_8B, write_described
+
+BASE = BaseModel(Path("llama3_8b.nemo"), LLAMA3_8B, 128256, {})
+STOCK, OURS = Way(cut=False, reference_once=False), Way(cut=True, reference_once=True)
+
+
+def record(folder: Path, unit: str = "tokens", **splits: list[int]) -> None:
+    """dataset.json, as prepare_data.py writes it, for files that are there."""
+    lengths: dict[str, Any] = {"unit": unit}
+    for split, each in splits.items():
+        counted = Lengths()
+        for length in each:
+            counted.add(length)
+        lengths[split] = counted.facts()
+    files = {f"{split}.jsonl": {"bytes": (folder / f"{split}.jsonl").stat().st_size} for split in splits}
+    rows = {split: len(each) for split, each in splits.items()}
+    (folder / "dataset.json").write_text(json.dumps({"rows": rows, "files": files, "lengths": lengths}))
+
+
+@pytest.fixture
+def trial(composed: Any, workspace: Path) -> Any:
+    """trial(*overrides) -> a checked trial of 16 training and 8 held-out pairs, 100 and 64 tokens long."""
+    record(workspace / "data" / "sample", train=[100] * 16, validation=[64] * 8)
+
+    def build(*overrides: str) -> dict[str, Any]:
+        config, found = composed("model=tiny", "trainer.dpo.max_steps=-1", *overrides)
+        assert found == []
+        return copy.deepcopy(config)
+
+    return build
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 64])
+def test_expected_longest_of_a_batch(tmp_path: Path, count: int) -> None:
+    drawn = random.Random(7)
+    each = [int(drawn.lognormvariate(5, 0.7)) + 5 for _ in range(3000)]
+    (tmp_path / "train.jsonl").write_text("x")
+    record(tmp_path, train=each)
+    lengths = pair_lengths.load(tmp_path / "train.jsonl")
+    assert lengths is not None and lengths.rows == 3000
+    real = statistics.mean(max(drawn.choices(each, k=count)) for _ in range(4000))
+    assert lengths.longest_of(count) == pytest.approx(real, rel=0.06)
+    assert lengths.longest_of(10**6) <= max(each)
+
+
+def test_no_lengths_without_a_record_or_of_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text("x")
+    assert pair_lengths.load(path) is None
+    record(tmp_path, train=[10, 20])
+    assert pair_lengths.load(path) is not None
+    path.write_text("xy")
+    assert pair_lengths.load(path) is None
+    for text in ("{", "[]", '{"rows": {"train": 1}, "files": {"train.jsonl": {"bytes": 2}}, "lengths": {}}'):
+        (tmp_path / "dataset.json").write_text(text)
+        assert pair_lengths.load(path) is None
+
+
+def test_characters_are_taken_for_a_quarter_of_a_token(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("x")
+    record(tmp_path, unit="characters", train=[400] * 10)
+    lengths = pair_lengths.load(tmp_path / "train.jsonl")
+    assert lengths is not None and not lengths.counted
+    assert lengths.longest_of(1) == 100
+
+
+def test_positions_of_pairs_that_are_all_alike(trial: Any) -> None:
+    """4 steps of 4 pairs, validated twice on 8: nothing to cut, so only the reference tells the ways apart."""
+    config = trial("trainer.dpo.val_check_interval=2", "trainer.dpo.save_interval=2")
+    stock = cost.estimate(config, BASE, Way(False, False), trials=3)
+    ours = cost.estimate(config, BASE, Way(True, True), trials=3)
+    assert stock is not None and ours is not None
+    for found in (stock, ours):
+        assert found.positions.training == pytest.approx(2 * 16 * 100)
+        assert found.positions.validation == pytest.approx(2 * 2 * 8 * 64)
+        assert found.positions.padding == pytest.approx(0)
+    assert stock.positions.reference == pytest.approx(2 * 16 * 100 + 2 * 2 * 8 * 64)
+    assert ours.positions.reference == pytest.approx(2 * 16 * 100 + 2 * 8 * 64)  # a held-out pair once
+    # a forward pass is half a LoRA training step's work
+    assert stock.whole_work == pytest.approx(3 * (3200 + 2048 / 2 + 5248 / 2))
+    assert ours.whole_work == pytest.approx(3 * (3200 + 2048 / 2) + 4224 / 2)
+
+
+def test_cutting_takes_padding_away(trial: Any, workspace: Path) -> None:
+    record(workspace / "data" / "sample", train=[20] * 12 + [200] * 4, validation=[64] * 8)
+    config = trial()
+    stock, ours = (cost.estimate(config, BASE, way) for way in (STOCK, OURS))
+    assert stock is not None and ours is not None
+    assert ours.positions.padding == pytest.approx(0)
+    assert stock.positions.padding > 0.3
+    # the longest of 4 is one of the long ones with 1 - 0.75^4
+    assert stock.positions.training / 32 == pytest.approx(20 + 180 * (1 - 0.75**4), rel=0.15)
+    piped = trial("model.pipeline_model_parallel_size=2", "trainer.devices=2")
+    pipes = cost.estimate(piped, BASE, OURS)
+    assert pipes is not None and pipes.positions.training == pytest.approx(stock.positions.training)
+
+
+def test_flops_of_llama_3_8b(trial: Any) -> None:
+    found = cost.estimate(trial(), BASE, OURS, trials=2)
+    assert found is not None and found.flops is not None
+    assert found.flops == pytest.approx(2 * 2 * (8_030_261_248 - 128_256 * 4096) * found.whole_work, rel=1e-6)
+    recomputed = cost.estimate(trial("++model.activations_checkpoint_granularity=full"), BASE, OURS, trials=2)
+    assert recomputed is not None and recomputed.passes == 3
+
+
+def test_words_of_a_cost(trial: Any) -> None:
+    found = cost.estimate(trial(), BASE, OURS, trials=3)
+    assert found is not None
+    assert cost.describe(found, None, "").startswith("3.2 k tokens a trial, 0% padding; reference once for all; ")
+    said = cost.describe(found, 2.0, "as entered")
+    assert f"{cost.span(cost.seconds(found, 2.0))} a trial" in said and "rank-hours in all (as entered)" in said
+    assert [cost.span(value) for value in (40, 700, 12000)] == ["40 s", "12 min", "3 h 20 min"]
+
+
+def slow_cluster(composed: Any, *overrides: str) -> tuple[Any, list[Any]]:
+    config, found = composed("cluster=slurm", "model=tiny", "data=sample", "trainer.dpo.max_steps=-1", *overrides)
+    assert found == []
+    written = [f for f in preflight.warnings([TrialConfig([], config)], None) if f.where == "cluster.time"]
+    return config, written
+
+
+def test_a_time_limit_that_is_too_short_is_warned_of(composed: Any, workspace: Path) -> None:
+    write_described(workspace / "models" / "tiny.nemo", LLAMA3_8B, 128256)
+    record(workspace / "data" / "sample", train=[100] * 16, validation=[64] * 8)
+    entered = "cluster.tokens_per_second=1"
+    config, (warning,) = slow_cluster(composed, "cluster.time=60", entered)
+    needed = cost.estimate(config, None, cost.way(config))
+    assert needed is not None and cost.span(cost.seconds(needed, 1.0)) in warning.why
+    assert entered in warning.why
+    hours = int(warning.remedy.split()[3])
+    assert slow_cluster(composed, f"cluster.time={hours}", entered)[1] == []
+    assert slow_cluster(composed, "cluster.time=1-00:00:00")[1] == []
+
+
+def test_without_a_speed_only_the_impossible_is_warned_of(composed: Any, workspace: Path) -> None:
+    write_described(workspace / "models" / "tiny.nemo", LLAMA3_8B, 128256)
+    record(workspace / "data" / "sample", train=[100] * 16, validation=[64] * 8)
+    assert slow_cluster(composed, "cluster.time=1")[1] == []
+    (warning,) = slow_cluster(composed, "cluster.time=1", "trainer.dpo.max_epochs=100000")[1]
+    assert "at the very least" in warning.why
+
+
+def test_speed_is_that_of_the_last_trial_like_it(trial: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = trial()
+    assert throughput.known(config) is None
+    done = workspace / "runs" / "dpo" / "one" / "0"
+    done.mkdir(parents=True)
+    (done.parent / "sweep.json").write_text("{}")
+    (done / "config.yaml").write_text(json.dumps(config))
+    phases = {"starting": 5.0, "training": 30.0, "validating": 10.0, "evaluating": 2.0}
+    (done / "result.json").write_text(json.dumps({"phase_seconds": phases}))
+    speed = throughput.known(config)
+    computed = cost.estimate(config, None, cost.way(config))
+    assert speed is not None and computed is not None
+    assert speed.positions == pytest.approx(computed.work / 40)
+    assert speed.overhead == 7.0
+    assert cost.seconds(computed, speed.positions) == pytest.approx(40)
+    assert throughput.known(trial("model.micro_batch_size=2")) is None
+    assert throughput.known(trial("cluster.tokens_per_second=9")).positions == 9  # type: ignore[union-attr]
+    (done / "result.json").write_text("{}")
+    assert throughput.known(config) is None
