@@ -24,6 +24,8 @@ from launcher.steps import Plan
 _LORA_PASSES, _FULL_PASSES = 2.0, 3.0
 #: Dense bf16 FLOP/s of an H100 SXM (NVIDIA's data sheet), and the share of it that a well-set job gets.
 H100_FLOPS, USUAL_SHARE = 989e12, 0.4
+#: What lengths are rounded up to; NeMo-Aligner's own rule is 16 (DPOTrainer), for Transformer Engine.
+_CPU_MULTIPLE, _STOCK_MULTIPLE = 1, 16
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class Way:
     """How pairs are brought to the model."""
 
     cut: bool
-    """Each micro batch is as long as its own longest pair; else as long as the longest of the rank's whole share."""
+    """Micro batches are made of pairs of like length, each as long as its longest; else all are as long as the longest
+    pair of the rank's whole share.
+    """
     reference_once: bool
     """The reference policy is computed once for the sweep, not in every trial."""
     multiple: int = 1
@@ -83,8 +87,13 @@ class Cost:
 
 
 def way(config: dict[str, Any]) -> Way:
-    """As the trial's config has it."""
-    return Way(False, False)
+    """As the trial's config has it; as NeMo-Aligner by itself where an earlier version's does not say."""
+    compute = config.get("compute") or {}
+    cut = bool(compute.get("cut_padding"))
+    accelerator = config["trainer"]["accelerator"]
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not config["cluster"].get("gpus_per_node"))
+    usual = _CPU_MULTIPLE if cut and on_cpu else _STOCK_MULTIPLE
+    return Way(cut, bool(compute.get("cache_reference")), compute.get("length_multiple") or usual)
 
 
 def estimate(config: dict[str, Any], base: BaseModel | None, way: Way, trials: int = 1) -> Cost | None:
@@ -108,7 +117,7 @@ def estimate(config: dict[str, Any], base: BaseModel | None, way: Way, trials: i
     checked = _validated(plan, trainer["dpo"], model["global_batch_size"], sum(part.rows for part in validation))
 
     def computed(count: float, parts: list[PairLengths], together: int) -> float:
-        return 2 * count * _mean(parts, together, way.multiple)
+        return 2 * count * _mean(parts, together, share, way.multiple)
 
     training, validating = computed(pairs, train, trained), computed(checked, validation, trained)
     if alone and way.reference_once:  # each pair once, whatever trials and epochs
@@ -116,7 +125,7 @@ def estimate(config: dict[str, Any], base: BaseModel | None, way: Way, trials: i
     else:
         seen = pairs, checked
     reference = computed(seen[0], train, referred) + computed(seen[1], validation, referred)
-    needed = computed(pairs + seen[0], train, 1) + computed(checked + seen[1], validation, 1)
+    needed = 2 * (pairs + seen[0]) * _mean(train, 1, 1) + 2 * (checked + seen[1]) * _mean(validation, 1, 1)
     positions = Positions(training, validating, reference, max(0.0, 1 - needed / (training + validating + reference)))
     passes = _passes(base.under(config) if base else model)
     cost = Cost(trials, positions, way.reference_once, passes, None, ranks, all(part.counted for part in train))
@@ -176,10 +185,10 @@ def _lengths(config: dict[str, Any], split: str) -> list[PairLengths] | None:
     return known if known and len(known) == len(found) else None
 
 
-def _mean(parts: Sequence[PairLengths], together: int, multiple: int) -> float:
-    """Expected length of a pair that is padded to the longest of so many."""
+def _mean(parts: Sequence[PairLengths], together: int, share: int, multiple: int = 1) -> float:
+    """Expected padded length of a pair, where a rank's share is sorted and computed so many at a time."""
     rows = sum(part.rows for part in parts)
-    mean = sum(part.longest_of(together) * part.rows for part in parts) / rows
+    mean = sum(part.padded(together, share) * part.rows for part in parts) / rows
     return mean + (multiple - 1) / 2
 
 

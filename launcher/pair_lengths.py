@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+_POINTS = 4  # of each bin at which a binomial distribution is looked up
 CHARACTERS_A_TOKEN = 4.0
 """Of English, by rule of thumb; only for sets that were prepared without a tokenizer."""
 
@@ -29,6 +31,25 @@ class PairLengths:
         """Expected length of the longest of `count` pairs drawn at random; of one pair the mean itself."""
         return min(self._maximum(count) * self.mean / self._maximum(1), self.bins[-1][1])
 
+    def padded(self, together: int, share: int) -> float:
+        """Expected length that a pair is padded to, where `share` pairs drawn at random are sorted by length and each
+        `together` of them are padded to their longest.
+        """
+        if together == 1 or together >= share:
+            return self.longest_of(min(together, share))
+        return min(self._longest_of_each(together, share) * self.mean / self._maximum(1), self.bins[-1][1])
+
+    @functools.cache  # noqa: B019  (as below)
+    def _longest_of_each(self, together: int, share: int) -> float:
+        """The mean over the groups' longest: of the k-th shortest of n the integral of P(fewer than k are shorter)."""
+        total, below, reached = 0.0, 0.0, 0.0
+        for start, end, part in self.bins:
+            points = [below + part * (point + 0.5) / _POINTS for point in range(_POINTS)]
+            inside = sum(_groups_beyond(chance, together, share) for chance in points) / _POINTS
+            total += (start - reached) * _groups_beyond(below, together, share) + (end - start) * inside
+            below, reached = below + part, end
+        return total
+
     @functools.cache  # noqa: B019  (a handful of these live as long as the process, and are asked again and again)
     def _maximum(self, count: int) -> float:
         """The integral of 1 - F(x)^count over x from 0, in closed form: F is linear within each bin."""
@@ -39,6 +60,20 @@ class PairLengths:
             total += (start - reached) * (1 - below**count) + (end - start) * (1 - power)
             below, reached = above, end
         return total
+
+
+def _groups_beyond(chance: float, together: int, share: int) -> float:
+    """Of the groups of a sorted share the expected part whose longest is longer than what a pair stays below with
+    this chance. The j-th group's is if fewer than j x `together` of the pairs stay below.
+    """
+    chance = min(max(chance, 1e-12), 1 - 1e-12)
+    sure, beyond = 0.0, 0.0
+    for below in range(share):
+        ways = math.lgamma(share + 1) - math.lgamma(below + 1) - math.lgamma(share - below + 1)
+        sure += math.exp(ways + below * math.log(chance) + (share - below) * math.log1p(-chance))
+        if (share - below - 1) % together == 0:
+            beyond += sure
+    return beyond / math.ceil(share / together)
 
 
 def load(path: Path) -> PairLengths | None:

@@ -61,6 +61,18 @@ def test_expected_longest_of_a_batch(tmp_path: Path, count: int) -> None:
     assert lengths.longest_of(10**6) <= max(each)
 
 
+@pytest.mark.parametrize("together", [1, 2, 4, 16])
+def test_expected_padding_of_sorted_shares(tmp_path: Path, together: int) -> None:
+    drawn = random.Random(8)
+    each = [int(drawn.lognormvariate(5, 0.7)) + 5 for _ in range(3000)]
+    (tmp_path / "train.jsonl").write_text("x")
+    record(tmp_path, train=each)
+    lengths = pair_lengths.load(tmp_path / "train.jsonl")
+    shares = [sorted(drawn.choices(each, k=16)) for _ in range(3000)]
+    real = statistics.mean(share[place] for share in shares for place in range(together - 1, 16, together))
+    assert lengths is not None and lengths.padded(together, 16) == pytest.approx(real, rel=0.06)
+
+
 def test_no_lengths_without_a_record_or_of_other_files(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text("x")
