@@ -81,6 +81,7 @@ def test_like_stock_on_two_ranks_with_larger_micro_batches(train, new_trial, sto
     assert computed(ours) == PAIRS
 
 
+@pytest.mark.slow
 def test_like_stock_with_tensor_parallelism(train, new_trial, stock_trial):
     parallel = {"model__tensor_model_parallel_size": 2}
     same(train(new_trial("ours", trainer__devices=2, **parallel), ranks=2), stock_trial(2, **parallel))
@@ -206,7 +207,7 @@ def test_a_changed_row_is_computed_anew_and_the_others_are_found(train, new_tria
     assert computed(ours) == 1
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_resumed_with_a_found_reference(train, new_trial, stock_trial, ranks):
     folder = new_trial("ours", trainer__devices=ranks, exp_manager__max_time_per_run="00:00:00:00")
     assert train(folder, ranks).exit_codes == [0] * ranks
