@@ -38,7 +38,7 @@ from omegaconf import DictConfig
 from launcher import checkpoints
 from launcher.nemo_file import unpack_tokenizer
 from launcher.steps import Plan
-from launcher.train import checkpointing, events, savings, settings, warning
+from launcher.train import checkpointing, events, random_state, savings, settings, warning
 from launcher.train.loop import PreferenceTrainer
 from launcher.train.metrics import MetricsFile, TrialLogger
 from launcher.train.timer import RunTimer, Stopped
@@ -201,7 +201,8 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
         "train": savings.Split(train_pairs, batches(config, train_pairs, 0), steps.max_steps),
         "validation": savings.Split(validation_pairs, validation_batches, trainer.limit_val_batches),
     }
-    savings.install(config, trainer, splits, progress)
+    with random_state.untouched():  # whether the reference was known already must not show in the dropout
+        savings.install(config, trainer, splits, progress)
     pairs = {"train": len(train_pairs), "validation": len(validation_pairs)}
     return Session(config, model, trainer, pairs, validation_pairs, *count_parameters(model))
 
