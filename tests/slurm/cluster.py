@@ -136,6 +136,7 @@ class Cluster(Existing):
         files += [f"--key-file={folder / 'etc' / 'munge.key'}", f"--log-file={self.places.log('munged')}"]
         munged = self._daemon("munged", "munged", "--foreground", "--force", f"--socket={munge}", *files)
         base = ["--no-defaults", f"--user={self.places.user}", f"--datadir={folder / 'sql' / 'data'}"]
+        base.append(f"--tmpdir={folder / 'sql'}")  # a server that starts clears its tmpdir of others' tables
         # nothing of it has to survive a power cut, and little is kept in it
         base += ["--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=0", "--innodb-log-file-size=4M"]
         flags = ["--auth-root-authentication-method=normal", "--skip-test-db"]

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm import cases, faults
+from tests.slurm.cases import case, references  # noqa: F401
 from tests.slurm.cluster import Cluster
 from tests.slurm.desk import Desk
 from tests.slurm.existing import Existing
@@ -26,6 +28,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slurm)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if cases.rows:
+        terminalreporter.write_sep("=", "what faults cost a trial")
+        terminalreporter.write_line(faults.text(cases.rows))
 
 
 @pytest.fixture(scope="session")
