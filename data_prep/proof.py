@@ -47,6 +47,7 @@ class Prover:
         torchrun = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
         env = {key: value for key, value in os.environ.items() if not key.startswith(hidden) and key not in torchrun}
         env |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+        env["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)  # or glibc keeps freed weights of up to 32 MiB for later
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log, "text": True}
         self._process = subprocess.Popen([sys.executable, str(_PROCESS.resolve())], env=env, **pipes)
 
