@@ -90,6 +90,15 @@ def _read(folder: HFFolder, name: str, stored: torch.dtype, first: int = 0, end:
         return file.get_slice(name)[first:end].to(stored, copy=True)
 
 
+def _fp32(folder: HFFolder, name: str, stored: torch.dtype) -> torch.Tensor:
+    """A whole weight, widened by blocks of rows: it is in memory once, not in its file's pages and its type as well."""
+    size = folder.shape.tensors()[name]
+    found = torch.empty(size)
+    for first in range(0, size[0], 1024):
+        found[first : first + 1024] = _read(folder, name, stored, first, min(first + 1024, size[0]))
+    return found
+
+
 def _blocks(folder: HFFolder, name: str, stored: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
     """(first row, rows) of an embedding."""
     for first in range(0, folder.shape.vocab, _ROWS):
@@ -113,7 +122,7 @@ def _hf_states(folder: HFFolder, hidden: torch.Tensor, stored: torch.dtype, say:
             layer = LlamaDecoderLayer(config, index).eval()
         begin = f"model.layers.{index}."
         names = [name for name in folder.files if name.startswith(begin)]
-        weights = {name.removeprefix(begin): _read(folder, name, stored).float() for name in names}
+        weights = {name.removeprefix(begin): _fp32(folder, name, stored) for name in names}
         layer.load_state_dict(weights, assign=True)
         del weights
         states = layer(states, attention_mask=mask, position_embeddings=angles)[0]
