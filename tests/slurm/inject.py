@@ -16,20 +16,22 @@ from tests.slurm.victim import Sweeping
 Fault = Callable[[Sweeping, int], None]
 
 
-def _scancel(sweep: Sweeping, trial: int, *words: str) -> None:
+def _scancel(sweep: Sweeping, trial: int, *words: str, step: str = "") -> None:
     job = sweep.job(trial)
     sweep.hit(trial)
-    sweep.desk.cluster.run("scancel", *words, job)
+    sweep.desk.cluster.run("scancel", *words, job + step)
 
 
+# The step is named: of a whole element, as long as others of its array wait, 22.05 says after each signal that it
+# cannot be altered now, and scancel signals it again and again.
 def usr2(sweep: Sweeping, trial: int = 0) -> None:
     """Slurm's warning, as `--signal=USR2@120` gives it: to the ranks, not to the batch script."""
-    _scancel(sweep, trial, "--signal=USR2")
+    _scancel(sweep, trial, "--signal=USR2", step=".0")
 
 
 def term(sweep: Sweeping, trial: int = 0) -> None:
     """SIGTERM to the ranks and nothing after it."""
-    _scancel(sweep, trial, "--signal=TERM")
+    _scancel(sweep, trial, "--signal=TERM", step=".0")
 
 
 def term_script(sweep: Sweeping, trial: int = 0) -> None:
