@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import launcher.main as main_module
 from launcher.compose import register_resolvers, resolve
+from tests.unit.prepare_tools import Prepare, Refusal
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +54,15 @@ def write_nemo(path: Path, names: tuple[str, ...] = ("model_config.yaml", "model
             member = tarfile.TarInfo(f"./{name}")
             member.size = 5000
             archive.addfile(member, io.BytesIO(b"x" * 5000))
+
+
+@pytest.fixture
+def prepare(tmp_path: Path) -> Prepare:
+    """prepare_data.py, called with rows and options."""
+    return Prepare(tmp_path)
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """prepare_data.py, called with what it refuses; its one line."""
+    return Refusal(tmp_path, capsys)

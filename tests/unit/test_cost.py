@@ -16,6 +16,7 @@ from launcher import cost, pair_lengths, preflight, throughput
 from launcher.base_model import BaseModel
 from launcher.compose import TrialConfig
 from launcher.cost import Way
+from launcher.pair_lengths import PairLengths
 from tests.unit.llama import LLAMA3_8B, write_described
 
 BASE = BaseModel(Path("llama3_8b.nemo"), LLAMA3_8B, 128256, {})
@@ -48,14 +49,20 @@ def trial(composed: Any, workspace: Path) -> Any:
     return build
 
 
+def drawn_lengths(folder: Path, drawn: random.Random) -> tuple[list[int], PairLengths]:
+    """Lengths as skewed as those of real pairs, and what a record of them tells."""
+    each = [int(drawn.lognormvariate(5, 0.7)) + 5 for _ in range(3000)]
+    (folder / "train.jsonl").write_text("x")
+    record(folder, train=each)
+    lengths = pair_lengths.load(folder / "train.jsonl")
+    assert lengths is not None and lengths.rows == 3000
+    return each, lengths
+
+
 @pytest.mark.parametrize("count", [1, 2, 8, 64])
 def test_expected_longest_of_a_batch(tmp_path: Path, count: int) -> None:
     drawn = random.Random(7)
-    each = [int(drawn.lognormvariate(5, 0.7)) + 5 for _ in range(3000)]
-    (tmp_path / "train.jsonl").write_text("x")
-    record(tmp_path, train=each)
-    lengths = pair_lengths.load(tmp_path / "train.jsonl")
-    assert lengths is not None and lengths.rows == 3000
+    each, lengths = drawn_lengths(tmp_path, drawn)
     real = statistics.mean(max(drawn.choices(each, k=count)) for _ in range(4000))
     assert lengths.longest_of(count) == pytest.approx(real, rel=0.06)
     assert lengths.longest_of(10**6) <= max(each)
@@ -64,13 +71,10 @@ def test_expected_longest_of_a_batch(tmp_path: Path, count: int) -> None:
 @pytest.mark.parametrize("together", [1, 2, 4, 16])
 def test_expected_padding_of_sorted_shares(tmp_path: Path, together: int) -> None:
     drawn = random.Random(8)
-    each = [int(drawn.lognormvariate(5, 0.7)) + 5 for _ in range(3000)]
-    (tmp_path / "train.jsonl").write_text("x")
-    record(tmp_path, train=each)
-    lengths = pair_lengths.load(tmp_path / "train.jsonl")
+    each, lengths = drawn_lengths(tmp_path, drawn)
     shares = [sorted(drawn.choices(each, k=16)) for _ in range(3000)]
     real = statistics.mean(share[place] for share in shares for place in range(together - 1, 16, together))
-    assert lengths is not None and lengths.padded(together, 16) == pytest.approx(real, rel=0.06)
+    assert lengths.padded(together, 16) == pytest.approx(real, rel=0.06)
 
 
 def test_no_lengths_without_a_record_or_of_other_files(tmp_path: Path) -> None:

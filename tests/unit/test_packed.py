@@ -13,16 +13,6 @@ from tests.unit.prepare_tools import FILES, Prepare, Refusal, byte_level, many, 
 np = pytest.importorskip("numpy")
 
 
-@pytest.fixture
-def prepare(tmp_path: Path) -> Prepare:
-    return Prepare(tmp_path)
-
-
-@pytest.fixture
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
-    return Refusal(tmp_path, capsys)
-
-
 def tokenizer_of(folder: Path, eos: str) -> Path:
     folder.mkdir()
     byte_level("llama3").save(str(folder / "tokenizer.json"))

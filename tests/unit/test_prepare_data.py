@@ -16,11 +16,6 @@ from data_prep import jsonl, sources, splits
 from tests.unit.prepare_tools import FILES, ROOT, Prepare, hh, many, prompts, record_of, rows_of, write
 
 
-@pytest.fixture
-def prepare(tmp_path: Path) -> Prepare:
-    return Prepare(tmp_path)
-
-
 def test_sample_has_its_exact_sizes_and_no_leak(prepare: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
     folder = prepare("data=sample")
     assert sorted(path.name for path in folder.iterdir()) == FILES

@@ -16,16 +16,6 @@ from data_prep.prepare_data import main
 from tests.unit.prepare_tools import Prepare, Refusal, characters_as_tokens, many, record_of, write
 
 
-@pytest.fixture
-def prepare(tmp_path: Path) -> Prepare:
-    return Prepare(tmp_path)
-
-
-@pytest.fixture
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
-    return Refusal(tmp_path, capsys)
-
-
 def test_bad_files_are_refused_in_one_line(refused: Refusal, tmp_path: Path) -> None:
     assert "did you mean sample" in refused("sampel")
     assert "no such file" in refused(tmp_path / "gone.jsonl")

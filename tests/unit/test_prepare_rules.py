@@ -22,16 +22,6 @@ from data_prep.sieve import Options, Sieve
 from tests.unit.prepare_tools import Prepare, Refusal, characters_as_tokens, hh, many, record_of, rows_of, write
 
 
-@pytest.fixture
-def prepare(tmp_path: Path) -> Prepare:
-    return Prepare(tmp_path)
-
-
-@pytest.fixture
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
-    return Refusal(tmp_path, capsys)
-
-
 def test_every_reason_is_counted(prepare: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     surrogate = json.dumps(hh("half of a pair: \ud800"))
     bad = [

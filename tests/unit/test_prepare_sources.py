@@ -31,16 +31,6 @@ from tests.unit.prepare_tools import (
 )  # fmt: skip
 
 
-@pytest.fixture
-def prepare(tmp_path: Path) -> Prepare:
-    return Prepare(tmp_path)
-
-
-@pytest.fixture
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
-    return Refusal(tmp_path, capsys)
-
-
 def ultrafeedback(number: int, start: int = 0) -> list[dict[str, Any]]:
     """Rows with the columns of HuggingFaceH4/ultrafeedback_binarized."""
 
