@@ -80,6 +80,7 @@ def decide(
         return Decision(False, why, acquit=alike)
     if ending.kind != "node" and not excluded and ending.step <= now.first_step:
         before = next((start for start in reversed(chain) if start.kind in ("timeout", "failure")), None)
-        if before is not None and not before.blamed and not before.progress:
+        # one that was warned may have brought the trial on since then
+        if before and not before.blamed and not before.progress and before.last_step >= ending.step:
             return Decision(False, f"no progress in two starts, both from step {ending.step}: {ending.why}")
     return Decision(True, "", exclude=excluded)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -161,7 +162,7 @@ def figures(soak: Soak, look: Look, reference: Result, minutes: float, seed: int
         differences = Result.of(state.trial).differs(reference) if state.state == "DONE" else []
         problems = [*gaps, *differences[:3]]
         if state.state != "DONE":
-            problems.append(f"{state.state}: {state.reason} {state.error}")
+            problems.append(f"{state.state}: {state.reason}"[:100])
         result = "equal" if not problems else "; ".join(problems)
         done += not problems
         lost_all, starts_all = lost_all + lost, starts_all + state.restarts
@@ -202,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the choice of faults and trials (default 1)")
     parser.add_argument("--file", type=Path, help="Markdown file for the figures")
     chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it cleans up
     began = time.monotonic()
 
     def say(line: str) -> None:

@@ -54,6 +54,7 @@ def test_two_starts_without_progress_are_enough() -> None:
     assert decided("failure", 10, ("failure", 5, 10)).go_on
     assert decided("failure", 11, ("failure", 10, 10)).go_on
     assert decided("node", 10, ("failure", 10, 10)).go_on, "no fault of the trial's"
+    assert decided("failure", 10, ("failure", 0, 0), ("asked", 0, 10)).go_on, "the one between them came on"
 
 
 def test_a_suspect_node_is_excluded_and_the_start_there_does_not_count_as_one_without_progress() -> None:
