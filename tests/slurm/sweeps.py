@@ -119,6 +119,7 @@ def make(folder: Path, *behave: dict[str, Any], **cluster: Any) -> Sweep:
     for number, each in enumerate(behave):
         config = {
             "experiment": {"name": "states"},
+            "paths": {"cache": str(folder.parent / "cache")},
             "cluster": {**plain, **each.get("cluster", {})},
             "trainer": {"num_nodes": each.get("nodes", 1), "devices": each.get("ranks", 2)},
             "pretrained_checkpoint": {"restore_from_path": str(folder.parent / "none.nemo")},
