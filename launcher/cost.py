@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +131,10 @@ def estimate(config: dict[str, Any], base: BaseModel | None, way: Way, trials: i
     cost = Cost(trials, positions, way.reference_once, passes, None, ranks, all(part.counted for part in train))
     if base is None or not base.shaped or base.vocabulary is None:
         return cost
-    weights = lora.parameters(base.config, base.vocabulary) - base.vocabulary * base.config["hidden_size"]
-    if base.config.get("share_embeddings_and_output_weights", True):
-        weights += base.vocabulary * base.config["hidden_size"]  # looked up at the bottom, multiplied with at the top
-    return Cost(**{**cost.__dict__, "flops": 2.0 * weights * passes * cost.whole_work})
+    weights = lora.parameters(base.config, base.vocabulary)
+    if not base.config.get("share_embeddings_and_output_weights", True):
+        weights -= base.vocabulary * base.config["hidden_size"]  # the embedding is looked up, not multiplied with
+    return replace(cost, flops=2.0 * weights * passes * cost.whole_work)
 
 
 def describe(cost: Cost, throughput: float | None, said: str) -> str:

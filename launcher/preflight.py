@@ -153,7 +153,7 @@ def _trial(config: dict[str, Any], expected: Collection[Path]) -> list[Finding]:
 
 def _trial_warnings(config: dict[str, Any]) -> list[Finding]:
     found = []
-    base = base_model.load(Path(config["pretrained_checkpoint"]["restore_from_path"]))
+    base = _base(config)
     if base is not None:
         found += [*base_model.warnings(base, config), *memory.warnings(base, config, *_gpu_memory(config))]
     length = config["model"]["encoder_seq_length"]
@@ -199,7 +199,7 @@ def _room(trials: Sequence[TrialConfig], folder: Path | None) -> tuple[list[Find
     each = []
     for trial in trials:
         config = trial.config
-        base = base_model.load(Path(config["pretrained_checkpoint"]["restore_from_path"]))
+        base = _base(config)
         rows = _rows(config, "train")
         written = disk.checkpoints(base, config, disk.trial_plan(config, rows)) if base else None
         each += [written] if written else []
