@@ -30,8 +30,7 @@ from tests.slurm.faults import Result, lost_steps
 from tests.slurm.inject import KILL, Fault
 from tests.slurm.victim import SAVE, Sweeping, ranks, trained
 
-AT_ONCE, STEPS = 2, 20
-SHAPE = (f"trainer.dpo.max_steps={STEPS}",)
+AT_ONCE = 2
 #: Makes trials of one sweep that compute the same.
 SAME = "trainer.log_every_n_steps"
 #: However often a trial is hit, that alone does not end it.
@@ -149,7 +148,7 @@ class Figures:
     troubles: Sequence[str]
 
 
-def figures(soak: Soak, look: Look, reference: Result, minutes: float, seed: int) -> Figures:
+def figures(soak: Soak, look: Look, reference: Result, asked: argparse.Namespace) -> Figures:
     sweep = soak.sweep
     troubles = [f"still there: {text}" for text in sweep.orphans()]
     troubles += [f"still queued: {text}" for text in sweep.desk.cluster.queue()]
@@ -174,13 +173,13 @@ def figures(soak: Soak, look: Look, reference: Result, minutes: float, seed: int
     lines = [
         f"# Soak: {len(look.trials)} trials, faults at random",
         "",
-        f"`python -m tests.slurm.soak --minutes {minutes:g} --seed {seed}`: {len(look.trials)} trials of real",
-        f"NeMo-Aligner (`model=tiny`, fp32, dropout 0.05, {STEPS} steps, a checkpoint every {SAVE}) in one",
+        f"`python -m tests.slurm.soak --minutes {asked.minutes:g} --seed {asked.seed}`: {asked.trials} trials of real",
+        f"NeMo-Aligner (`model=tiny`, fp32, dropout 0.05, {asked.steps} steps, a checkpoint every {SAVE}) in one",
         f"sweep, {AT_ONCE} at a time, each on 2 of 6 nodes of a Slurm 22.05 on 2 cores; {sum(hits.values())} faults in",
         f"{sweep.seconds / 60:.1f} minutes.",
         "",
         f"- results equal to the uninterrupted run's, bit for bit: **{done} of {len(look.trials)}**",
-        f"- restarts: {starts_all}; steps done again: {lost_all} of {STEPS * len(look.trials)}",
+        f"- restarts: {starts_all}; steps done again: {lost_all} of {asked.steps * asked.trials}",
         f"- trials seen to run twice at once: {len(sweep.run_twice())}",
         f"- processes left over: {len(sweep.orphans())}; jobs left in the queue: {len(sweep.desk.cluster.queue())}",
         "",
@@ -200,11 +199,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.slurm.soak", description=main.__doc__)
     parser.add_argument("--minutes", type=float, default=20, help="faults come for so long (default 20)")
     parser.add_argument("--trials", type=int, default=20, help="default 20")
+    parser.add_argument("--steps", type=int, default=80, help="of each trial (default 80, half a minute on two cores)")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of faults and trials (default 1)")
     parser.add_argument("--file", type=Path, help="Markdown file for the figures")
     chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it cleans up
     began = time.monotonic()
+    shape = (f"trainer.dpo.max_epochs={chosen.steps}", f"trainer.dpo.max_steps={chosen.steps}")
 
     def say(line: str) -> None:
         print(f"[{time.monotonic() - began:6.0f} s] {line}", flush=True)
@@ -214,15 +215,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cluster.sacctmgr("modify", "qos", "normal", "set", "GraceTime=60")
         alone = Sweeping(Desk(cluster, Path(folder) / "alone"))
         alone.desk.set_up()
-        alone.submit(*SHAPE, "wait=true")
+        alone.submit(*shape, "wait=true")
         reference = Result.of(alone.look().trials[0].trial)
         say("the uninterrupted trial is done")
         sweep = Sweeping(Desk(cluster, Path(folder) / "soak"))
         sweep.desk.set_up()
-        sweep.submit(*SHAPE, *PATIENT, f"cluster.array_parallelism={AT_ONCE}", f"{SAME}=range(1,{chosen.trials + 1})")
+        sweep.submit(*shape, *PATIENT, f"cluster.array_parallelism={AT_ONCE}", f"{SAME}=range(1,{chosen.trials + 1})")
         soak = Soak(sweep, random.Random(chosen.seed), say)
         look = soak.run(60 * chosen.minutes)
-        found = figures(soak, look, reference, chosen.minutes, chosen.seed)
+        found = figures(soak, look, reference, chosen)
         inject.mend(cluster)
     print("\n".join(found.lines))
     if chosen.file:
