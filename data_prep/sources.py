@@ -59,11 +59,16 @@ def find(word: str, subsets: tuple[str, ...] = (), revision: str | None = None, 
         return _folder(path, subsets, only)
     if path.is_file():
         return _local(_stem(path), [("all", [path])])
-    if hub.is_name(word) and not path.parent.exists():
+    if is_of_hub(word):
         return _of_hub(word, subsets, revision or "main", only)
     near = difflib.get_close_matches(word, NAMES, 1)
     remedy = f"did you mean {near[0]}?" if near else f"give sample, hh_rlhf, OWNER/NAME of the hub, {KINDS}"
     raise Refused([Finding("SOURCE", word, "no such file, folder or known set", remedy)])
+
+
+def is_of_hub(word: str) -> bool:
+    """Whether it is OWNER/NAME, and no path whose last folder was mistyped."""
+    return hub.is_name(word) and not Path(word).parent.exists()
 
 
 def _check_fit(option: str, value: str, fits: bool, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -57,6 +57,11 @@ def read(path: Path) -> TokenizerFiles:
     template = found["chat_template.jinja"].decode() if "chat_template.jinja" in found else _template(config)
     tokens = {name: text for name, value in special.items() if name.endswith("_token") and (text := _text(value))}
     return TokenizerFiles(path, model, _FAST not in found, template, tokens)
+
+
+def among(names: Iterable[str]) -> bool:
+    """Whether files of these names are enough for `read`."""
+    return any(_known(PurePosixPath(name).name) in (_FAST, _SENTENCEPIECE) for name in names)
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:

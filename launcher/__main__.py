@@ -27,7 +27,7 @@ COMMANDS = {
     "report": "compare the trials: table, plots, verdicts",
     "export": "a trained adapter as peft and vLLM load it, or merged into its base model",
     "render": "print the sbatch script of a stage, without submitting it",
-    "pipeline": "data, conversion, sweep and report as Slurm jobs, in one command",
+    "pipeline": "conversion, data, sweep and report as Slurm jobs, in one command",
     "doctor": "check what this machine has for running sweeps",
 }
 _HELP = """usage: python -m launcher COMMAND [...]

@@ -1,7 +1,7 @@
-"""Data, conversion, sweep and report as Slurm jobs, each of which waits for the one before to be done.
+"""Conversion, data, sweep and report as Slurm jobs, each of which waits for the one before to be done.
 
-All trials are checked now, as far as can be known: what an earlier stage will make is not looked at. If a stage fails,
-Slurm cancels the ones behind it.
+The base model comes first: its tokenizer counts how long the pairs are. All trials are checked now, as far as can be
+known: what an earlier stage will make is not looked at. If a stage fails, Slurm cancels the ones behind it.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ def stages_before(trials: Sequence[TrialConfig], sources: Sources) -> list[Stage
     found: dict[Path, Stage] = {}
     findings: dict[Finding, None] = {}
     for trial in trials:
-        stage = stages.data(trial.config, sources.pairs)
-        if stage is not None:
-            found.setdefault(stage.makes, stage)
-    for trial in trials:
         try:
-            stage = stages.conversion(trial.config, sources.checkpoint)
-            found.setdefault(stage.makes, stage)
+            model = stages.conversion(trial.config, sources.checkpoint)
+            found.setdefault(model.makes, model)
         except Refused as refused:
             findings.update(dict.fromkeys(refused.findings))
+    expected = [stage.makes for stage in found.values() if not stage.there]
+    # The longest first: trials that share their data have what the longest of them can hold.
+    for trial in sorted(trials, key=lambda trial: -trial.config["model"]["encoder_seq_length"]):
+        data = stages.data(trial.config, sources.pairs, expected)
+        if data is not None:
+            found.setdefault(data.makes, data)
     findings.update({stage.lacks: None for stage in found.values() if stage.lacks and not stage.there})
     named = [stage.makes for stage in found.values() if stage.name == "convert_checkpoint" and not stage.there]
     if sources.checkpoint and len(named) > 1:

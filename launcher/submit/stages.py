@@ -1,4 +1,4 @@
-"""The stages before and after a sweep: data, conversion, report. What each makes, whether that is there, its script."""
+"""The stages before and after a sweep: conversion, data, report. What each makes, whether that is there, its script."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import launcher as package
-from launcher import files, nemo_file
+from launcher import base_model, files, nemo_file
 from launcher.findings import Finding, Refused
 from launcher.submit import container, script, template
 from launcher.submit.script import ArrayRequest
@@ -54,12 +54,14 @@ def root() -> Path:
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
-def data(config: dict[str, Any], pairs: str | None) -> Stage | None:
+def data(config: dict[str, Any], pairs: str | None, expected: Collection[Path] = ()) -> Stage | None:
     """The stage that makes a trial's pairs; None where they are not in the files that prepare_data.py writes.
 
-    `pairs` is what they are made from, if the set is not one that is known by its name.
+    Pairs longer than model.encoder_seq_length, which NeMo-Aligner would skip, are left out where there is a tokenizer
+    to count with. `pairs` is what they are made from, if the set is not one that is known by its name; `expected` are
+    files that will be made before.
     """
-    from data_prep.sources import NAMES
+    from data_prep.sources import NAMES, is_of_hub
 
     prefix = {split: [Path(name) for name in names] for split, names in config["model"]["data"]["data_prefix"].items()}
     folder = prefix["train"][0].parent
@@ -67,23 +69,43 @@ def data(config: dict[str, Any], pairs: str | None) -> Stage | None:
         return None
     source = pairs or folder.name
     lacks = None
-    if source not in NAMES:
+    known = source in NAMES or is_of_hub(source)
+    if not known:
         source = str(Path(source).expanduser().absolute())
         if not pairs or not Path(source).exists():
             why = "no such file or folder" if pairs else f"nothing says what {folder} is to be made from"
             lacks = Finding("--pairs", source if pairs else "", why, "name what prepare_data.py takes")
+    tokenizer = _tokenizer(config, expected)
+    longest = ["--max-tokens", str(config["model"]["encoder_seq_length"])]
+    counted = ["--tokenizer", str(tokenizer), *longest] if tokenizer else []
     return Stage(
         name="prepare_data",
-        command=["-u", str(root() / "data_prep" / "prepare_data.py"), source, "--out", str(folder)],
+        command=["-u", str(root() / "data_prep" / "prepare_data.py"), source, "--out", str(folder), *counted],
         makes=folder,
         files=frozenset(folder / f"{split}.jsonl" for split in SPLITS),
         made_in=folder,
-        reads=[] if source in NAMES else [Path(source)],
+        reads=[*([] if known else [Path(source)]), *([tokenizer] if tokenizer else [])],
         proof=folder / "dataset.json",
         there=_pairs_there(folder),
         mem_gb=8,
         lacks=lacks,
     )
+
+
+def _tokenizer(config: dict[str, Any], expected: Collection[Path]) -> Path | None:
+    """What has a trial's tokenizer: a folder that it names, or else its base model; None where neither does."""
+    from data_prep import tokenizer_files
+
+    model = Path(config["pretrained_checkpoint"]["restore_from_path"])
+    if model in expected:
+        return model
+    base = base_model.load(model)
+    if base is None:
+        return None
+    named = Path(str(base.tokenizer(config).get("type")))
+    if named.is_dir() and tokenizer_files.among(path.name for path in named.iterdir()):
+        return named.absolute()
+    return model if tokenizer_files.among(base.sizes) else None
 
 
 def _pairs_there(folder: Path) -> str:

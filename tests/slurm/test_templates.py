@@ -167,15 +167,16 @@ def test_render_is_what_is_submitted(desk: Desk) -> None:
 def test_a_failing_stage_cancels_what_is_behind_it(desk: Desk) -> None:
     shutil.rmtree(desk.folder / "data")
     (desk.folder / "models" / "tiny.nemo").unlink()
-    (desk.folder / "bad.jsonl").write_text("{\n")
-    done = launcher(desk, "pipeline", "--pairs", "bad.jsonl", *SMALL)
+    (desk.folder / "broken").mkdir()
+    (desk.folder / "broken" / "config.json").write_text("{\n")
+    done = launcher(desk, "pipeline", "--checkpoint", "broken", *SMALL)
     assert done.returncode == 0, done.stderr
     chain = jobs(desk)
-    assert list(chain) == ["prepare_data", "convert_checkpoint", "sweep", "report"]
+    assert list(chain) == ["convert_checkpoint", "prepare_data", "sweep", "report"]
     assert all(str(job) in done.stdout for job in chain.values())
     desk.wait_ended()
     assert [ended(desk, job) for job in chain.values()] == [{"FAILED"}, {"CANCELLED"}, {"CANCELLED"}, {"CANCELLED"}]
-    assert not (desk.folder / "models" / "tiny.nemo").exists()
+    assert not (desk.folder / "data" / "sample").exists()
 
 
 def test_a_pipeline_that_is_refused_leaves_nothing(desk: Desk) -> None:
@@ -190,7 +191,7 @@ def test_a_pipeline_that_is_refused_leaves_nothing(desk: Desk) -> None:
 @pytest.mark.nemo
 @pytest.mark.slow
 def test_the_pipeline(desk: Desk, own_cluster: Cluster) -> None:
-    """Data, conversion, two trials of real training, report; then once more, with data and model there."""
+    """Conversion, data, two trials of real training, report; then once more, with data and model there."""
     shutil.rmtree(desk.folder / "data")
     (desk.folder / "models" / "tiny.nemo").unlink()
     desk.env |= {"OMP_NUM_THREADS": "1"}
