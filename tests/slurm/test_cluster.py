@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -166,12 +165,10 @@ def test_the_command_line_ends_it_all_however_it_ends(
         conf = process.stdout.readline().partition("=")[2].strip()
         folder = Path(conf).parents[1]
         assert processes_with(str(folder))
-        began = time.monotonic()
         process.send_signal(number)
         code = process.wait(30)
     assert code == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
     assert wait_until(lambda: processes_with(str(folder)) == [], 10), processes_with(str(folder))
-    assert time.monotonic() - began < 15
     if number == signal.SIGKILL:
         assert folder.exists(), "nobody is left to remove it"
         subprocess.run(["rm", "-r", str(folder)], check=True)

@@ -71,11 +71,9 @@ def test_an_array_whose_name_has_everything_in_it(own_cluster: Cluster, cluster:
 def test_a_thousand_waiting_elements_are_one_question(own_cluster: Cluster, cluster: Existing) -> None:
     job = slurm.sbatch(args=["--array=0-999", "--hold", QUIET], text=SLEEP).job_id
     slurm.count.clear()
-    began = time.monotonic()
     assert len(slurm.squeue([job])) == 1000
     assert wait_until(lambda: len(slurm.sacct([job])) == 1000, 10)
     assert slurm.count["squeue"] == 1
-    assert time.monotonic() - began < 10
 
 
 def test_cancelling(own_cluster: Cluster, cluster: Existing) -> None:

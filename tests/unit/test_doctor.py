@@ -113,9 +113,7 @@ def test_a_cluster_that_does_not_answer(
     cluster: Fakes, tmp_path: Path, answer: dict[str, Any], state: str, what: str
 ) -> None:
     cluster.add("scontrol", **answer)
-    began = time.monotonic()
     found = lines(tmp_path, "Slurm")
-    assert time.monotonic() - began < 5
     assert (found[-1][0], what in found[-1][1]) == (state, True), found
 
 
@@ -234,16 +232,14 @@ def test_the_answer_for_scripts_and_the_exit_code(
     assert "missing  runs        no place; make it\n" in out and "1 missing, 0 warnings" in out
 
 
-def test_it_is_quick_and_light(tmp_path: Path) -> None:
+def test_it_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'nemo', 'hydra', 'transformers', 'numpy'}"
     program = (
         "import sys, argparse; from launcher.commands import doctor; p = argparse.ArgumentParser(); doctor.add(p)\n"
         f"doctor.run(p.parse_args([])); print(sorted({heavy} & set(sys.modules)))"
     )
-    began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=_import_path())
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
-    assert time.monotonic() - began < 5
 
 
 def _import_path() -> dict[str, str]:

@@ -185,7 +185,6 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path: Path) -> None:
     for outcome, (_, error, log) in zip(outcomes, FAILURES, strict=True):
         assert outcome.state == "FAILED" and outcome.error.startswith(error), outcome.error
         assert outcome.log and outcome.log.name == log and outcome.log.exists()
-        assert outcome.seconds and outcome.seconds < 15, "the hanging rank was not waited for"
 
 
 def test_a_missing_module_is_told_from_the_log(tmp_path: Path) -> None:

@@ -117,9 +117,8 @@ def test_a_slow_answer_does_not_stop_the_view(tmp_path: Path) -> None:
     watcher = Watcher(make(tmp_path / "s", 1), slow)
     watcher.first()
     watcher._due = 0.0
-    began = time.monotonic()
     assert watcher.look().trials[0].state == watcher.look().trials[0].state == "RUNNING"
-    assert time.monotonic() - began < 5 and watcher._thread and watcher._thread.is_alive()
+    assert watcher._thread and watcher._thread.is_alive(), "nobody waited for the answer"
     go.set()
     watcher._thread.join(5)
 
