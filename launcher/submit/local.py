@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 from launcher.findings import Finding
-from launcher.submit import ending, process
-from launcher.submit.machine import Machine, free_port, look
+from launcher.submit import ending, ports, process
+from launcher.submit.machine import Machine, look
 from launcher.submit.rank import TRAIN, RunRank
 from launcher.sweep import Outcome, Sweep, Trial
 
@@ -153,7 +153,7 @@ class _Running:
     need: Need
     job_id: str
     controller: subprocess.Popen[bytes]
-    port: int
+    port_lock: IO[str]
     gpus: tuple[str, ...]
     started: float = field(default_factory=time.monotonic)
 
@@ -215,11 +215,11 @@ class _Runner:
             return False
         threads = self._threads(need, slots, len(self.running))
         gpus = self._gpus(need)
-        port = free_port({other.port for other in self.running})
+        port, lock = ports.claim(os.getpid())
         env = process.environment(threads=threads, gpus=gpus, grace_s=self.grace_s)
         task = RunRank(str(trial.folder), port, self.entry)
         job_id, controller = process.start(task, trial.folder / "log", need.ranks, env)
-        self.running.append(_Running(trial, need, job_id, controller, port, gpus or ()))
+        self.running.append(_Running(trial, need, job_id, controller, lock, gpus or ()))
         log = ending.log_of(trial.folder / "log", job_id, 0)
         self.outcomes[trial.number] = Outcome(trial, "RUNNING", log=log)
         return True
@@ -253,6 +253,7 @@ class _Runner:
         for entry in [entry for entry in self.running if entry.controller.poll() is not None]:
             left = process.kill_group(entry.controller.pid)  # what a rank has started and left
             self.running.remove(entry)
+            entry.port_lock.close()
             outcome = self._outcome(entry, signum)
             if left:
                 outcome = replace(outcome, error=f"{outcome.error} (still there after SIGKILL: {left})")

@@ -1,20 +1,14 @@
-"""What this machine has to give: cores, memory, GPUs, ports. The limits of a container or a batch job are respected."""
+"""What this machine has to give: cores, memory, GPUs. The limits of a container or a batch job are respected."""
 
 from __future__ import annotations
 
 import os
-import random
 import re
-import socket
-from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
 GB = 1e9
 _CGROUP = Path("/sys/fs/cgroup")
-# Below the range from which Linux gives ports to outgoing connections (32768 up), so that none of those takes it
-# between our choice and the moment rank 0 listens; above Lightning's own choice for Slurm jobs (15000 to 24999).
-PORTS = range(25000, 32768)
 
 
 @dataclass(frozen=True)
@@ -85,17 +79,3 @@ def gpus() -> tuple[str, ...]:
         valid = names.index("-1") if "-1" in names else len(names)  # CUDA stops reading at the first that is none
         return tuple(name for name in names[:valid] if name)
     return tuple(str(place) for place, _ in enumerate(Path("/dev").glob("nvidia[0-9]*")))
-
-
-def free_port(taken: Container[int] = ()) -> int:
-    """A TCP port on which nothing listens now, other than those in `taken`. Raises OSError where there is none."""
-    for port in random.sample(PORTS, len(PORTS)):
-        if port in taken:
-            continue
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-        return port
-    raise OSError(f"every port from {PORTS.start} to {PORTS.stop - 1} is in use")

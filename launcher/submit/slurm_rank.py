@@ -6,12 +6,10 @@ srun ... python -m launcher.submit.slurm_rank TRIAL_FOLDER
 from __future__ import annotations
 
 import faulthandler
-import fcntl
 import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +17,9 @@ from typing import IO
 
 from launcher import metrics
 from launcher.findings import Refused
-from launcher.submit import node_check
+from launcher.submit import node_check, ports
 from launcher.submit.rank import write_error
 
-#: Below the range from which Linux takes ports for outgoing connections (32768 on).
-PORTS = range(20000, 32000)
 #: Slurm's warnings: before the time limit (--signal), and of a preemption or a scancel.
 WARNINGS = (signal.SIGUSR2, signal.SIGTERM)
 _PATIENCE_S = 600  # ranks start as their nodes come up, with caches cold
@@ -41,39 +37,6 @@ def rank_variables(env: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def claim_port(job_id: int) -> tuple[int, IO[str]]:
-    """A free port, and the lock file that keeps it ours: two jobs on one node never choose the same.
-
-    The lock is held as long as the file is open. Jobs begin their search at different ports.
-    """
-    for step in range(len(PORTS)):
-        port = PORTS[(job_id + step) % len(PORTS)]
-        lock = _lock(Path(tempfile.gettempdir()) / f"launcher-port-{port}.lock")
-        if lock is None:
-            continue
-        with socket.socket() as listener:
-            try:
-                listener.bind(("", port))
-            except OSError:
-                lock.close()
-                continue
-        return port, lock
-    raise RuntimeError(f"no free port from {PORTS.start} to {PORTS.stop - 1} on {socket.gethostname()}")
-
-
-def _lock(path: Path) -> IO[str] | None:
-    try:
-        lock = path.open("a")
-    except PermissionError:
-        return None  # another user's
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
-
-
 def meet(trial: Path, env: Mapping[str, str]) -> tuple[str, int, IO[str] | None]:
     """(address, port, lock) of rank 0, which writes them into the trial's folder, where the other ranks find them.
 
@@ -81,7 +44,7 @@ def meet(trial: Path, env: Mapping[str, str]) -> tuple[str, int, IO[str] | None]
     """
     place = trial / "log" / f"{attempt_name(env)}.{env.get('SLURM_STEP_ID', '0')}_rendezvous"
     if env["SLURM_PROCID"] == "0":
-        port, lock = claim_port(int(env["SLURM_JOB_ID"]))
+        port, lock = ports.claim(int(env["SLURM_JOB_ID"]))
         beside = place.with_suffix(".new")
         beside.write_text(f"{_address(env)} {port}\n")
         os.replace(beside, place)

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from launcher.submit import local, machine, process
-from launcher.submit.local import Need, Stopped, check, slots_for
+from launcher.submit import local, process
+from launcher.submit.local import Stopped
 from launcher.submit.machine import Machine
 from launcher.sweep import Outcome, Sweep
+from tests.unit.test_machine import MACHINE, need
 
 ROOT = Path(__file__).resolve().parents[2]
-MACHINE = Machine(cores=4, memory_gb=64.0)
 
 # What stands in for training, imported in each rank: the trial's config says how it is to behave.
 STAND_IN = """
@@ -329,34 +329,6 @@ def test_no_rank_outlives_its_controller(tmp_path: Path) -> None:
 # --- sharing out the machine ---
 
 
-def need(ranks: int = 1, memory: float | None = None, accelerator: str = "auto") -> Need:
-    trainer = {"devices": ranks, "accelerator": accelerator}
-    return Need.of({"trainer": trainer, "cluster": {"memory_gb_per_rank": memory}})
-
-
-@pytest.mark.parametrize(
-    ("wanted", "machine", "slots"),
-    [
-        (need(), Machine(2, 23.0), 2),
-        (need(), Machine(16, 7.0), 2),  # 3 GB a rank where the config does not say
-        (need(memory=1.2), Machine(16, 7.0), 5),
-        (need(ranks=2), Machine(5, 100.0), 2),
-        (need(ranks=8), Machine(2, 1.0), 1),
-        (need(), Machine(16, 100.0, ("0", "1")), 2),
-        (need(ranks=2), Machine(16, 100.0, ("0", "1")), 1),
-        (need(accelerator="cpu"), Machine(16, 100.0, ("0",)), 16),
-    ],
-)
-def test_slots(wanted: Need, machine: Machine, slots: int) -> None:
-    assert slots_for(wanted, machine) == slots
-
-
-def test_what_this_machine_cannot_do() -> None:
-    config = {"trainer": {"devices": 4, "num_nodes": 2}}
-    assert [finding.where for finding in check(config, MACHINE)] == ["trainer.num_nodes"]
-    assert [f.where for f in check(config, Machine(8, 64.0, ("0",)))] == ["trainer.num_nodes", "trainer.devices"]
-
-
 def test_threads_and_gpus_are_shared_out(tmp_path: Path) -> None:
     sweep = make(tmp_path, {}, {}, {})
     for trial in sweep.trials:
@@ -374,8 +346,8 @@ def test_a_last_trial_waits_for_the_cores_of_one_that_is_nearly_done(tmp_path: P
     runner = local._Runner(sweep.trials, None, None, 1.0, Machine(2, 64.0), "")
     runner.waiting = [sweep.trials[2]]
     runner.durations = [100.0]
-    controller: Any = None
-    runner.running = [local._Running(sweep.trials[1], need(), "local1", controller, 0, ())]
+    none: Any = None
+    runner.running = [local._Running(sweep.trials[1], need(), "local1", none, none, ())]
 
     def eta(seconds: float) -> None:
         now = time.time()
@@ -398,44 +370,6 @@ def test_foreign_ranks_are_not_believed_and_own_threads_are_kept(monkeypatch: py
     env = process.environment(threads=2, gpus=None, grace_s=1)
     assert "SLURM_NTASKS" not in env and "RANK" not in env and env["OMP_NUM_THREADS"] == "7"
     assert env["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
-
-
-@pytest.mark.parametrize(
-    ("visible", "expected"), [("", ()), ("-1", ()), ("0,2", ("0", "2")), ("MIG-1, 3,-1,4", ("MIG-1", "3"))]
-)
-def test_visible_gpus(monkeypatch: pytest.MonkeyPatch, visible: str, expected: tuple[str, ...]) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert machine.gpus() == expected
-
-
-@pytest.mark.parametrize(
-    ("files", "cores", "memory"),
-    [
-        ({}, 8, 32.0),
-        ({"cpu.max": "max 100000", "memory.max": "max", "memory.current": "5"}, 8, 32.0),
-        ({"cpu.max": "150000 100000", "memory.max": "4000000000", "memory.current": "1000000000"}, 1, 3.0),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8, 32.0),
-        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3, 32.0),
-        ({"memory/memory.limit_in_bytes": "2000000000", "memory/memory.usage_in_bytes": "3000000000"}, 8, 0.0),
-    ],
-)
-def test_a_containers_limits_are_respected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int, memory: float
-) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text + "\n")
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
-    monkeypatch.setattr(machine, "_meminfo", lambda: 32_000_000_000)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert machine.cores() == cores and machine.available_memory_gb() == memory
-
-
-def test_ports() -> None:
-    taken = set(machine.PORTS) - {machine.PORTS[5]}
-    assert machine.free_port(taken) == machine.PORTS[5]
-    with pytest.raises(OSError, match="in use"):
-        machine.free_port(machine.PORTS)
 
 
 def test_stopped_says_what_became_of_each_trial(tmp_path: Path) -> None:
