@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
-import socket
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -16,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from launcher import actions, local_states, reasons, slurm, states
+from launcher import actions, reasons, slurm, states
 from launcher.__main__ import main
 from launcher.findings import Refused
 from launcher.slurm_rows import STATES, AccountRow, QueueRow
 from launcher.states import Answers, Look, TrialState
 from launcher.status_table import cut, table, when
-from launcher.sweep import Outcome, Sweep
+from launcher.sweep import Sweep
 
 ARRAY = 69
 
@@ -252,88 +248,6 @@ def test_one_question_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert states.look(sweep).exit_code == 0 and len(asked) == 1, "what is done needs no question"
 
 
-# -- on this machine ---------------------------------------------------------------------------------------------------
-
-
-def local(folder: Path, pid: int, host: str = "") -> Sweep:
-    sweep = make(folder, 2, array=None)
-    sweep.record_job("local", f"{host or socket.gethostname()}:{pid}", [0, 1])
-    return sweep
-
-
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def exits(sweep: Sweep, *codes: int, ended: tuple[int, ...] = ()) -> None:
-    notes = [
-        {"rank": rank, "code": code, "time": 5.0 - rank, "ended_by_launcher": rank in ended}
-        for rank, code in enumerate(codes)
-    ]
-    log(sweep, 0, "hello\n", "local1")
-    (sweep.folder / "0" / "log" / "local1_exit.json").write_text(json.dumps(notes))
-
-
-def test_a_held_lock_is_a_running_trial(tmp_path: Path) -> None:
-    sweep = local(tmp_path / "s", dead_pid())
-    log(sweep, 0, "", "local1")
-    with (sweep.folder / "0" / "log" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert states.look(sweep).trials[0].state == "RUNNING"
-        assert local_states.holder(sweep.folder / "0" / "log" / "lock") in (os.getpid(), None)
-    assert states.look(sweep).trials[0].state == "FAILED"
-
-
-@pytest.mark.parametrize(
-    ("codes", "ended", "state", "reason", "code"),
-    [
-        ((-15, -15), (), "CANCELLED", "stopped while it ran", ""),
-        ((3, -15), (1,), "FAILED", "rank 0: exit code 3", "3:0"),
-        ((-15, -11), (0,), "FAILED", "rank 1: killed by SIGSEGV", "0:11"),
-        ((0, 0), (), "FAILED", "ended well, but left no result.json", "0:0"),
-    ],
-)
-def test_how_a_local_trial_ended(
-    tmp_path: Path, codes: tuple[int, ...], ended: tuple[int, ...], state: str, reason: str, code: str
-) -> None:
-    sweep = local(tmp_path / "s", dead_pid())
-    exits(sweep, *codes, ended=ended)
-    look = states.look(sweep)
-    assert (look.trials[0].state, look.trials[0].reason, look.trials[0].exit_code) == (state, reason, code)
-    assert (look.trials[1].state, look.trials[1].reason) == ("CANCELLED", "its launcher ended before it started")
-    assert not look.answers.troubles and look.exit_code == 1
-
-
-def test_a_local_launcher_that_lives(tmp_path: Path) -> None:
-    sweep = local(tmp_path / "s", os.getpid())
-    assert [state.state for state in states.look(sweep).trials] == ["WAITING", "WAITING"]
-    log(sweep, 0, "", "local1")
-    assert states.look(sweep).trials[0].state == "RUNNING"
-    assert not local_states.alive(os.getpid(), time.time() - 10**7), "a younger process of the same number"
-
-
-def test_another_hosts_launcher_is_not_judged(tmp_path: Path) -> None:
-    sweep = local(tmp_path / "s", 1, host="elsewhere")
-    log(sweep, 0, "", "local1")
-    look = states.look(sweep)
-    assert [state.state for state in look.trials] == ["UNKNOWN", "UNKNOWN"] and look.exit_code == 3
-    with pytest.raises(Refused, match="cancel it on elsewhere"):
-        actions.cancel(look, look.trials)
-
-
-def test_a_local_sweep_is_cancelled_by_its_launcher(tmp_path: Path) -> None:
-    launcher = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    sweep = local(tmp_path / "s", launcher.pid)
-    look = states.look(sweep)
-    with pytest.raises(Refused, match="would start it all the same"):
-        actions.cancel(look, look.trials[:1])
-    assert main(["cancel", str(sweep.folder)]) == 0
-    assert launcher.wait(10) == -15
-    assert [state.state for state in states.look(sweep).trials] == ["CANCELLED", "CANCELLED"]
-
-
 # -- what is done about it ---------------------------------------------------------------------------------------------
 
 
@@ -409,22 +323,6 @@ def test_texts() -> None:
     noon = time.mktime((2026, 1, 5, 12, 0, 0, 0, 0, -1))
     assert when(noon + 3600, noon) == "13:00" and when(noon + 86400, noon).endswith(" 12:00")
     assert when(noon + 86400 * 30, noon) == "2026-02-04"
-
-
-def test_a_local_sweep_is_run_on_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launcher.submit import local as runner
-
-    sweep = local(tmp_path / "s", dead_pid())
-    exits(sweep, 3)
-    done(sweep, 1)
-    told: list[list[int]] = []
-
-    def run(sweep: Sweep, trials: list[Any], **how: Any) -> list[Outcome]:
-        told.append([trial.number for trial in trials])
-        return [Outcome(trial, "FAILED", "again") for trial in trials]
-
-    monkeypatch.setattr(runner, "run", run)
-    assert main(["retry", "--failed", str(sweep.folder)]) == 1 and told == [[0]]
 
 
 def test_metrics_for_notebooks(tmp_path: Path) -> None:
