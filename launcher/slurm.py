@@ -1,190 +1,38 @@
-"""The only module that runs Slurm's commands; answers come back as the rows of `slurm_rows` and `slurm_site`.
+"""What Slurm is asked and told: questions come back as the rows of `slurm_rows` and `slurm_site`.
 
 One question, one command, whatever the number of jobs: `squeue([array])` and `sacct([array])` answer for a whole sweep.
-Every failure is a SlurmError that carries the command, its exit code and what it said. `count` counts the commands run;
-`recorded()` and `hooks` see every raw answer. Made for Slurm 22.05 and newer.
+How a command is run, and how that fails, is in `slurm_command`. Made for Slurm 22.05 and newer.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import re
-import shlex
 import shutil
-import signal
 import subprocess
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import slurm_rows as rows
 from launcher import slurm_site as site
+from launcher.slurm_command import (
+    PATIENCE,
+    Answer,
+    SlurmError,
+    SlurmMissing,
+    SlurmTimeout,
+    ask,
+    count,
+    environment,
+    hooks,
+    reading,
+    run,
+)
 from launcher.slurm_rows import AccountRow, QueueRow
 from launcher.slurm_site import Association, Partition
-
-PATIENCE = 60.0
-"""Seconds a command may take. By itself Slurm 22.05 gives up after 18 s without controller, 60 s without slurm.conf."""
-
-
-# -- running a command -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command said, as it said it."""
-
-    command: tuple[str, ...]
-    code: int | None
-    """None: it was ended because it took too long."""
-    stdout: str
-    stderr: str
-    seconds: float
-
-
-class SlurmError(Exception):
-    """A command of Slurm failed, or said what cannot be read. `answer` has all of it; str() is one line."""
-
-    def __init__(self, answer: Answer, why: str = "") -> None:
-        self.answer = answer
-        self.command, self.code, self.stderr = answer.command, answer.code, answer.stderr
-        super().__init__(f"{shlex.join(answer.command[:8])}: {why or self.said or f'exit code {answer.code}'}")
-
-    @property
-    def said(self) -> str:
-        """The command's own words on one line, without its `sbatch: error: ` in front."""
-        lines = [re.sub(r"^(\w+: )?(error|fatal): ", "", line) for line in self.stderr.splitlines()]
-        return "; ".join(line for line in lines if line.strip())
-
-
-class SlurmMissing(SlurmError):
-    """The command is not on the PATH."""
-
-
-class SlurmTimeout(SlurmError):
-    """It took longer than it may. An sbatch that did may have submitted all the same: look for the job by its name."""
-
-
-count: Counter[str] = Counter()
-"""How often each command was run by this process."""
-
-hooks: list[Callable[[Answer], None]] = []
-"""Called with every answer, failures included; for --debug."""
-
-
-@contextmanager
-def recorded() -> Iterator[list[Answer]]:
-    """Collects the answers of the commands run inside."""
-    answers: list[Answer] = []
-    hooks.append(answers.append)
-    try:
-        yield answers
-    finally:
-        hooks.remove(answers.append)
-
-
-def log_to(path: Path) -> Callable[[Answer], None]:
-    """A hook that appends every answer to a file, a JSON object a line, for bug reports. Only its user may read it."""
-
-    def write(answer: Answer) -> None:
-        with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), **asdict(answer)}) + "\n")
-
-    return write
-
-
-# What a user's profile may set to change what these commands print.
-_FORMATTING = ("SQUEUE_", "SACCT_", "SINFO_", "SCONTROL_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
-# What a job finds in its environment that is not about the job; a command started in a job needs it as well.
-_LASTING = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_DEBUG_FLAGS")
-
-
-def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """For running a Slurm command: without the variables of the job that this process may be in itself.
-
-    sbatch would hand them on, and SLURM_MEM_PER_CPU, SLURM_CPU_BIND and others break the new job's srun.
-    """
-    env = dict(os.environ if base is None else base)
-    if "SLURM_JOB_ID" in env:
-        env = {name: value for name, value in env.items() if not name.startswith("SLURM") or name in _LASTING}
-    return env
-
-
-def run(
-    *command: str | os.PathLike[str],
-    timeout: float = PATIENCE,
-    stdin: str = "",
-    env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
-    tolerate: str = "",
-) -> Answer:
-    """Runs a command of Slurm, without a shell. Raises SlurmError.
-
-    It has a session of its own, so that Ctrl-C does not end an sbatch that is half-way through.
-
-    tolerate   pattern of complaints that make a failure none: of a job that Slurm has forgotten, say
-    """
-    line = tuple(os.fspath(word) for word in command)
-    count[line[0]] += 1
-    began = time.monotonic()
-
-    def answer(code: int | None, stdout: str, stderr: str) -> Answer:
-        made = Answer(line, code, stdout, stderr, time.monotonic() - began)
-        for hook in hooks:
-            hook(made)
-        return made
-
-    try:
-        with subprocess.Popen(
-            line,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment() if env is None else dict(env),
-            cwd=cwd,
-            start_new_session=True,
-            encoding="utf-8",
-            errors="replace",
-        ) as process:
-            try:
-                stdout, stderr = process.communicate(stdin, timeout)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # a site's sbatch may be a script around the real one
-                stdout, stderr = process.communicate()
-                late = answer(None, stdout, stderr)
-                raise SlurmTimeout(late, f"no answer in {timeout:.0f} s") from None
-    except FileNotFoundError as error:
-        if error.filename != line[0]:
-            raise  # cwd does not exist
-        raise SlurmMissing(
-            answer(None, "", ""), "not found on the PATH: is this a machine of a Slurm cluster?"
-        ) from None
-    given = answer(process.returncode, stdout, stderr)
-    if given.code and not (tolerate and re.search(tolerate, stderr)):
-        raise SlurmError(given)
-    return given
-
-
-def _ask(*command: str, **options: object) -> Answer:
-    """A question: the same answer in every language, time zone and profile."""
-    env = {name: value for name, value in environment().items() if not name.startswith(_FORMATTING)}
-    # BITSTR_LEN=0: else sacct and squeue cut an array's list of elements at 64 letters
-    env |= {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0", "LC_ALL": "C", "TERM": "dumb"}
-    return run(*command, env=env, **options)  # type: ignore[arg-type]
-
-
-@contextmanager
-def _reading(answer: Answer) -> Iterator[None]:
-    """An answer that cannot be read is a SlurmError that shows it."""
-    try:
-        yield
-    except (ValueError, KeyError, AttributeError) as error:
-        raise SlurmError(answer, f"cannot read its answer: {error!r}") from error
-
 
 # -- is there a Slurm? -------------------------------------------------------------------------------------------------
 
@@ -212,7 +60,7 @@ def configured() -> bool:
 
 def version() -> tuple[int, ...]:
     """Of the commands: (22, 5, 8). (The controller's may be one release newer.)"""
-    answer = _ask("sbatch", "--version")
+    answer = ask("sbatch", "--version")
     found = re.search(r"\d+(?:\.\d+)+", answer.stdout)
     if not found:
         raise SlurmError(answer, f"no version in {answer.stdout.strip()!r}")
@@ -222,7 +70,7 @@ def version() -> tuple[int, ...]:
 def ping(timeout: float = 30) -> dict[str, bool]:
     """The controllers and whether each answers: {"head1": True, "head2": False}."""
     try:
-        text = _ask("scontrol", "ping", timeout=timeout).stdout
+        text = ask("scontrol", "ping", timeout=timeout).stdout
     except SlurmError as error:  # exit code 1 if none is up, but its lines say so all the same
         text = error.answer.stdout
         if "Slurmctld(" not in text:
@@ -264,10 +112,10 @@ def sbatch(
         raise ValueError("either a script or its text")
     words = [] if script is None else [os.fspath(script), *script_args]
     answer = run("sbatch", "--parsable", *args, *words, timeout=timeout, stdin=text, env=env, cwd=cwd)
-    for line in reversed(answer.stdout.splitlines()):  # a submit plugin may have talked before
-        if found := re.fullmatch(r"(\d+)(?:;(\S+))?", line.strip()):
-            return Submitted(int(found[1]), found[2] or "", answer.stderr.strip())
-    raise SlurmError(answer, f"no job id in {answer.stdout!r}")
+    said = _job_id(answer.stdout)
+    if said is None:
+        raise SlurmError(answer, f"no job id in {answer.stdout!r}")
+    return Submitted(*said, answer.stderr.strip())
 
 
 def submit(script: Path, receipt: Path, timeout: float = 2 * PATIENCE) -> int:
@@ -316,11 +164,15 @@ def submit(script: Path, receipt: Path, timeout: float = 2 * PATIENCE) -> int:
 
 def read_receipt(receipt: Path) -> int | None:
     """The job's id that sbatch wrote, None where it wrote none (yet)."""
-    if not receipt.exists():
-        return None
-    for line in reversed(receipt.read_text().splitlines()):
+    said = _job_id(receipt.read_text()) if receipt.exists() else None
+    return said[0] if said else None
+
+
+def _job_id(text: str) -> tuple[int, str] | None:
+    """(id, cluster) from what `sbatch --parsable` wrote; a submit plugin may have talked before."""
+    for line in reversed(text.splitlines()):
         if found := re.fullmatch(r"(\d+)(?:;(\S+))?", line.strip()):
-            return int(found[1])
+            return int(found[1]), found[2] or ""
     return None
 
 
@@ -339,8 +191,8 @@ def squeue(
     states = ["--states=all"] if ended else []
     options = ["-r", "-h", *chosen, *whose, *states, "-O", rows.QUEUE_FORMAT]
     # one forgotten id is an error, one among several is not
-    answer = _ask("squeue", *options, tolerate=_GONE)
-    with _reading(answer):
+    answer = ask("squeue", *options, tolerate=_GONE)
+    with reading(answer):
         return rows.queue_rows(answer.stdout)
 
 
@@ -366,8 +218,8 @@ def sacct(
         return []
     start = [] if since is None else ["--starttime", time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))]
     runs = ["--duplicates"] if every_run else []
-    answer = _ask("sacct", "-X", "-n", "-P", *chosen, *start, *runs, "-o", ",".join(rows.ACCOUNT_FIELDS))
-    with _reading(answer):
+    answer = ask("sacct", "-X", "-n", "-P", *chosen, *start, *runs, "-o", ",".join(rows.ACCOUNT_FIELDS))
+    with reading(answer):
         found = rows.account_rows(answer.stdout)
     return [row for row in found if row.task_id is not None] if arrays_only else found
 
@@ -448,13 +300,13 @@ class Cluster:
 def cluster() -> Cluster:
     """Configuration and partitions, hidden ones too, in two commands."""
     # scontrol takes questions from its standard input; asked in one go they cost one command
-    asked = _ask("scontrol", "--all", "--oneliner", stdin="show config\nshow partition\n")
-    nodes = _ask("sinfo", "--all", "--exact", "-h", "-o", site.NODE_FORMAT)
+    asked = ask("scontrol", "--all", "--oneliner", stdin="show config\nshow partition\n")
+    nodes = ask("sinfo", "--all", "--exact", "-h", "-o", site.NODE_FORMAT)
     # the prompt is there even where nobody sits; with libreadline on a line of its own, else in front of the answer
     text = re.sub(r"^(?:scontrol: )+", "", asked.stdout, flags=re.MULTILINE)
-    with _reading(nodes):
+    with reading(nodes):
         groups = site.node_groups(nodes.stdout)
-    with _reading(asked):
+    with reading(asked):
         found = Cluster(site.settings(text), site.partitions(text, groups))
         _ = found.name, found.max_array_size
         return found
@@ -468,10 +320,10 @@ def associations(user: str | None = None) -> list[Association] | None:
     name = user or pwd.getpwuid(os.getuid()).pw_name
     fields = f"format={','.join(site.ASSOCIATION_FIELDS)}"
     try:
-        answer = _ask("sacctmgr", "-n", "-P", "show", "user", name, "withassoc", fields)
+        answer = ask("sacctmgr", "-n", "-P", "show", "user", name, "withassoc", fields)
     except SlurmError as error:
         if "not running a supported accounting_storage" in error.stderr + error.answer.stdout:
             return None
         raise
-    with _reading(answer):
+    with reading(answer):
         return site.associations(answer.stdout)

@@ -32,7 +32,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher import bad_nodes, find, slurm, states
+from launcher import bad_nodes, find, slurm_command, states
 from launcher.states import Look, TrialState
 from launcher.status_table import table
 
@@ -50,7 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     sweep = find.sweep(args.sweep)
     if args.debug:
-        slurm.hooks.append(slurm.log_to(args.debug))
+        slurm_command.hooks.append(slurm_command.log_to(args.debug))
     patience = threading.Timer(_SLOW_S, print, ["Slurm is slow to answer ..."], {"file": sys.stderr, "flush": True})
     patience.daemon = True
     patience.start()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import slurm
+from launcher import slurm, slurm_command
 from tests.slurm.cluster import Cluster
 from tests.slurm.daemon import wait_until
 from tests.slurm.existing import Existing
@@ -21,7 +21,7 @@ def words(job: int) -> dict[str, str]:
 
 
 def test_what_the_cluster_has(own_cluster: Cluster, cluster: Existing) -> None:
-    with slurm.recorded() as answers:
+    with slurm_command.recorded() as answers:
         found = slurm.cluster()
         mine = slurm.associations()
     assert len(answers) == 3, "with one for each, a submission would take more than three questions"
@@ -51,7 +51,7 @@ def test_an_array_whose_name_has_everything_in_it(own_cluster: Cluster, cluster:
     made = slurm.sbatch(
         script, [f"--job-name={name}", f"--comment='{name}[1-2],\"'", "--array=0-2%2", "--nodes=2", QUIET]
     )
-    with slurm.recorded() as answers:
+    with slurm_command.recorded() as answers:
         rows = slurm.squeue([made.job_id])
     assert len(answers) == 1
     assert {row.task_id for row in rows} == {0, 1, 2} and {row.node_count for row in rows} == {2}

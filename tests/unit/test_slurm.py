@@ -1,4 +1,4 @@
-"""What Slurm's commands printed on a real 22.05.8 (slurm_22_05.jsonl, recorded with `slurm.recorded`), as rows."""
+"""What Slurm's commands printed on a real 22.05.8 (slurm_22_05.jsonl, recorded by slurm_command.recorded), as rows."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import slurm
+from launcher import slurm, slurm_command
 from tests.unit.test_slurm import RECORDED, said
 
 
@@ -64,7 +64,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
 
 def test_one_squeue_answers_for_a_whole_sweep(fakes: Fakes) -> None:
     fakes.add_recorded("one array")
-    with slurm.recorded() as answers:
+    with slurm_command.recorded() as answers:
         assert len(slurm.squeue([12, "13_4"])) == 5
     assert slurm.count == {"squeue": 1}
     assert fakes.args("squeue")[:4] == ["-r", "-h", "-j", "12,13_4"]
@@ -174,7 +174,7 @@ def test_a_refusal_is_one_line_and_carries_everything(fakes: Fakes, label: str, 
 
 def test_a_command_that_takes_too_long_is_ended_with_its_children(fakes: Fakes) -> None:
     fakes.add("squeue", first="(sleep 5; echo late)")  # a child that would be heard, were only the shell ended
-    with slurm.recorded() as answers, pytest.raises(slurm.SlurmTimeout, match="squeue x: no answer in 0 s"):
+    with slurm_command.recorded() as answers, pytest.raises(slurm.SlurmTimeout, match="squeue x: no answer in 0 s"):
         slurm.run("squeue", "x", timeout=0.3)
     assert [(answer.code, answer.stdout) for answer in answers] == [(None, "")]
 
@@ -210,13 +210,13 @@ def test_bytes_that_are_no_text_do_no_harm(fakes: Fakes) -> None:
 def test_log_to_keeps_raw_answers_for_a_bug_report(fakes: Fakes, tmp_path: Path) -> None:
     log = tmp_path / "slurm.jsonl"
     fakes.add_recorded("one array")
-    hook = slurm.log_to(log)
-    slurm.hooks.append(hook)
+    hook = slurm_command.log_to(log)
+    slurm_command.hooks.append(hook)
     try:
         slurm.squeue([12])
         slurm.squeue([12])
     finally:
-        slurm.hooks.remove(hook)
+        slurm_command.hooks.remove(hook)
     first, second = (json.loads(line) for line in log.read_text().splitlines())
     assert first["stdout"] == second["stdout"] == said("one array") and first["command"][0] == "squeue"
     assert stat.S_IMODE(log.stat().st_mode) == 0o600

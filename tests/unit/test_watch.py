@@ -28,7 +28,8 @@ from launcher.states import Answers
 from launcher.sweep import Sweep
 from launcher.watch_view import draw
 from launcher.watching import ASCII, BLOCKS, Lines, Losses, Watcher, sparkline
-from tests.unit.test_states import answers, done, local, log, make, queued
+from tests.unit.test_local_states import local
+from tests.unit.test_states import answers, done, log, make, queued
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,175 @@
+"""Running a command of Slurm: in which environment, how long, and what becomes of what it says.
+
+Every failure is a SlurmError that carries the command, its exit code and what it said. `count` counts the commands run;
+`recorded()` and `hooks` see every raw answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+PATIENCE = 60.0
+"""Seconds a command may take. By itself Slurm 22.05 gives up after 18 s without controller, 60 s without slurm.conf."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said, as it said it."""
+
+    command: tuple[str, ...]
+    code: int | None
+    """None: it was ended because it took too long."""
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+class SlurmError(Exception):
+    """A command of Slurm failed, or said what cannot be read. `answer` has all of it; str() is one line."""
+
+    def __init__(self, answer: Answer, why: str = "") -> None:
+        self.answer = answer
+        self.command, self.code, self.stderr = answer.command, answer.code, answer.stderr
+        super().__init__(f"{shlex.join(answer.command[:8])}: {why or self.said or f'exit code {answer.code}'}")
+
+    @property
+    def said(self) -> str:
+        """The command's own words on one line, without its `sbatch: error: ` in front."""
+        lines = [re.sub(r"^(\w+: )?(error|fatal): ", "", line) for line in self.stderr.splitlines()]
+        return "; ".join(line for line in lines if line.strip())
+
+
+class SlurmMissing(SlurmError):
+    """The command is not on the PATH."""
+
+
+class SlurmTimeout(SlurmError):
+    """It took longer than it may. An sbatch that did may have submitted all the same: look for the job by its name."""
+
+
+count: Counter[str] = Counter()
+"""How often each command was run by this process."""
+
+hooks: list[Callable[[Answer], None]] = []
+"""Called with every answer, failures included; for --debug."""
+
+
+@contextmanager
+def recorded() -> Iterator[list[Answer]]:
+    """Collects the answers of the commands run inside."""
+    answers: list[Answer] = []
+    hooks.append(answers.append)
+    try:
+        yield answers
+    finally:
+        hooks.remove(answers.append)
+
+
+def log_to(path: Path) -> Callable[[Answer], None]:
+    """A hook that appends every answer to a file, a JSON object a line, for bug reports. Only its user may read it."""
+
+    def write(answer: Answer) -> None:
+        with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), **asdict(answer)}) + "\n")
+
+    return write
+
+
+# What a user's profile may set to change what these commands print.
+_FORMATTING = ("SQUEUE_", "SACCT_", "SINFO_", "SCONTROL_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
+# What a job finds in its environment that is not about the job; a command started in a job needs it as well.
+_LASTING = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_DEBUG_FLAGS")
+
+
+def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """For running a Slurm command: without the variables of the job that this process may be in itself.
+
+    sbatch would hand them on, and SLURM_MEM_PER_CPU, SLURM_CPU_BIND and others break the new job's srun.
+    """
+    env = dict(os.environ if base is None else base)
+    if "SLURM_JOB_ID" in env:
+        env = {name: value for name, value in env.items() if not name.startswith("SLURM") or name in _LASTING}
+    return env
+
+
+def run(
+    *command: str | os.PathLike[str],
+    timeout: float = PATIENCE,
+    stdin: str = "",
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    tolerate: str = "",
+) -> Answer:
+    """Runs a command of Slurm, without a shell. Raises SlurmError.
+
+    It has a session of its own, so that Ctrl-C does not end an sbatch that is half-way through.
+
+    tolerate   pattern of complaints that make a failure none: of a job that Slurm has forgotten, say
+    """
+    line = tuple(os.fspath(word) for word in command)
+    count[line[0]] += 1
+    began = time.monotonic()
+
+    def answer(code: int | None, stdout: str, stderr: str) -> Answer:
+        made = Answer(line, code, stdout, stderr, time.monotonic() - began)
+        for hook in hooks:
+            hook(made)
+        return made
+
+    try:
+        with subprocess.Popen(
+            line,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment() if env is None else dict(env),
+            cwd=cwd,
+            start_new_session=True,
+            encoding="utf-8",
+            errors="replace",
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(stdin, timeout)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # a site's sbatch may be a script around the real one
+                stdout, stderr = process.communicate()
+                late = answer(None, stdout, stderr)
+                raise SlurmTimeout(late, f"no answer in {timeout:.0f} s") from None
+    except FileNotFoundError as error:
+        if error.filename != line[0]:
+            raise  # cwd does not exist
+        raise SlurmMissing(
+            answer(None, "", ""), "not found on the PATH: is this a machine of a Slurm cluster?"
+        ) from None
+    given = answer(process.returncode, stdout, stderr)
+    if given.code and not (tolerate and re.search(tolerate, stderr)):
+        raise SlurmError(given)
+    return given
+
+
+def ask(*command: str, **options: object) -> Answer:
+    """Runs a question: the same answer in every language, time zone and profile. Raises SlurmError."""
+    env = {name: value for name, value in environment().items() if not name.startswith(_FORMATTING)}
+    # BITSTR_LEN=0: else sacct and squeue cut an array's list of elements at 64 letters
+    env |= {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0", "LC_ALL": "C", "TERM": "dumb"}
+    return run(*command, env=env, **options)  # type: ignore[arg-type]
+
+
+@contextmanager
+def reading(answer: Answer) -> Iterator[None]:
+    """An answer that cannot be read is a SlurmError that shows it."""
+    try:
+        yield
+    except (ValueError, KeyError, AttributeError) as error:
+        raise SlurmError(answer, f"cannot read its answer: {error!r}") from error
