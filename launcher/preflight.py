@@ -13,6 +13,7 @@ from launcher import base_model, cost, disk, files, gpus, lora, memory, steps, t
 from launcher.compose import TrialConfig, is_weight
 from launcher.findings import Finding, Refused
 from launcher.slurm_rows import duration
+from launcher.submit import machine
 
 
 def findings(
@@ -123,7 +124,7 @@ def _rows(config: dict[str, Any], split: str) -> int:
 
 
 def _trial(config: dict[str, Any], expected: Collection[Path]) -> list[Finding]:
-    found = [*_parallel(config), *_optimizer(config)]
+    found = [*_parallel(config), *_packs(config), *_optimizer(config)]
     model_file = Path(config["pretrained_checkpoint"]["restore_from_path"])
     damaged = [] if model_file in expected else _nemo_file(model_file)
     base = None if damaged or model_file in expected else base_model.load(model_file)
@@ -232,12 +233,26 @@ def _parallel(config: dict[str, Any]) -> list[Finding]:
             why = f"does not divide a rank's {share} pairs of the global batch of {batch}"
             remedy = f"write {math.gcd(share, forward)}"
             found.append(Finding("model.dpo.log_prob_forward_micro_batch_size", str(forward), why, remedy))
-    if model["data"]["data_impl"] == "packed_jsonl" and micro != 1:
-        why = "packed pairs are read one pack at a time (model.data.data_impl=packed_jsonl)"
-        found.append(Finding("model.micro_batch_size", str(micro), why, "write 1"))
     if model.get("sequence_parallel") and (model["data"]["pad_length_to_multiple_of"] or 1) % tensor:
         why = f"model.sequence_parallel needs lengths divisible by model.tensor_model_parallel_size={tensor}"
         found.append(Finding("model.data.pad_length_to_multiple_of", "", why, f"write {tensor}"))
+    return found
+
+
+def _packs(config: dict[str, Any]) -> list[Finding]:
+    """What NeMo-Aligner's packed pairs need (model.data.data_impl=packed_jsonl)."""
+    impl, micro = config["model"]["data"]["data_impl"], config["model"]["micro_batch_size"]
+    if impl != "packed_jsonl":
+        return []
+    found = []
+    if micro != 1:
+        why = f"packed pairs are read one pack at a time (model.data.data_impl={impl})"
+        found.append(Finding("model.micro_batch_size", str(micro), why, "write 1"))
+    accelerator = config["trainer"]["accelerator"]
+    if accelerator == "cpu" or (accelerator == "auto" and config["cluster"]["name"] == "local" and not machine.gpus()):
+        # Megatron's own attention refuses packs; Transformer Engine's has no CPU kernels.
+        why = "needs Transformer Engine's attention, which runs on GPUs only, and this trial runs on the CPU"
+        found.append(Finding("model.data.data_impl", impl, why, "write jsonl, and name the .jsonl files"))
     return found
 
 

@@ -39,13 +39,31 @@ def write_packs(folder: Path, number: int) -> list[str]:
 
 
 def test_packed_pairs_are_counted_in_packs(composed: Any, workspace: Path) -> None:
-    words = write_packs(workspace, 12)
+    words = [*write_packs(workspace, 12), "trainer.accelerator=gpu"]
     assert findings(composed, workspace, *words) == []
     (found,) = findings(composed, workspace, *words, "model.micro_batch_size=2")
     assert found.startswith("model.micro_batch_size=2: packed pairs are read one pack at a time")
     preflight._packed.cache_clear()
-    found = findings(composed, workspace, *write_packs(workspace, 3))
+    found = findings(composed, workspace, *write_packs(workspace, 3), "trainer.accelerator=gpu")
     assert "has 3 rows, fewer than model.global_batch_size=4" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "visible", "refused"),
+    [
+        (["trainer.accelerator=cpu"], "0", True),
+        ([], "", True),
+        ([], "0", False),
+        (["cluster=slurm"], "", False),  # what a login node has says nothing
+    ],
+)
+def test_packs_need_a_gpu(
+    composed: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], visible: str, refused: bool
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = findings(composed, workspace, *write_packs(workspace, 12), *overrides)
+    assert [one.partition(": ")[0] for one in found] == ["model.data.data_impl=packed_jsonl"] * refused
+    assert all("write jsonl" in one for one in found)
 
 
 @pytest.mark.parametrize(
