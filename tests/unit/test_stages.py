@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from launcher import preflight
 from launcher.compose import TrialConfig
 from launcher.findings import Refused
 from launcher.submit import stages
@@ -83,3 +84,23 @@ def test_what_is_not_there_is_made(before: Any, workspace: Path) -> None:
     (workspace / "models" / "tiny.nemo").unlink()
     (workspace / "data" / "sample" / "test.jsonl").unlink()
     assert [stage.there for stage in before([])] == ["", ""]
+
+
+def test_a_damaged_model_of_somebody_elses_is_refused(before: Any, workspace: Path) -> None:
+    (workspace / "models" / "tiny.nemo").write_bytes(b"x" * 5000)
+    with pytest.raises(Refused, match="tiny.nemo"):
+        before([])
+
+
+def test_preflight_leaves_out_what_will_be_made(composed: Any, workspace: Path) -> None:
+    for name in ("models/tiny.nemo", "data/sample/train.jsonl"):
+        (workspace / name).unlink()
+    preflight._nemo_file.cache_clear()
+    preflight._jsonl.cache_clear()
+    config, _ = composed("model=tiny", "data=sample")
+    trials = [TrialConfig([], config)]
+    assert len(preflight.findings(trials, None)) == 2
+    expected = {workspace / "models" / "tiny.nemo", workspace / "data" / "sample" / "train.jsonl"}
+    assert preflight.findings(trials, None, expected) == []
+    assert preflight.warnings(trials, None) == []
+    assert "not there yet" in preflight.summary(config)
