@@ -215,7 +215,7 @@ class _Runner:
             return False
         threads = self._threads(need, slots, len(self.running))
         gpus = self._gpus(need)
-        port, lock = ports.claim(os.getpid())
+        port, lock = ports.claim()
         env = process.environment(threads=threads, gpus=gpus, grace_s=self.grace_s)
         task = RunRank(str(trial.folder), port, self.entry)
         job_id, controller = process.start(task, trial.folder / "log", need.ranks, env)

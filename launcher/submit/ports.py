@@ -13,11 +13,11 @@ from typing import IO
 PORTS = range(25000, 32768)
 
 
-def claim(number: int, ports: range = PORTS) -> tuple[int, IO[str]]:
+def claim(number: int = 0, ports: range = PORTS) -> tuple[int, IO[str]]:
     """A free port, and the lock file that keeps it ours: two trials on one machine never choose the same.
 
-    The lock is held as long as the file is open. Jobs and processes begin their search at different ports, by their
-    `number`. Raises OSError where every port is in use.
+    The lock is held as long as the file is open; the empty file stays, for others may have it open. Jobs begin their
+    search at different ports, by their `number`. Raises OSError where every port is in use.
     """
     for step in range(len(ports)):
         port = ports[(number + step) % len(ports)]
