@@ -49,15 +49,31 @@ def to_cancel(look: Look, wanted: Sequence[Trial]) -> Plan:
 def cancel(look: Look, chosen: Sequence[TrialState]) -> list[str]:
     """Stop trials, in one scancel. Returns a line for each thing that was done. Raises SlurmError and Refused."""
     slurms = [state for state in chosen if _is_element(state)]
+    _refuse_some_of_a_job(look, slurms)
     here = [state for state in chosen if not _is_element(state)]
     done = []
     if slurms:
-        names = _arrays([state.job for state in slurms])
+        names = _arrays(list(dict.fromkeys(state.job for state in slurms)))
         slurm.scancel(names)
         done.append(f"scancel {' '.join(names)}")
     if here:
         done += _cancel_here(look, here)
     return done
+
+
+def _refuse_some_of_a_job(look: Look, chosen: Sequence[TrialState]) -> None:
+    """Trials that share a job end together."""
+    jobs, numbers = {state.job for state in chosen}, {state.trial.number for state in chosen}
+    beside = [
+        s.trial.number for s in look.trials if s.job in jobs and s.state in LIVE and s.trial.number not in numbers
+    ]
+    if beside:
+        why = f"on the same node, in the same job, {_trials(beside)} would end with it"
+        raise Refused([Finding("TRIAL", array_spec(sorted(numbers)), why, "name those as well, or let it run")])
+
+
+def _trials(numbers: Sequence[int]) -> str:
+    return f"trial{'s' * (len(numbers) > 1)} {array_spec(sorted(numbers))}"
 
 
 def _is_element(state: TrialState) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,10 +49,11 @@ class Element:
 
 
 def elements(jobs: Sequence[Mapping[str, Any]]) -> dict[int, list[Element]]:
-    """By trial, what was submitted for it, oldest first."""
+    """By trial, what was submitted for it, oldest first. An element may have several trials (trials_per_node)."""
     found: dict[int, list[Element]] = {}
     for job in jobs:
-        for index, number in enumerate(job["trials"], job.get("first", 0)):
+        for place, number in enumerate(job["trials"]):
+            index = job.get("first", 0) + place // job.get("share", 1)
             found.setdefault(number, []).append(Element(job, index))
     return found
 
@@ -100,7 +102,7 @@ def _claim(sweep: Sweep) -> dict[str, str]:
     if len(strangers) != 1:
         return {}
     size = len({row.task_id for row in rows if row.array_id == strangers[0]})
-    same = [job for job in nameless if len(job["trials"]) == size]
+    same = [job for job in nameless if math.ceil(len(job["trials"]) / job.get("share", 1)) == size]
     return {same[-1]["script"]: str(strangers[0])} if same else {}
 
 

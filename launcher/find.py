@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from launcher.answers import elements
 from launcher.findings import Finding, Refused
 from launcher.sweep import Sweep, Trial
 
@@ -98,7 +99,7 @@ def _by_name(known: Sequence[Path], what: str, looked: str) -> Sweep:
 def trials_and_sweep(words: Sequence[str], named: str | None) -> tuple[Sweep, list[Trial]]:
     """What `cancel 0 2-4 runs/x` means: numbers are trials, the one other word is the sweep, which `--sweep` names too.
 
-    `69_2` is an element of array 69: its sweep, and the trial that this element runs. Raises Refused.
+    `69_2` is an element of array 69: its sweep, and what trials this element runs. Raises Refused.
     """
     numbers = [word for word in words if _NUMBERS.fullmatch(word)]
     others = [word for word in words if not _NUMBERS.fullmatch(word)]
@@ -108,8 +109,8 @@ def trials_and_sweep(words: Sequence[str], named: str | None) -> tuple[Sweep, li
         raise Refused([Finding("SWEEP", " ".join(others), "more than one sweep", "name one")])
     one = sweep(others[0]) if others else sweep()
     chosen = {number for word in numbers for number in _numbers(word)}
-    elements = [word for word in others if (found := _ARRAY.fullmatch(word)) and found[2]]
-    chosen |= {_element(one, word) for word in elements}
+    named_so = [word for word in others if (found := _ARRAY.fullmatch(word)) and found[2]]
+    chosen |= {number for word in named_so for number in _element(one, word)}
     return one, trials(one, chosen)
 
 
@@ -134,10 +135,10 @@ def _numbers(word: str) -> Iterable[int]:
         yield from range(int(first), int(last or first) + 1)
 
 
-def _element(one: Sweep, word: str) -> int:
-    array, _, index = word.partition("_")
-    for job in one.submitted():
-        place = int(index) - job.get("first", 0)
-        if job["kind"] == "slurm" and job["id"] == array and 0 <= place < len(job["trials"]):
-            return int(job["trials"][place])
+def _element(one: Sweep, word: str) -> list[int]:
+    """The trials that an element of an array runs."""
+    found = [number for number, parts in elements(one.submitted()).items() if word in (part.name for part in parts)]
+    if found:
+        return found
+    array = word.partition("_")[0]
     raise Refused([Finding("TRIAL", word, f"array {array} has no such element", f"see: status {array}")])

@@ -88,6 +88,11 @@ def ended(trial: Path, attempt: str, kind: Kind, why: str, step: int, then: str 
     _append(trial, {**note, "then": then})
 
 
+def goes_on(trial: Path, attempt: str, then: str) -> None:
+    """Note what was done about the end of a start."""
+    _append(trial, {"attempt": attempt, "then": then})
+
+
 def _append(trial: Path, note: dict[str, Any]) -> None:
     """One write, so that lines of two machines do not mix; behind a line that was cut off, a new one.
 

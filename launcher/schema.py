@@ -177,6 +177,7 @@ FIELDS: dict[str, Field] = {
     "cluster.mem_gb": number("GB a node", above=0, also=(None,)),
     "cluster.gpu_memory_gb": number("GiB of one GPU; for a warning only", above=0, also=(None,)),
     "cluster.tokens_per_second": number("training tokens a second and rank, for estimates", above=0, also=(None,)),
+    "cluster.trials_per_node": integer(1, "trials of one node each that an array's element runs side by side"),
     "cluster.array_parallelism": integer(1, "trials that may run at once"),
     "cluster.signal_delay_s": integer(1, "seconds between the warning and the time limit"),
     "cluster.requeue": flag("go on in the same job; false: in a new one, which waits its turn anew"),

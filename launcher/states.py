@@ -107,11 +107,14 @@ def join(sweep: Sweep, answers: Answers, errors: int = _MOST_ERRORS) -> Look:
     from launcher import local_states
 
     parts = elements(answers.jobs(sweep))
+    names = Counter(part.name for each in parts.values() for part in each)
     found = []
     trials = sweep.trials
     short = len(trials) > _LARGE
     for trial in trials:
         state = _of_slurm(trial, parts.get(trial.number, []), answers)
+        if state is not None and state.state in LIVE and names[state.job] > 1:
+            state = _beside_others(state)
         if state is None:
             state = local_states.state(trial, [p for p in parts[trial.number] if p.job["id"]][-1].job)
         if state.state in ENDED_BADLY or (state.state in LIVE and state.state != "WAITING"):
@@ -212,6 +215,19 @@ def _live(trial: Trial, row: QueueRow) -> TrialState:
     )
 
 
+def _beside_others(state: TrialState) -> TrialState:
+    """Of trials that share a job each has an end of its own, which their job outlives."""
+    known = history.read(state.trial.folder)
+    if not known or not known[-1].kind:
+        return state
+    last = known[-1]
+    if last.then.startswith("gave up") or last.kind == "cancelled":
+        return replace(state, state="FAILED", reason=last.then)
+    if state.state == "RUNNING":
+        return replace(state, state="WAITING")
+    return state
+
+
 def _without_queue(trial: Trial, name: str, account: AccountRow | None) -> TrialState:
     """squeue is away: what the accounting said last, which for a trial that lives may be old."""
     if account is None:
@@ -301,7 +317,8 @@ def _by_history(state: TrialState, starts: Sequence[history.Start]) -> str:
     if state.state == "WAITING" and last is starts[-1]:
         hold = f"; {state.reason}" if state.slurm_reason not in ("", "None", "BeginTime") else ""
         held = ", held by Slurm for some minutes" if state.slurm_reason == "BeginTime" else ""
-        return f"{last.why}; goes on from step {last.last_step}{held}{hold}"
+        beside = ", when the trials beside it have ended" if state.slurm == "RUNNING" else ""
+        return f"{last.why}; goes on from step {last.last_step}{beside}{held}{hold}"
     if state.state == "RUNNING":
         return state.reason or f"start {len(starts)}, from step {starts[-1].first_step}; before: {last.why}"
     if state.state == "FAILED" and last is starts[-1] and last.then.startswith("gave up"):

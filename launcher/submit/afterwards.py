@@ -1,11 +1,16 @@
 """What a trial's batch script calls before and after srun, on the node it runs on, outside of any container.
 
-    python -m launcher.submit.afterwards begin TRIAL                    exit code 0: start the ranks
+    python -m launcher.submit.afterwards begin TRIAL [beside]           exit code 0: start the ranks
     python -m launcher.submit.afterwards end TRIAL CODE SCRIPT [WORDS]  the script's own exit code
 
 `begin` takes the trial over, notes how the start before ended if that could not say so itself, and stops one that was
 started too often. `end` sees how this start ended and has the trial go on: requeued, or where that is not allowed as a
 new job. Rules are in launcher.submit.policy, what happened is kept by launcher.history. Standard library only.
+
+Trials that share a job (cluster.trials_per_node) each `begin` beside others and `end` without a script; when the last
+one has, those that are to go on do so together:
+
+    python -m launcher.submit.afterwards again TRIAL ... -- SCRIPT [WORDS]
 """
 
 from __future__ import annotations
@@ -32,6 +37,10 @@ _BY_SLURM: dict[str, tuple[history.Kind, str]] = {
     "NODE_FAIL": ("node", "a node failed"),
     "PREEMPTED": ("preempted", "preempted, and its grace time was over"),
 }
+#: Exit codes of `begin` besides 0 and 1.
+DONE, REQUEUED = 3, 75
+_LATER = "is to go on"  # what has been decided, until it is done
+_GAVE_UP = "gave up: "
 _LATE = 124  # timeout(1): the script itself has ended ranks that would not leave
 _SIGNALLED = re.compile(r"Terminated|User defined signal 2")
 _MARK = "== start {attempt} =="
@@ -43,15 +52,21 @@ def main(words: Sequence[str]) -> int:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     what, trial = words[0], Path(words[1])
     if what == "begin":
-        return begin(trial, Me.here())
-    return end(trial, Me.here(), int(words[2]), Path(words[3]), words[4:])
+        return begin(trial, Me.here(), beside="beside" in words[2:])
+    if what == "again":
+        place = words.index("--")
+        return again([Path(word) for word in words[1:place]], Me.here(), words[place + 1 :])
+    return end(trial, Me.here(), int(words[2]), words[3:])
 
 
 # -- before ------------------------------------------------------------------------------------------------------------
 
 
-def begin(trial: Path, me: Me) -> int:
-    """0: start the ranks. Else the exit code of a script that gives up."""
+def begin(trial: Path, me: Me, beside: bool = False) -> int:
+    """0: start the ranks. REQUEUED: the job is back in the queue. Else the exit code of a script that gives up.
+
+    `beside` others the job may have been started for them alone: DONE where this trial is, 1 where it gave up before.
+    """
     starts = history.read(trial)
     cluster = _cluster(trial)
     chain = [start for start in starts if start.chain == me.chain]
@@ -59,6 +74,11 @@ def begin(trial: Path, me: Me) -> int:
     decision = Decision(True, "")
     if chain and chain[-1].kind is None and chain[-1].attempt != me.attempt:
         chain[-1], decision = _without_a_word(trial, chain, step, cluster, me)
+    if beside and (trial / "result.json").exists():
+        return DONE
+    if beside and chain and chain[-1].then.startswith(_GAVE_UP):
+        print(f"trial {trial.name} {chain[-1].then}", flush=True)
+        return 1
     start = Start(attempt=me.attempt, chain=me.chain, nodes=me.nodes, began=round(time.time(), 3), first_step=step)
     print(_MARK.format(attempt=me.attempt), f"trial {trial.name} on {me.nodes}", _story(chain), flush=True)
     if (trial / "result.json").exists():
@@ -69,7 +89,7 @@ def begin(trial: Path, me: Me) -> int:
         print(f"gives up: {decision.why}", flush=True)
         return 1
     if _elsewhere(trial, me, cluster):
-        return 1
+        return REQUEUED
     history.take_over(trial, me.attempt)
     history.began(trial, start)
     return 0
@@ -82,7 +102,7 @@ def _without_a_word(
     last = chain[-1]
     kind, why = _BY_SLURM.get(job.how_it_ended(me.element, last.attempt), ("requeued", SAID["requeued"]))
     decision = decide(chain[:-1], last, Ending(kind, why, step), cluster, {})
-    then = "requeued by Slurm" if decision.go_on else f"gave up: {decision.why}"
+    then = "requeued by Slurm" if decision.go_on else f"{_GAVE_UP}{decision.why}"
     history.ended(trial, last.attempt, kind, why, step, then)
     return replace(last, kind=kind, why=why, last_step=step, then=then), decision
 
@@ -112,8 +132,8 @@ def _story(chain: Sequence[Start]) -> str:
 # -- after -------------------------------------------------------------------------------------------------------------
 
 
-def end(trial: Path, me: Me, code: int, script: Path, words: Sequence[str]) -> int:
-    """See to it that the trial goes on, or do not; the exit code for the script."""
+def end(trial: Path, me: Me, code: int, script: Sequence[str] = ()) -> int:
+    """Decide whether the trial goes on, and see to it if a `script` with its words is given; the exit code for that."""
     starts = history.read(trial)
     now = next((start for start in starts if start.attempt == me.attempt), None)
     if now is None:  # the disk was full as it began
@@ -140,33 +160,47 @@ def end(trial: Path, me: Me, code: int, script: Path, words: Sequence[str]) -> i
             bad_nodes.remove(trial.parent, one)
     if not decision.go_on:
         print(f"gives up: {decision.why}", flush=True)
-        history.ended(trial, me.attempt, ending.kind, ending.why, ending.step, then=f"gave up: {decision.why}")
+        history.ended(trial, me.attempt, ending.kind, ending.why, ending.step, then=f"{_GAVE_UP}{decision.why}")
         return code or 1
-    return _go_on(trial, me, word, ending, decision, blamed, script, words)
-
-
-def _go_on(
-    trial: Path, me: Me, word: Word, ending: Ending, decision: Decision, blamed: Mapping[str, str], script: Path,
-    words: Sequence[str],
-) -> int:  # fmt: skip
-    """The last that this script does: a requeue ends it."""
-    needed = len(job.hostnames(me.nodes))
-    guilty = _possible(word, decision.exclude, needed)
+    guilty = _possible(word, decision.exclude, len(job.hostnames(me.nodes)))
     for node in guilty:
         bad_nodes.add(trial.parent, me.cluster, node, ending.why, int(trial.name))
-    away = _possible(word, [*guilty, *(set(blamed) - set(decision.acquit))], needed)
     print(f"{ending.why}; goes on from step {ending.step}", flush=True)
+    history.ended(trial, me.attempt, ending.kind, ending.why, ending.step, _LATER, "".join(guilty))
+    return _go_on([trial], me, word, script) if script else 0
+
+
+def again(trials: Sequence[Path], me: Me, script: Sequence[str]) -> int:
+    """Have those of a job's trials go on that are to; the exit code for the script: 1 where one is lost."""
+    left = [trial for trial in trials if not (trial / "result.json").exists()]
+    waiting = []
+    for trial in left:
+        now = next((start for start in history.read(trial) if start.attempt == me.attempt), None)
+        waiting += [trial] if now and now.then == _LATER else []
+    if waiting:
+        word = job.ask(me.element)
+        if word.restarts == me.restarts and word.ours:
+            return _go_on(waiting, me, word, script)
+    return 1 if left else 0
+
+
+def _go_on(trials: Sequence[Path], me: Me, word: Word, script: Sequence[str]) -> int:
+    """The last that this script does: a requeue ends it."""
+    sweep = trials[0].parent
+    bad = [one.name for one in bad_nodes.read(sweep, me.cluster)]
+    away = _possible(word, bad, len(job.hostnames(me.nodes)))
 
     def noted(then: str) -> None:
-        history.ended(trial, me.attempt, ending.kind, ending.why, ending.step, then, "".join(guilty))
+        for trial in trials:
+            history.goes_on(trial, me.attempt, then)
 
-    if _cluster(trial).get("requeue", True):
+    if _cluster(trials[0]).get("requeue", True):
         noted("requeued")
         if job.requeue(me.element):
             if away:
                 job.keep_away(me.element, word, away)
             return 0
-    later = job.continuation(trial.parent, int(trial.name), me, word, script, words, away)
+    later = job.continuation(sweep, [int(trial.name) for trial in trials], me, word, script, away)
     noted(f"goes on as job {later}")
     print(f"goes on as job {later}", flush=True)
     return 0
@@ -245,7 +279,10 @@ def slurm_moment(text: str) -> float | None:
 
 
 def _batch(trial: Path, me: Me, output: str) -> list[str]:
-    """What this start's batch script, srun and Slurm have printed so far."""
+    """What this start's batch script, srun and Slurm have printed so far; beside other trials, its own srun alone."""
+    own = trial / "log" / f"{me.attempt}_srun.out"
+    if own.exists():
+        return attempts.tail(own)
     path = trial.parent / "slurm" / f"{me.element}.out"
     lines = attempts.tail(path if path.exists() or not output else Path(output))
     mark = _MARK.format(attempt=me.attempt)

@@ -148,12 +148,12 @@ def how_it_ended(element: str, attempt: str) -> str:
 
 
 def continuation(
-    sweep: Path, trial: int, me: Me, word: Word, script: Path, words: Sequence[str], away: Sequence[str]
+    sweep: Path, trials: Sequence[int], me: Me, word: Word, script: Sequence[str], away: Sequence[str]
 ) -> str:
-    """Submit the script once more, to start when this job is gone; jobs that wait for this one wait for that one then.
+    """Submit the script (with its words) once more, to start when this job is gone, for these trials of it.
 
-    Returns the new element. It asks for what this job has, whatever of it stood on sbatch's command line.
-    Raises SlurmError.
+    Returns the new element; jobs that wait for this one wait for that one then. It asks for what this job has, whatever
+    of it stood on sbatch's command line. Raises SlurmError.
     """
     task = me.element.partition("_")[2]
     options = [f"--array={task}", f"--dependency=afterany:{me.element}", *_request(word)]
@@ -163,13 +163,16 @@ def continuation(
     env = {**slurm.environment(), _CHAIN: me.chain}
     env.pop("TRIAL_ENDS_AT", None)  # this job's
     made = patiently(
-        lambda: slurm.sbatch(script, options, script_args=words, env=env, cwd=Path(word.fields.get("WorkDir", ".")))
+        lambda: slurm.sbatch(
+            Path(script[0]), options, script_args=script[1:], env=env, cwd=Path(word.fields.get("WorkDir", "."))
+        )
     )
     folder = sweep / "slurm"
     folder.mkdir(exist_ok=True)
-    beside = folder / f".{me.element}"
-    beside.write_text(f"{made.job_id}\n")
-    os.replace(beside, folder / f"trial{trial}-after-{me.element}.id")
+    for trial in trials:
+        beside = folder / f".{me.element}"
+        beside.write_text(f"{made.job_id}\n")
+        os.replace(beside, folder / f"trial{trial}-after-{me.element}.id")
     _bring_dependents(me.element.partition("_")[0], made.job_id)
     return f"{made.job_id}_{task}"
 

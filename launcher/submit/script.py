@@ -39,6 +39,8 @@ class ArrayRequest:
     ranks_per_node: int
     cluster: Mapping[str, Any]
     """The trials' `cluster` config."""
+    share: int = 1
+    """Trials that one element runs side by side on its node."""
     python: str
     """Shell words that run Python in the job."""
     python_here: str = sys.executable
@@ -58,6 +60,7 @@ def text(request: ArrayRequest) -> str:
         template.read("sweep"),
         nodes=request.nodes,
         ranks_per_node=request.ranks_per_node,
+        share=request.share,
         trials=request.trials,
         sweep=request.sweep,
         opens_output="\n" in str(request.sweep),
@@ -86,7 +89,7 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
     known: dict[str, Any] = {
         "job_name": one_line(request.name),
         "nodes": request.nodes,
-        "ntasks_per_node": request.ranks_per_node,
+        "ntasks_per_node": request.ranks_per_node * request.share,
         "time": cluster["time"],
         "signal_delay_s": cluster["signal_delay_s"],
         "stderr_to_stdout": True,
@@ -95,6 +98,8 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
     }
     if cluster.get("mem_gb") is not None:
         known["mem"] = f"{math.ceil(cluster['mem_gb'] * 1024)}M"  # sbatch takes no fractions
+    if cluster.get("gpus_per_node"):
+        known["gpus_per_node"] = cluster["gpus_per_node"] * request.share
     free: dict[str, Any] = {}
     findings = []
     for option, value in (cluster.get("sbatch") or {}).items():
@@ -122,9 +127,10 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
         raise Refused(findings)
     if known.get("comment") is not None:
         known["comment"] = one_line(str(known["comment"]))
-    count = len(request.trials)
+    count = math.ceil(len(request.trials) / request.share)
+    at_once = max(1, int(cluster["array_parallelism"]) // request.share)
     free |= {
-        "array": f"0-{count - 1}%{min(count, int(cluster['array_parallelism']))}",
+        "array": f"0-{count - 1}%{min(count, at_once)}",
         "output": output(request.sweep),
         "requeue" if cluster.get("requeue", True) else "no-requeue": True,
     }
@@ -141,6 +147,11 @@ def output(sweep: Path) -> str:
 def one_line(value: str) -> str:
     """Free text for a #SBATCH line, which ends where the line does."""
     return " ".join(value.split())
+
+
+def share(cluster: Mapping[str, Any], trials: int) -> int:
+    """How many of so many trials an element runs: cluster.trials_per_node, unless there are fewer."""
+    return max(1, min(int(cluster.get("trials_per_node") or 1), trials))
 
 
 def findings(cluster: Mapping[str, Any]) -> list[Finding]:

@@ -13,6 +13,7 @@ from launcher.compose import TrialConfig
 from launcher.findings import Finding
 from launcher.slurm_rows import duration
 from launcher.slurm_site import Association, Partition
+from launcher.submit import script
 
 
 class Site:
@@ -44,7 +45,7 @@ def findings(site: Site, config: dict[str, Any], trials: int = 1) -> list[Findin
         why = f"Slurm does not answer ({error})"
         return [Finding("cluster", cluster["name"], why, "try again later, or run here with cluster=local")]
     name = _asked_for(site, config)
-    found: list[Finding] = []
+    found = _side_by_side(config)
     if name is None:
         why = "is not set, and the cluster has no default"
         return [Finding("cluster.partition", "null", why, f"there are: {', '.join(sorted(partitions))}")]
@@ -54,7 +55,8 @@ def findings(site: Site, config: dict[str, Any], trials: int = 1) -> list[Findin
             found.append(Finding("cluster.partition", one, why, f"there are: {', '.join(sorted(partitions))}"))
     if not found:
         # Several partitions: Slurm takes whichever starts first, so one that fits is enough.
-        each: list[list[Finding]] = [_partition(partitions[one], config) for one in str(name).split(",")]
+        together = script.share(cluster, trials)
+        each: list[list[Finding]] = [_partition(partitions[one], config, together) for one in str(name).split(",")]
         found += sorted(each, key=len)[0]
         if associations is not None:
             here = site.cluster.name.lower()  # slurmdbd may keep several clusters, their names in small letters
@@ -64,6 +66,21 @@ def findings(site: Site, config: dict[str, Any], trials: int = 1) -> list[Findin
             if not found and site.enforces_limits and associations:
                 found += _limits(_association(associations, partition, cluster), config, trials)
     return found
+
+
+def _side_by_side(config: dict[str, Any]) -> list[Finding]:
+    """What trials that share a node cannot have."""
+    cluster, nodes = config["cluster"], config["trainer"]["num_nodes"]
+    together = cluster.get("trials_per_node") or 1
+    if together == 1:
+        return []
+    if nodes > 1:
+        why = f"a trial of trainer.num_nodes={nodes} shares none of them"
+        return [Finding("cluster.trials_per_node", str(together), why, "set trainer.num_nodes=1, or leave this at 1")]
+    asked = [option for option in cluster["sbatch"] or {} if str(option).startswith(("gres", "gpus"))]
+    why = "what of it each trial gets cannot be told"
+    remedy = "give GPUs by cluster.gpus_per_node (a trial's), or leave cluster.trials_per_node at 1"
+    return [Finding(f"cluster.sbatch.{option}", str(cluster["sbatch"][option]), why, remedy) for option in asked]
 
 
 def warnings(site: Site, trials: Sequence[TrialConfig], folder: Path) -> list[Finding]:
@@ -81,7 +98,8 @@ def warnings(site: Site, trials: Sequence[TrialConfig], folder: Path) -> list[Fi
             partition = site.cluster.partition(name)
             if partition is not None:
                 largest = max(largest, partition.total_nodes)
-                found.update(dict.fromkeys(_down_now(partition, config)))
+                together = script.share(config["cluster"], len(trials))
+                found.update(dict.fromkeys(_down_now(partition, config, together)))
         model = Path(config["pretrained_checkpoint"]["restore_from_path"])
         data = Path(config["model"]["data"]["data_prefix"]["train"][-1])
         places[("pretrained_checkpoint.restore_from_path", model)] = None
@@ -105,9 +123,9 @@ def _asked_for(site: Site, config: dict[str, Any]) -> str | None:
     return config["cluster"]["partition"] or (default.name if default else None)
 
 
-def _down_now(partition: Partition, config: dict[str, Any]) -> list[Finding]:
+def _down_now(partition: Partition, config: dict[str, Any], together: int) -> list[Finding]:
     cluster, nodes = config["cluster"], config["trainer"]["num_nodes"]
-    gpus, memory = cluster["gpus_per_node"] or 0, (cluster["mem_gb"] or 0) * 1024
+    gpus, memory = (cluster["gpus_per_node"] or 0) * together, (cluster["mem_gb"] or 0) * 1024
     there, up = partition.nodes_with(gpus, memory), partition.nodes_with(gpus, memory, usable=True)
     if not up < nodes <= there:
         return []
@@ -115,9 +133,11 @@ def _down_now(partition: Partition, config: dict[str, Any]) -> list[Finding]:
     return [Finding("trainer.num_nodes", str(nodes), why, "`sinfo -R` says why they are down")]
 
 
-def _partition(partition: Partition, config: dict[str, Any]) -> list[Finding]:
+def _partition(partition: Partition, config: dict[str, Any], together: int) -> list[Finding]:
+    """`together`: trials that share a node."""
     cluster, trainer = config["cluster"], config["trainer"]
-    nodes, gpus = trainer["num_nodes"], cluster["gpus_per_node"] or 0
+    nodes, of_one = trainer["num_nodes"], cluster["gpus_per_node"] or 0
+    gpus = of_one * together
     where = f"partition {partition.name}"
     found = []
     if partition.state != "UP":
@@ -126,10 +146,15 @@ def _partition(partition: Partition, config: dict[str, Any]) -> list[Finding]:
     if seconds is not None and seconds > partition.max_time:
         limit = f"{partition.max_time / 60:g} minutes"
         found.append(Finding("cluster.time", str(cluster["time"]), f"{where} allows {limit}", f"write at most {limit}"))
-    if gpus > partition.gpus_per_node:
+    if together > 1 and of_one <= partition.gpus_per_node < gpus:
+        why = f"{where} has {partition.gpus_per_node} GPUs a node, and each trial takes {of_one}"
+        remedy = f"write at most {partition.gpus_per_node // of_one}"
+        found.append(Finding("cluster.trials_per_node", str(together), why, remedy))
+        gpus = 0
+    elif gpus > partition.gpus_per_node:
         why = f"{where} has {partition.gpus_per_node} GPUs a node"
         remedy = "set trainer.devices to at most that" if partition.gpus_per_node else "set it to null for CPU nodes"
-        found.append(Finding("cluster.gpus_per_node", str(gpus), why, remedy))
+        found.append(Finding("cluster.gpus_per_node", str(of_one), why, remedy))
         gpus = 0
     most = min(partition.max_nodes, partition.nodes_with(gpus=gpus, memory=(cluster["mem_gb"] or 0) * 1024))
     if nodes > most:
@@ -190,6 +215,8 @@ def _limits(association: Association, config: dict[str, Any], trials: int) -> li
     """
     cluster, trainer = config["cluster"], config["trainer"]
     nodes, whose = trainer["num_nodes"], f"account {association.account}"
+    together = script.share(cluster, trials)
+    who = "a trial asks" if together == 1 else f"{together} trials on a node ask"
     found = []
     seconds = cluster["time"] * 60 if isinstance(cluster["time"], int) else duration(cluster["time"])
     if seconds is not None and seconds > association.max_wall:
@@ -197,17 +224,22 @@ def _limits(association: Association, config: dict[str, Any], trials: int) -> li
         found.append(Finding("cluster.time", str(cluster["time"]), f"{whose} allows {limit}", f"write at most {limit}"))
     asked = {
         "node": ("trainer.num_nodes", "nodes", nodes),
-        "gres/gpu": ("cluster.gpus_per_node", "GPUs", nodes * (cluster["gpus_per_node"] or 0)),
-        "cpu": ("cluster.cpus_per_task", "CPUs", nodes * trainer["devices"] * (cluster["cpus_per_task"] or 1)),
+        "gres/gpu": ("cluster.gpus_per_node", "GPUs", together * nodes * (cluster["gpus_per_node"] or 0)),
+        "cpu": (
+            "cluster.cpus_per_task",
+            "CPUs",
+            together * nodes * trainer["devices"] * (cluster["cpus_per_task"] or 1),
+        ),
         "mem": ("cluster.mem_gb", "MB", nodes * math.ceil((cluster["mem_gb"] or 0) * 1024)),
     }
     for name, (key, unit, count) in asked.items():
         most = min(limits.get(name, math.inf) for limits in (association.max_per_job, association.group))
         if count > most:
-            why = f"{whose} gives a job at most {most:g} {unit}; a trial asks for {count:g} over all its nodes"
+            why = f"{whose} gives a job at most {most:g} {unit}; {who} for {count:g} over all its nodes"
             value = nodes if name == "node" else cluster[key.partition(".")[2]]
             found.append(Finding(key, str(value), why, "lower it or trainer.num_nodes, or use another account"))
-    if trials > association.max_submit:
-        why = f"may have {association.max_submit:g} jobs waiting and running, and each of the {trials} trials is one"
+    if math.ceil(trials / together) > association.max_submit:
+        each = f"each of the {trials} trials" if together == 1 else f"every {together} of the {trials} trials"
+        why = f"may have {association.max_submit:g} jobs waiting and running, and {each} is one"
         found.append(Finding("cluster.account", association.account, why, "sweep over fewer values at a time"))
     return found

@@ -65,8 +65,9 @@ def arrays(
 
     for _, alike in itertools.groupby(sorted(trials, key=shape), key=shape):
         numbers = sorted(trial.number for trial in alike)
-        for first in range(0, len(numbers), max_array_size):
-            chunk = numbers[first : first + max_array_size]
+        most = max_array_size * script.share(configs[numbers[0]]["cluster"], len(numbers))
+        for first in range(0, len(numbers), most):
+            chunk = numbers[first : first + most]
             yield _request(sweep, chunk, configs[chunk[0]], after)
 
 
@@ -85,6 +86,7 @@ def _request(sweep: Sweep, trials: list[int], config: dict[str, Any], after: Seq
         nodes=trainer["num_nodes"],
         ranks_per_node=trainer["devices"],
         cluster=cluster,
+        share=script.share(cluster, len(trials)),
         srun_args=inside.srun_args,
         python=" ".join([*inside.prefix, cluster["python"] or shlex.quote(sys.executable)]),
         pythonpath="" if "site-packages" in _ROOT and not inside.mounted else _ROOT,
@@ -107,7 +109,8 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
         path = folder / f"{number}.sbatch"
         path.write_text(script.text(request), encoding="utf-8")
         path.chmod(0o700)
-        sweep.record_job("slurm", "", request.trials, script=path.name, name=request.name)
+        beside = {"share": request.share} if request.share > 1 else {}
+        sweep.record_job("slurm", "", request.trials, script=path.name, name=request.name, **beside)
         try:
             slurm.submit(path, receipt=sweep.receipt(path.name))
         except slurm.SlurmError as error:
@@ -159,6 +162,8 @@ def submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: dict[str, 
     ids = [job["id"] for job in sweep.submitted() if job["id"]][-len(requests) :]
     trials = sum(len(request.trials) for request in requests)
     shape = f"{config['trainer']['num_nodes']} nodes x {config['trainer']['devices']} ranks"
+    if requests[0].share > 1:
+        shape += f", {requests[0].share} trials on a node"
     many = "s" if len(ids) > 1 else ""
     folder = shlex.quote(os.path.relpath(sweep.folder))
     return "\n".join(

@@ -59,10 +59,11 @@ def wait_for(sweep: Sweep, trials: Sequence[Trial]) -> list[JobReturn]:
 
 def _rows(sweep: Sweep) -> dict[int, QueueRow]:
     """What the queue says of each trial, by number; the latest array that a trial is in counts."""
-    parts = elements(sweep.submitted())
-    trials = {part.name: number for number, each in parts.items() for part in each if in_slurm(part)}
-    rows = slurm.squeue({name.partition("_")[0] for name in trials}, ended=True)
-    return {trials[row.name]: row for row in sorted(rows, key=lambda row: row.array_id or 0) if row.name in trials}
+    parts = {number: [p for p in each if in_slurm(p)] for number, each in elements(sweep.submitted()).items()}
+    answer = slurm.squeue({part.job["id"] for each in parts.values() for part in each}, ended=True)
+    rows = {row.name: row for row in answer}
+    known = {number: [rows[part.name] for part in each if part.name in rows] for number, each in parts.items()}
+    return {number: max(each, key=lambda row: row.array_id or 0) for number, each in known.items() if each}
 
 
 def _update(outcomes: dict[int, Outcome], rows: dict[int, QueueRow], gone: dict[int, float]) -> None:

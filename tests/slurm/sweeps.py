@@ -57,6 +57,7 @@ if mode == "train":
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda number, frame: warned.append(number))
 print("rank", rank, "of", attempt, "on", os.environ.get("SLURMD_NODENAME"), "does", mode, flush=True)
+print("gpus", os.environ.get("CUDA_VISIBLE_DEVICES", ""), "memory", os.environ.get("SLURM_MEM_PER_NODE"), flush=True)
 if rank == "0" and "saves" in behave:
     save(behave["saves"])
 if mode == "train":  # until a warning, then save and leave

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +143,7 @@ class Slurm:
 
 def ends(trial: Path, code: int = 1) -> int:
     history.began(trial, NOW)
-    return afterwards.end(trial, ME, code, Path("script"), [])
+    return afterwards.end(trial, ME, code, ["script"])
 
 
 def test_a_start_that_was_replaced_does_nothing(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +180,26 @@ def test_giving_up_ends_with_the_ranks_exit_code(
     noted(trial, 0, type="ValueError", message="no")
     assert ends(trial, 137) == 137 and world.done == []
     assert "gives up: ValueError: no" in capsys.readouterr().out
+
+
+def test_of_trials_that_share_a_job_those_that_may_go_on_do(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has been ended without a script; the job goes on for the one that failed, not for the one that gave up."""
+    world = Slurm(monkeypatch)
+    done, lost = (trial.parent / name for name in ("2", "3"))
+    for one in (done, lost):
+        shutil.copytree(trial, one)
+    (done / "result.json").write_text("{}")
+    noted(lost, 0, type="ValueError", message="no")
+    for one in (trial, done, lost):
+        history.take_over(one, "9.0")
+        history.began(one, NOW)
+    assert [afterwards.end(one, ME, 1) for one in (trial, done, lost)] == [0, 0, 1]
+    assert world.done == [] and history.read(trial)[0].then == "is to go on"
+    assert afterwards.again([done, lost], ME, ["script"]) == 1 and world.done == []
+    assert afterwards.again([trial, done, lost], ME, ["script"]) == 0 and world.done == ["continuation"]
+    assert history.read(trial)[0].then == "goes on as job 12_1" and history.read(lost)[0].then.startswith("gave up")
+    later = replace(ME, attempt="9.1", restarts=1)
+    assert [afterwards.begin(one, later, beside=True) for one in (done, lost)] == [afterwards.DONE, 1]
 
 
 def test_dependents_come_along(monkeypatch: pytest.MonkeyPatch) -> None:

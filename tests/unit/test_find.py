@@ -94,6 +94,13 @@ def test_numbers_are_trials(words: list[str], named: str | None, numbers: list[i
     assert found.folder == sweep.folder and [trial.number for trial in trials] == numbers
 
 
+def test_an_element_may_have_several_trials(here: Path) -> None:
+    sweep = make("runs/s", 0)
+    sweep.record_job("slurm", "70", [1, 2, 4], share=2)
+    assert [trial.number for trial in find.trials_and_sweep(["70_0"], None)[1]] == [1, 2]
+    assert [trial.number for trial in find.trials_and_sweep(["70_1"], None)[1]] == [4]
+
+
 @pytest.mark.parametrize("words", [["7"], ["0-9"], ["69_2"], ["runs/s", "runs/t"], ["0-99999999999"]])
 def test_what_is_not_there_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     make("runs/t", 100)

@@ -91,6 +91,35 @@ def test_limits_of_the_account(trial: Any, limits: dict[str, str], keys: dict[st
     assert found(site(row, enforce="associations"), trial(**keys)) == []  # on record only
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"num_nodes": 2},
+            "cluster.trials_per_node=4: a trial of trainer.num_nodes=2 shares none of them; set trainer",
+        ),
+        ({"gpus_per_node": 1}, "cluster.trials_per_node=4: partition main has 2 GPUs a node, and each trial takes 1"),
+        ({"gpus_per_node": 3}, "cluster.gpus_per_node=3: partition main has 2 GPUs a node"),
+        ({"gpus_per_node": None, "sbatch": {"gres": "gpu:2"}}, "cluster.sbatch.gres=gpu:2: what of it each trial gets"),
+    ],
+)
+def test_trials_that_share_a_node(trial: Any, keys: dict[str, Any], said: str) -> None:
+    many = {"num_nodes": 1, "trials_per_node": 4, **keys}
+    (finding,) = found(site(), trial(**many), trials=24)
+    assert finding.startswith(said)
+    few = trial(num_nodes=1, gpus_per_node=1, trials_per_node=4)
+    assert found(site(), few, trials=2) == []  # then the node has two
+
+
+def test_trials_that_share_a_node_are_one_job(trial: Any) -> None:
+    row = "lab|research||research|high,normal||5|||gres/gpu=3\n"
+    shared = trial(num_nodes=1, gpus_per_node=1, trials_per_node=2, time=30)
+    assert found(site(row), shared, trials=10) == []
+    assert "every 2 of the 11 trials is one" in found(site(row), shared, trials=11)[0]
+    row = row.replace("gpu=3", "gpu=1")
+    assert "2 trials on a node ask for 2 over" in found(site(row), shared, trials=10)[0]
+
+
 def test_the_association_that_counts(trial: Any) -> None:
     own = "lab|research|main|research|normal||||node=1|\n"
     both = "lab|research||research|normal||||node=9|\n" + own

@@ -25,6 +25,7 @@ from launcher.submit.write_launch import _is_whole_array
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("convert_checkpoint", "dpo", "prepare_data", "report", "sweep")
+FILLED = (*NAMES, "sweep_side_by_side")
 CLUSTER: dict[str, Any] = {
     "time": 60, "signal_delay_s": 120, "array_parallelism": 256, "gpus_per_node": 8, "mem_gb": 500, "partition": "gpu",
     "cpus_per_task": 4, "setup": ["module load cuda"], "teardown": ["date"], "srun_args": ["--mpi=pmix"],
@@ -88,11 +89,12 @@ def test_a_mark_without_its_end(text: str) -> None:
 
 def filled_in(name: str) -> str:
     """One script, with values that would do harm if they were not quoted."""
-    if name == "sweep":
+    if name in ("sweep", "sweep_side_by_side"):
+        share, nodes, ranks = (1, 2, 8) if name == "sweep" else (2, 1, 3)
         request = ArrayRequest(
-            sweep=Path("/runs/it's $(s)"), name="dpo-1", trials=[0, 1, 2], nodes=2, ranks_per_node=8, cluster=CLUSTER,
-            python="python", srun_args=["--container-image=a b"], pythonpath="/clone", environment={"A": "b c"},
-            after=[41, 42], python_here="/env of mine/python",
+            sweep=Path("/runs/it's $(s)"), name="dpo-1", trials=[0, 1, 2], nodes=nodes, ranks_per_node=ranks,
+            share=share, cluster=CLUSTER, python="python", srun_args=["--container-image=a b"], pythonpath="/clone",
+            environment={"A": "b c"}, after=[41, 42], python_here="/env of mine/python",
         )  # fmt: skip
         return text(request)
     output = "/runs/it's/x-%j.out"
@@ -114,8 +116,7 @@ def filled_in(name: str) -> str:
     return made.replace(shlex.quote(sys.executable), "python")
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize(("name", "filled"), [*((name, False) for name in NAMES), *((name, True) for name in FILLED)])
 def test_shellcheck_and_bash(name: str, filled: bool, tmp_path: Path) -> None:
     script = tmp_path / f"{name}.sh"
     script.write_text(filled_in(name) if filled else template.read(name))
@@ -127,7 +128,7 @@ def test_shellcheck_and_bash(name: str, filled: bool, tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FILLED)
 def test_golden(name: str) -> None:
     """Set UPDATE_GOLDEN to write them anew, and read the diff."""
     golden = GOLDEN / f"{name}.sh"

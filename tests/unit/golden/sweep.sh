@@ -27,10 +27,7 @@ trials=(0 1 2)
 here='/env of mine/python'
 export PYTHONPATH=/clone"${PYTHONPATH:+:$PYTHONPATH}"
 export A='b c'
-trial="$sweep/${trials[SLURM_ARRAY_TASK_ID]}"
 attempt="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
-log="${trial//%/%%}/log" # in the name of an output file a % has a meaning for Slurm
-
 element="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" # $SLURM_JOB_ID of an array's last element would name all of them
 ends=$(SLURM_TIME_FORMAT=%s squeue -h -j "$element" -o %e) # seconds since 1970
 [[ ! $ends =~ ^[0-9]+$ ]] || export TRIAL_ENDS_AT=$((ends - 10)) # at the limit itself nobody could requeue this job
@@ -38,11 +35,12 @@ trap : TERM USR2 # warnings are for the ranks; this script outlives them
 
 # srun of Slurm 22.05 and later does not take --cpus-per-task over from sbatch.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-mkdir -p "$trial/log"
 
 # Takes the trial over from the start before, wherever that was; fails where it was started too often. This runs on the
 # node itself, where Slurm's commands are, even if ranks run in a container; without a Python (3.9) there, it is left out.
 for here in "$here" python3 none; do "$here" -c 'import launcher.submit.afterwards' 2>/dev/null && break; done
+trial="$sweep/${trials[SLURM_ARRAY_TASK_ID]}"
+mkdir -p "$trial/log"
 [ "$here" = none ] || "$here" -m launcher.submit.afterwards begin "$trial" || exit
 module load cuda
 
@@ -51,6 +49,7 @@ left=$((${TRIAL_ENDS_AT:-0} - $(printf '%(%s)T' -1))) early=()
 [ "$left" -le 0 ] || early=(timeout --signal=TERM "$left")
 
 # The first rank that fails ends the others, which would wait for it in a collective until the time limit.
+log="${trial//%/%%}/log" # in the name of an output file a % has a meaning for Slurm
 "${early[@]}" srun --unbuffered --kill-on-bad-exit=1 --wait=60 \
     --output="$log/${attempt}_%t_log.out" --error="$log/${attempt}_%t_log.out" \
     '--container-image=a b' \
