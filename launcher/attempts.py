@@ -4,6 +4,7 @@
 <trial>/log/local<n>_<rank>_log.out             a start on this machine
 <trial>/log/<either>_<rank>_error.json          what ended a rank, where it could still say so: time, type, message
 <trial>/log/<job>.<restart>_stopped.json        written by a start that was warned, and has saved
+<trial>/log/<job>.<restart>_srun.out            of a trial that shares its job with others: what its srun complained of
 """
 
 from __future__ import annotations
@@ -73,6 +74,11 @@ def attempts(trial_folder: Path) -> list[Attempt]:
             attempt = found.setdefault(match["name"], Attempt(match["name"], job, number))
             attempt.logs[int(match["rank"])] = trial_folder / "log" / name
     return sorted(found.values(), key=lambda attempt: (attempt.job_id or 0, attempt.number))
+
+
+def srun_log(trial_folder: Path, attempt: str) -> Path:
+    """Where srun's complaints are, if the trial shared its job; else they are in what the batch script printed."""
+    return trial_folder / "log" / f"{attempt}_srun.out"
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def add(sweep: Path, cluster: str, name: str, why: str, trial: int) -> None:
     path = sweep / FOLDER / cluster / f"{name}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        jsonfile.write(path, {"why": why, "trial": trial, "time": time.time()})
+        # trials that share the node find out at the same moment
+        jsonfile.write(path, {"why": why, "trial": trial, "time": time.time()}, writer=f"{trial}.")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

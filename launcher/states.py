@@ -114,7 +114,7 @@ def join(sweep: Sweep, answers: Answers, errors: int = _MOST_ERRORS) -> Look:
     for trial in trials:
         state = _of_slurm(trial, parts.get(trial.number, []), answers)
         if state is not None and state.state in LIVE and names[state.job] > 1:
-            state = _beside_others(state)
+            state = _beside_others(state, parts[trial.number])
         if state is None:
             state = local_states.state(trial, [p for p in parts[trial.number] if p.job["id"]][-1].job)
         if state.state in ENDED_BADLY or (state.state in LIVE and state.state != "WAITING"):
@@ -215,17 +215,30 @@ def _live(trial: Trial, row: QueueRow) -> TrialState:
     )
 
 
-def _beside_others(state: TrialState) -> TrialState:
-    """Of trials that share a job each has an end of its own, which their job outlives."""
-    known = history.read(state.trial.folder)
+def _beside_others(state: TrialState, parts: Sequence[Element]) -> TrialState:
+    """Of trials that share a job each has an end of its own, which their job outlives. Of a retry's job the ends of
+    starts before it say nothing.
+    """
+    chain = _chain(parts, state.job)
+    known = [start for start in history.read(state.trial.folder) if start.chain == chain]
     if not known or not known[-1].kind:
         return state
     last = known[-1]
-    if last.then.startswith("gave up") or last.kind == "cancelled":
+    if last.then.startswith("gave up"):
         return replace(state, state="FAILED", reason=last.then)
     if state.state == "RUNNING":
         return replace(state, state="WAITING")
     return state
+
+
+def _chain(parts: Sequence[Element], name: str) -> str:
+    """The element that was submitted, of which the element `name` is a continuation, if it is not that one itself."""
+    chain = ""
+    for part in parts:
+        chain = chain if "first" in part.job else part.name
+        if part.name == name:
+            break
+    return chain
 
 
 def _without_queue(trial: Trial, name: str, account: AccountRow | None) -> TrialState:
@@ -334,7 +347,7 @@ def _with_error(sweep: Sweep, state: TrialState) -> TrialState:
     limit = bool(state.starts) and state.starts[-1].kind == "timeout"  # then its script has ended the ranks
     own_end = limit or state.slurm in ("TIMEOUT", "NODE_FAIL", "PREEMPTED", "COMPLETED")
     # srun's complaints about ranks that Slurm itself ended say nothing
-    batch = [] if own_end else batch_log(sweep, state.job)
+    batch = [] if own_end else batch_log(sweep, state)
     found = attempts.failure(starts[-1], batch) if starts else None
     memory = attempts.said_out_of_memory(batch)
     if not own_end:
@@ -355,9 +368,16 @@ def _with_error(sweep: Sweep, state: TrialState) -> TrialState:
     return replace(state, error=memory)
 
 
-def batch_log(sweep: Sweep, job: str) -> list[str]:
-    """The last lines of what an element's batch script printed: srun's and Slurm's own complaints."""
-    return attempts.tail(_batch_file(sweep.folder, job), 16384) if "_" in job else []
+def batch_log(sweep: Sweep, state: TrialState) -> list[str]:
+    """The last lines of what its element's batch script printed: srun's and Slurm's own complaints.
+
+    Beside other trials, what its own srun printed: the batch script tells of the others as well.
+    """
+    starts = history.read(state.trial.folder)
+    own = attempts.srun_log(state.trial.folder, starts[-1].attempt) if starts else None
+    if own and own.exists():
+        return attempts.tail(own, 16384)
+    return attempts.tail(_batch_file(sweep.folder, state.job), 16384) if "_" in state.job else []
 
 
 def _batch_file(sweep: Path, job: str) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher import find, history, states
-from launcher.attempts import Attempt, attempts, failure, tail
+from launcher.attempts import Attempt, attempts, failure, srun_log, tail
 from launcher.findings import Finding, Refused
 from launcher.states import ENDED_BADLY, TrialState
 from launcher.status_table import remark
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         if not starts:
             print(f"trial {trial.name} has printed nothing: {state.state.lower()}: {remark(state)}", file=sys.stderr)
             return 0
-        found = failure(starts[-1], states.batch_log(sweep, state.job)) if state.state in ENDED_BADLY else None
+        found = failure(starts[-1], states.batch_log(sweep, state)) if state.state in ENDED_BADLY else None
         args.rank = found.rank if found and found.rank is not None else 0
     for start in starts:
         _whole(start, args.rank or 0)
@@ -73,7 +73,7 @@ def _why(sweep: Sweep, state: TrialState, starts: list[Attempt]) -> int:
     code = f", exit code {state.exit_code}" if state.exit_code else ""
     word = f" ({state.slurm}{code})" if state.slurm else code
     print(f"trial {state.trial.name} {state.state.lower()}{word}: {remark(state)}")
-    batch = states.batch_log(sweep, state.job)
+    batch = states.batch_log(sweep, state)
     said = {start.attempt: start.why for start in state.starts}
     for place, start in enumerate(starts, 1):
         found = failure(start, batch if start is starts[-1] else ())
@@ -96,13 +96,13 @@ def _why(sweep: Sweep, state: TrialState, starts: list[Attempt]) -> int:
 
 
 def _batch(sweep: Sweep, trial: Trial) -> int:
-    there = False
-    for part in states.elements(sweep.submitted()).get(trial.number, []):
-        path = sweep.folder / "slurm" / f"{part.name}.out"
-        if path.exists():
-            there = True
-            print(f"==> {path} <==")
-            _copy(path)
+    parts = states.elements(sweep.submitted()).get(trial.number, [])
+    printed = [sweep.folder / "slurm" / f"{part.name}.out" for part in parts]
+    printed += [srun_log(trial.folder, start.attempt) for start in history.read(trial.folder)]
+    there = [path for path in printed if path.exists()]
+    for path in there:
+        print(f"==> {path} <==")
+        _copy(path)
     if not there:
         print(f"trial {trial.name}: no batch script of its has printed anything", file=sys.stderr)
     return 0

@@ -65,7 +65,8 @@ def main(words: Sequence[str]) -> int:
 def begin(trial: Path, me: Me, beside: bool = False) -> int:
     """0: start the ranks. REQUEUED: the job is back in the queue. Else the exit code of a script that gives up.
 
-    `beside` others the job may have been started for them alone: DONE where this trial is, 1 where it gave up before.
+    `beside` others the job may have been started for them alone: DONE where this trial is, 1 where it gave up before,
+    or where a retry's job has it.
     """
     starts = history.read(trial)
     cluster = _cluster(trial)
@@ -78,6 +79,9 @@ def begin(trial: Path, me: Me, beside: bool = False) -> int:
         return DONE
     if beside and chain and chain[-1].then.startswith(_GAVE_UP):
         print(f"trial {trial.name} {chain[-1].then}", flush=True)
+        return 1
+    if beside and chain and starts[-1].chain != me.chain:
+        print(f"trial {trial.name} has been submitted again since, and goes on there: {starts[-1].attempt}", flush=True)
         return 1
     start = Start(attempt=me.attempt, chain=me.chain, nodes=me.nodes, began=round(time.time(), 3), first_step=step)
     print(_MARK.format(attempt=me.attempt), f"trial {trial.name} on {me.nodes}", _story(chain), flush=True)
@@ -280,7 +284,7 @@ def slurm_moment(text: str) -> float | None:
 
 def _batch(trial: Path, me: Me, output: str) -> list[str]:
     """What this start's batch script, srun and Slurm have printed so far; beside other trials, its own srun alone."""
-    own = trial / "log" / f"{me.attempt}_srun.out"
+    own = attempts.srun_log(trial, me.attempt)
     if own.exists():
         return attempts.tail(own)
     path = trial.parent / "slurm" / f"{me.element}.out"

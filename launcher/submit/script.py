@@ -114,6 +114,9 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
             known[name] = value
         else:
             free[str(option)] = value
+    chosen = {str(option).replace("-", "_") for option in cluster.get("sbatch") or {}}
+    if request.share > 1 and not chosen & {"ntasks_per_core", "threads_per_core", "hint"}:
+        free["ntasks-per-core"] = 1  # a step takes whole cores: with half of one for each, every other one would wait
     if cluster.get("reservation") is not None:
         free["reservation"] = cluster["reservation"]
     if request.after:
@@ -150,8 +153,9 @@ def one_line(value: str) -> str:
 
 
 def share(cluster: Mapping[str, Any], trials: int) -> int:
-    """How many of so many trials an element runs: cluster.trials_per_node, unless there are fewer."""
-    return max(1, min(int(cluster.get("trials_per_node") or 1), trials))
+    """How many of so many trials an element runs: at most cluster.trials_per_node, dealt out evenly."""
+    elements = math.ceil(trials / int(cluster.get("trials_per_node") or 1))
+    return math.ceil(trials / elements)
 
 
 def findings(cluster: Mapping[str, Any]) -> list[Finding]:

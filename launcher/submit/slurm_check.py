@@ -78,6 +78,7 @@ def _side_by_side(config: dict[str, Any]) -> list[Finding]:
         why = f"a trial of trainer.num_nodes={nodes} shares none of them"
         return [Finding("cluster.trials_per_node", str(together), why, "set trainer.num_nodes=1, or leave this at 1")]
     asked = [option for option in cluster["sbatch"] or {} if str(option).startswith(("gres", "gpus"))]
+    asked = [option for option in asked if str(option).replace("-", "_") != "gres_flags"]
     why = "what of it each trial gets cannot be told"
     remedy = "give GPUs by cluster.gpus_per_node (a trial's), or leave cluster.trials_per_node at 1"
     return [Finding(f"cluster.sbatch.{option}", str(cluster["sbatch"][option]), why, remedy) for option in asked]

@@ -44,7 +44,8 @@ def meet(trial: Path, env: Mapping[str, str]) -> tuple[str, int, IO[str] | None]
     """
     place = trial / "log" / f"{attempt_name(env)}.{env.get('SLURM_STEP_ID', '0')}_rendezvous"
     if env["SLURM_PROCID"] == "0":
-        port, lock = ports.claim(int(env["SLURM_JOB_ID"]))
+        # trials of one job begin at the same moment, in containers that may have a folder for locks each
+        port, lock = ports.claim(int(env["SLURM_JOB_ID"]) + 1000 * int(env.get("SLURM_STEP_ID", "0")))
         beside = place.with_suffix(".new")
         beside.write_text(f"{_address(env)} {port}\n")
         os.replace(beside, place)

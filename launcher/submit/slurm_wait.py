@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from hydra.core.utils import JobReturn
@@ -67,11 +68,13 @@ def _rows(sweep: Sweep) -> dict[int, QueueRow]:
 
 
 def _update(outcomes: dict[int, Outcome], rows: dict[int, QueueRow], gone: dict[int, float]) -> None:
+    trials = Counter(row.name for row in rows.values())  # of a job
     for number, outcome in outcomes.items():
         if outcome.state not in ("WAITING", "RUNNING"):
             continue
         trial, row = outcome.trial, rows.get(number)
-        if row is not None and not row.state.ended:
+        outlived = row is not None and trials[row.name] > 1 and trial.result() is not None  # by its job, for hours
+        if row is not None and not row.state.ended and not outlived:
             outcomes[number] = Outcome(trial, "RUNNING" if row.state.phase == "running" else "WAITING", row.reason)
             gone.pop(number, None)
         elif trial.result() is not None:

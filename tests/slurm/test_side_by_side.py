@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import actions, history
+from launcher import actions, history, states
 from launcher.findings import Refused
 from launcher.sweep import Sweep
 from tests.slurm.cluster import Cluster
@@ -71,6 +71,18 @@ def test_each_has_an_end_of_its_own(cluster: Existing, tmp_path: Path) -> None:
     actions.submit_again(sweep, sweep.trials[2:3])
     look = until(sweep, lambda look: words(look) == ["DONE"] * 4)
     assert look.exit_code == 0
+
+
+def test_those_that_failed_are_retried_together(cluster: Existing, tmp_path: Path) -> None:
+    """As they wait again, what they failed of before is no reason to take them for failed."""
+    behave = {"starts": [{"all": "raise"}, DONE], **ONE}
+    sweep = make(tmp_path / "sweep", behave, behave, trials_per_node=2)
+    submit(sweep)
+    until(sweep, lambda look: words(look) == ["FAILED"] * 2 and not cluster.queue())
+    actions.submit_again(sweep, sweep.trials)
+    look = states.look(Sweep.load(sweep.folder))
+    assert not {"FAILED", "CANCELLED"} & set(words(look)) and len({state.job for state in look.trials}) == 1
+    assert until(sweep, lambda look: words(look) == ["DONE"] * 2).exit_code == 0
 
 
 def test_without_requeue_they_go_on_in_one_job(cluster: Existing, tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher import history, slurm
+from launcher import bad_nodes, history, slurm
 from launcher.history import Start
 from launcher.submit import afterwards, job
 from launcher.submit.job import Me, Word
@@ -200,6 +201,16 @@ def test_of_trials_that_share_a_job_those_that_may_go_on_do(trial: Path, monkeyp
     assert history.read(trial)[0].then == "goes on as job 12_1" and history.read(lost)[0].then.startswith("gave up")
     later = replace(ME, attempt="9.1", restarts=1)
     assert [afterwards.begin(one, later, beside=True) for one in (done, lost)] == [afterwards.DONE, 1]
+    history.take_over(trial, "30.0")
+    history.began(trial, replace(NOW, attempt="30.0", chain="30_0"))  # of a retry
+    assert afterwards.begin(trial, later, beside=True) == 1 and history.owner(trial) == "30.0"
+
+
+def test_trials_on_one_node_blame_it_at_the_same_moment(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(25):
+            list(pool.map(lambda trial: bad_nodes.add(tmp_path, "lab", "node1", "unfit", trial), range(8)))
+    assert [one.name for one in bad_nodes.read(tmp_path)] == ["node1"]
 
 
 def test_dependents_come_along(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher import actions, reasons, slurm, states
+from launcher import actions, history, reasons, slurm, states
 from launcher.__main__ import main
 from launcher.findings import Refused
 from launcher.slurm_rows import STATES, AccountRow, QueueRow
@@ -119,6 +119,32 @@ def test_slurms_word(
     assert seen.state == state and seen.reason.startswith(reason) and bool(seen.reason) == bool(reason), seen.reason
     done(sweep, 0)
     assert one(sweep, queue, account).state == "DONE", "the result has the last word"
+
+
+def test_of_trials_that_share_a_job(tmp_path: Path) -> None:
+    """What became of a start counts for its job, and the jobs that continue it, not for that of a retry."""
+    sweep = make(tmp_path / "s", 2, array=None)
+    (sweep.folder / "slurm").mkdir()
+    (sweep.folder / "slurm" / "0.id").write_text(f"{ARRAY}\n")
+    sweep.record_job("slurm", "", [0, 1], script="0.sbatch", name="tune", share=2)
+    start = history.Start(attempt="69.0", chain="69_0", nodes="n1", began=1.0, first_step=0)
+    for trial, then in enumerate(["gave up: ValueError: no", "requeued"]):
+        log(sweep, trial, name="69.0")
+        history.began(sweep.trials[trial].folder, start)
+        history.ended(sweep.trials[trial].folder, "69.0", "failure", "ValueError: no", 0, then)
+    (sweep.folder / "slurm" / "69_0.out").write_text("gives up: ran out of memory\n")  # of another trial
+    (sweep.trials[0].folder / "log" / "69.0_srun.out").write_text("srun: error: n1: task 0: Exited with exit code 1\n")
+    running = answers([queued(0, "RUNNING")])
+    seen = [(state.state, state.error) for state in states.join(sweep, running).trials]
+    assert seen == [("FAILED", "Exited with exit code 1"), ("WAITING", "")]
+    history.ended(sweep.trials[1].folder, "69.0", "cancelled", "cancelled", 0)
+    again = answers([queued(0, "PENDING", reason="BeginTime", restarts=1)])
+    assert [s.state for s in states.join(sweep, again).trials] == ["FAILED", "WAITING"], "Slurm has sent it back itself"
+    history.ended(sweep.trials[1].folder, "69.0", "failure", "no", 0, "gave up: no")
+    (sweep.folder / "slurm" / "1.id").write_text("80\n")
+    sweep.record_job("slurm", "", [0, 1], script="1.sbatch", name="tune", share=2)
+    retried = answers([queued(0, "COMPLETED"), queued(0, "PENDING", array_id=80)])
+    assert [(s.state, s.job) for s in states.join(sweep, retried).trials] == [("WAITING", "80_0")] * 2
 
 
 @pytest.mark.parametrize("word", [state.word for state in STATES.values() if state.ended])

@@ -14,6 +14,7 @@
 #SBATCH --mem=512000M
 #SBATCH --nodelist='n[1-2]'
 #SBATCH --nodes=1
+#SBATCH --ntasks-per-core=1
 #SBATCH --ntasks-per-node=6
 #SBATCH --open-mode=append
 #SBATCH --output='/runs/it'"'"'s $(s)/slurm/%A_%a.out'
