@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from launcher.train.environment import cores
+
 PREPARED = ("train", "validation", "test")
 
 
@@ -85,8 +87,10 @@ def time_steps(session: Any, folder: Path) -> None:
     ways = {"stock": stock, "cut": cut, "all": model.get_forward_output_and_loss_func}
     found: list[dict[str, Any]] = []
     for rows in trainer.train_dataloader:
-        if len(found) == 3 * trainer.max_steps:
+        if len(found) == len(ways) * trainer.max_steps:
             break
+        if not found:  # what a process does but once, such as to touch its weights, is nobody's time
+            model.get_ref_policy_logprobs(collate(rows, pad_length_to_multiple_of=trainer.pad_seq_length_to_mult))
         for way, forward in ways.items():
             model.get_forward_output_and_loss_func = forward
             some = rows if way == "stock" else micro_batches.longest_first(rows)
@@ -104,6 +108,20 @@ def time_steps(session: Any, folder: Path) -> None:
             found.append({"way": way, "reference": between - began, "step": ended - between, "positions": 2 * own})
             print(found[-1], flush=True)
     (folder / "bench.json").write_text(json.dumps(found))
+
+
+def half_of_the_cores() -> None:
+    """Called in a rank before it trains."""
+    import torch
+
+    torch.set_num_threads(max(1, cores() // 2))
+
+
+def all_cores() -> None:
+    """Called in a rank before it trains."""
+    import torch
+
+    torch.set_num_threads(cores())
 
 
 def keep_peak() -> None:
