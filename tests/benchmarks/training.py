@@ -11,6 +11,7 @@ but for those of packing.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -156,18 +157,24 @@ def _difference(what: str, stock_: Trial, ours: Trial, rule: str) -> Line:
         theirs, values, kind = stock_.values(key), ours.values(key), "rewards" if "rewards" in key else "loss"
         assert theirs.keys() <= values.keys(), key
         for step, value in theirs.items():  # rewards are sums over a response, of tens of nats: relative where above 1
+            assert math.isfinite(value) and math.isfinite(values[step]), (key, step)
             size = max(1.0, abs(value)) if kind == "rewards" else 1.0
             apart[kind][step] = max(apart[kind].get(step, 0.0), abs(value - values[step]) / size)
     before, after = (read_adapters(Path(trial.result["nemo"])) for trial in (stock_, ours))
     assert before.keys() == after.keys()
     last = max(stock_.values("train/loss"))
     apart["weights"][last] = max(float((before[name] - after[name]).abs().max()) for name in before)
+    figures, good = judge(apart, rule)
+    return f"equal: {what}, {last} steps", figures, rule, good
+
+
+def judge(apart: dict[str, dict[int, float]], rule: str) -> tuple[str, bool]:
+    """Of differences by kind and step: the largest of each kind in words, and whether all of them keep the rule."""
     good = all(
         most <= WITHIN * (max(1, step) if rule == A_STEP else 1) for of in apart.values() for step, most in of.items()
     )
     largest = {kind: max(of, key=lambda step: (of[step], -step)) for kind, of in apart.items()}
-    figures = ", ".join(f"{kind} {apart[kind][step]:.1e} at {step}" for kind, step in largest.items())
-    return f"equal: {what}, {last} steps", figures, rule, good
+    return ", ".join(f"{kind} {apart[kind][step]:.1e} at {step}" for kind, step in largest.items()), good
 
 
 def _memory(name: str, stock_: Trial, ours: Trial) -> Line:
