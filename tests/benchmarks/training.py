@@ -127,17 +127,29 @@ def _equal_tiny(bench: Bench, ranks: int) -> Iterator[Line]:
 
 
 def _equal_smollm2(bench: Bench) -> Iterator[Line]:
-    model, keys = "smollm2_135m", {"model__global_batch_size": 8}
-    reference = _run(bench, bench.trial("stock", model, 256, **keys), 1, parts.stock_with_peak)
+    def trial(name: str, **way: Any) -> Path:
+        return bench.trial(name, "smollm2_135m", 256, model__global_batch_size=8, **way)
+
     # How far rounding alone goes: the same trainer, whose batches are padded a little further.
-    folder = bench.trial("padded", model, 256, **keys, model__data__pad_length_to_multiple_of=64)
-    padded = _difference(f"{model}, stock padded to 64", reference, _run(bench, folder, 1, stock), A_STEP)
-    yield padded[0], padded[1], "stock beside itself: fp32's rounding", True
+    further = trial("padded", model__data__pad_length_to_multiple_of=64)
+    reference, padded = _run_two(bench, (trial("stock"), parts.stock_with_peak), (further, stock))
+    what, figures, _, _ = _difference("smollm2_135m, stock padded to 64", reference, padded, A_STEP)
+    yield what, figures, "stock beside itself", True
     for name, way in REFERENCES.items():
-        ours = _run(bench, bench.trial(name, model, 256, **keys, **way), 1, parts.keep_peak)
-        yield _difference(f"{model}, reference {name}", reference, ours, A_STEP)
+        ours = _run(bench, trial(name, **way), 1, parts.keep_peak)
+        yield _difference(f"smollm2_135m, reference {name}", reference, ours, A_STEP)
         if name == "cached":
             yield _memory(name, reference, ours)
+
+
+def _run_two(bench: Bench, *trials: tuple[Path, Any]) -> list[Trial]:
+    """At once, of one rank each."""
+    say(" and ".join(folder.name for folder, _ in trials))
+    started = [(folder, bench.train.start(folder, 1, change)) for folder, change in trials]
+    done = [bench.train.wait(folder, processes) for folder, processes in started]
+    for trial in done:
+        assert trial.result and not any(trial.exit_codes), trial.said()
+    return done
 
 
 def _run(bench: Bench, folder: Path, ranks: int, change: Any = None, done: bool = True) -> Trial:
@@ -225,12 +237,9 @@ def packing(bench: Bench) -> Iterator[Line]:
     def trial(name: str) -> Path:  # the reference cached, the second would have less to do than the first
         return bench.trial(name, "smollm2_135m", 256, compute__cache_reference=False, trainer__dpo__max_steps=2)
 
-    pair = [trial("side_0"), trial("side_1")]
-    say("two trials side by side")
+    pair = trial("side_0"), trial("side_1")
     began = time.monotonic()
-    started = [bench.train.start(folder, change=parts.half_of_the_cores) for folder in pair]
-    for folder, processes in zip(pair, started, strict=True):
-        assert bench.train.wait(folder, processes).result
+    _run_two(bench, *((folder, parts.half_of_the_cores) for folder in pair))
     together = time.monotonic() - began
     alone = []
     for name in ("alone_0", "alone_1"):
