@@ -12,7 +12,7 @@ help:
 	@echo "make test-all   those too that take minutes each"
 	@echo "make test-fast  the unit tests alone, in seconds"
 	@echo "make bench      figures beside others', each in one run: command to sbatch and stock hydra-submitit-launcher, training"
-	@echo "                and stock NeMo-Aligner, pairs prepared and datasets.map, conversion at Llama-3-8B's shape (40 min);"
+	@echo "                and stock NeMo-Aligner, pairs prepared and datasets.map, conversion at Llama-3-8B's shape (50 min);"
 	@echo "                HH_RLHF_FILE=pairs.jsonl.gz names real pairs in Anthropic's format, else the project's own are taken"
 	@echo "make lint       ruff and mypy"
 	@echo "make setup      virtual environment, small models and sample data; nothing is done twice"
