@@ -15,8 +15,6 @@ one has, those that are to go on do so together:
 
 from __future__ import annotations
 
-import json
-import re
 import signal
 import sys
 import time
@@ -25,14 +23,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher import attempts, bad_nodes, checkpoints, history, metrics
+from launcher import bad_nodes, history
 from launcher.history import SAID, Start
 from launcher.submit import job
+from launcher.submit.how_it_ended import MARK, cluster_of, how, last_step
 from launcher.submit.job import Me, Word
-from launcher.submit.node_check import UNFIT
-from launcher.submit.policy import REPEATABLE, Decision, Ending, decide
+from launcher.submit.policy import Decision, Ending, decide
 
-_EARLY_S = 70.0  # by so much Slurm's own USR2 may come before its time (sbatch(1), --signal)
 _BY_SLURM: dict[str, tuple[history.Kind, str]] = {
     "NODE_FAIL": ("node", "a node failed"),
     "PREEMPTED": ("preempted", "preempted, and its grace time was over"),
@@ -41,9 +38,6 @@ _BY_SLURM: dict[str, tuple[history.Kind, str]] = {
 DONE, REQUEUED = 3, 75
 _LATER = "is to go on"  # what has been decided, until it is done
 _GAVE_UP = "gave up: "
-_LATE = 124  # timeout(1): the script itself has ended ranks that would not leave
-_SIGNALLED = re.compile(r"Terminated|User defined signal 2")
-_MARK = "== start {attempt} =="
 
 
 def main(words: Sequence[str]) -> int:
@@ -69,9 +63,9 @@ def begin(trial: Path, me: Me, beside: bool = False) -> int:
     or where a retry's job has it.
     """
     starts = history.read(trial)
-    cluster = _cluster(trial)
+    cluster = cluster_of(trial)
     chain = [start for start in starts if start.chain == me.chain]
-    step = _step(trial)
+    step = last_step(trial)
     decision = Decision(True, "")
     if chain and chain[-1].kind is None and chain[-1].attempt != me.attempt:
         chain[-1], decision = _without_a_word(trial, chain, step, cluster, me)
@@ -84,7 +78,7 @@ def begin(trial: Path, me: Me, beside: bool = False) -> int:
         print(f"trial {trial.name} has been submitted again since, and goes on there: {starts[-1].attempt}", flush=True)
         return 1
     start = Start(attempt=me.attempt, chain=me.chain, nodes=me.nodes, began=round(time.time(), 3), first_step=step)
-    print(_MARK.format(attempt=me.attempt), f"trial {trial.name} on {me.nodes}", _story(chain), flush=True)
+    print(MARK.format(attempt=me.attempt), f"trial {trial.name} on {me.nodes}", _story(chain), flush=True)
     if (trial / "result.json").exists():
         history.take_over(trial, me.attempt)
         history.began(trial, start)
@@ -141,24 +135,24 @@ def end(trial: Path, me: Me, code: int, script: Sequence[str] = ()) -> int:
     starts = history.read(trial)
     now = next((start for start in starts if start.attempt == me.attempt), None)
     if now is None:  # the disk was full as it began
-        now = Start(attempt=me.attempt, chain=me.chain, nodes=me.nodes, began=time.time(), first_step=_step(trial))
+        now = Start(attempt=me.attempt, chain=me.chain, nodes=me.nodes, began=time.time(), first_step=last_step(trial))
     if (trial / "result.json").exists():
-        history.ended(trial, me.attempt, "done", "", _step(trial))
+        history.ended(trial, me.attempt, "done", "", last_step(trial))
         return 0
     if history.owner(trial) != me.attempt:
         print(f"{SAID['replaced']}: {history.owner(trial)}", flush=True)
-        history.ended(trial, me.attempt, "replaced", SAID["replaced"], _step(trial))
+        history.ended(trial, me.attempt, "replaced", SAID["replaced"], last_step(trial))
         return code or 1
     word = job.ask(me.element)
     if word.restarts > me.restarts:
         return code or 1  # Slurm requeues it itself; its next start asks the accounting why
     if not word.ours:
-        history.ended(trial, me.attempt, "cancelled", "cancelled", _step(trial))
+        history.ended(trial, me.attempt, "cancelled", "cancelled", last_step(trial))
         return code or 1
-    ending = how(trial, me, now, code, word)
+    ending = how(trial, me, code, word)
     chain = [start for start in starts if start.chain == me.chain and start.kind]
     blamed = {one.name: one.why for one in bad_nodes.read(trial.parent, me.cluster)}
-    decision = decide(chain, now, ending, _cluster(trial), blamed)
+    decision = decide(chain, now, ending, cluster_of(trial), blamed)
     for one in bad_nodes.read(trial.parent, me.cluster):
         if one.name in decision.acquit:
             bad_nodes.remove(trial.parent, one)
@@ -198,7 +192,7 @@ def _go_on(trials: Sequence[Path], me: Me, word: Word, script: Sequence[str]) ->
         for trial in trials:
             history.goes_on(trial, me.attempt, then)
 
-    if _cluster(trials[0]).get("requeue", True):
+    if cluster_of(trials[0]).get("requeue", True):
         noted("requeued")
         if job.requeue(me.element):
             if away:
@@ -219,106 +213,6 @@ def _possible(word: Word, nodes: Sequence[str], needed: int) -> list[str]:
         if node not in required and job.room_without(partition, [*chosen, node], needed):
             chosen.append(node)
     return chosen
-
-
-def how(trial: Path, me: Me, now: Start, code: int, word: Word) -> Ending:
-    """How this start ended, by its ranks' notes, srun's report, and Slurm's word. `code`: srun's exit code."""
-    step = _step(trial)
-    stopped = _stopped(trial, me.attempt)
-    if stopped is not None:
-        kind: history.Kind = "preempted" if word.preempted else "asked" if _by_hand(trial, stopped, word) else "timeout"
-        why = {"preempted": "preempted", "timeout": "reached its time limit"}.get(kind, stopped)
-        return Ending(kind, why, step)
-    if word.preempted:
-        return Ending("preempted", "preempted; it did not save in its grace time", step)
-    if word.reason == "TimeLimit" or code == _LATE:
-        return Ending("timeout", "reached its time limit; it did not save in time", step)
-    batch = _batch(trial, me, word.fields.get("StdOut", ""))
-    found = next((one for one in attempts.attempts(trial) if one.name == me.attempt), None)
-    failure = attempts.failure(found, batch) if found else None
-    reported = attempts.srun_reported(batch)
-    node = _node(trial, me, failure.rank if failure else None) or (reported.node if reported else "")
-    error = failure.error if failure else reported.how if reported else f"exit code {code}"
-    memory = attempts.said_out_of_memory(batch)
-    if failure and failure.type == UNFIT:
-        return Ending("node", failure.error.partition(": ")[2], step, suspect=node, unfit=True)
-    if failure and failure.type in REPEATABLE and not memory:
-        return Ending("refused", error, step)
-    if memory:
-        return Ending("failure", memory, step)
-    if reported and _SIGNALLED.match(reported.how) and not (failure and failure.type):
-        # A warning that came before the ranks could listen; srun's own signals are told apart by what it reports first.
-        return Ending("asked" if _by_hand(trial, "SIG", word) else "timeout", f"{reported.how}, as it started", step)
-    if not code:
-        return Ending("failure", "its ranks ended well and left no result.json", step)
-    suspect = node if not _trained(trial) else ""
-    return Ending("failure", error, step, suspect=suspect)
-
-
-# -- what there is to see ----------------------------------------------------------------------------------------------
-
-
-def _stopped(trial: Path, attempt: str) -> str | None:
-    """Why the ranks stopped and saved; None where they did not."""
-    try:
-        note = json.loads((trial / "log" / f"{attempt}_stopped.json").read_bytes())
-        return str(note.get("reason") or "stopped")
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _by_hand(trial: Path, reason: str, word: Word) -> bool:
-    """Whether a signal that stopped the ranks came from somebody, and not from Slurm before the time limit."""
-    ends = slurm_moment(word.fields.get("EndTime", ""))
-    early = _cluster(trial).get("signal_delay_s", 120) + _EARLY_S
-    return "SIG" in reason and (ends is None or ends - time.time() > early)
-
-
-def slurm_moment(text: str) -> float | None:
-    """2026-11-22T19:22:17, in this machine's time; None for Unknown."""
-    try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
-        return None
-
-
-def _batch(trial: Path, me: Me, output: str) -> list[str]:
-    """What this start's batch script, srun and Slurm have printed so far; beside other trials, its own srun alone."""
-    own = attempts.srun_log(trial, me.attempt)
-    if own.exists():
-        return attempts.tail(own)
-    path = trial.parent / "slurm" / f"{me.element}.out"
-    lines = attempts.tail(path if path.exists() or not output else Path(output))
-    mark = _MARK.format(attempt=me.attempt)
-    place = max((place for place, line in enumerate(lines) if line.startswith(mark)), default=-1)
-    return lines[place + 1 :]
-
-
-def _node(trial: Path, me: Me, rank: int | None) -> str:
-    """The node of a rank, as its own note says it; "" where it left none."""
-    try:
-        note = json.loads((trial / "log" / f"{me.attempt}_{rank}_error.json").read_bytes())
-        return str(note.get("node") or "")
-    except (FileNotFoundError, ValueError):
-        return ""
-
-
-def _trained(trial: Path) -> bool:
-    """Whether this start has done a step: then its nodes can."""
-    return metrics.read_progress(trial / "metrics.jsonl").loss is not None
-
-
-def _step(trial: Path) -> int:
-    saved = checkpoints.last_good(trial, hashes=False)
-    return saved.step if saved else 0
-
-
-def _cluster(trial: Path) -> dict[str, Any]:
-    """Of the trial's `cluster` config what is read here: numbers, true and false. A node's own Python may lack yaml."""
-    text = ("\n" + (trial / "config.yaml").read_text(encoding="utf-8")).partition("\ncluster:\n")[2]
-    part = re.split(r"^\S", text, maxsplit=1, flags=re.MULTILINE)[0]
-    found = re.findall(r"^  (\w+): (\d+|true|false)$", part, flags=re.MULTILINE)
-    return {name: value == "true" if value in ("true", "false") else int(value) for name, value in found}
 
 
 if __name__ == "__main__":

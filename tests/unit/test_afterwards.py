@@ -14,7 +14,7 @@ import pytest
 
 from launcher import bad_nodes, history, slurm
 from launcher.history import Start
-from launcher.submit import afterwards, job
+from launcher.submit import afterwards, how_it_ended, job
 from launcher.submit.job import Me, Word
 from launcher.submit.policy import Ending
 
@@ -55,7 +55,7 @@ def stepped(trial: Path) -> None:
 
 
 def how(trial: Path, code: int = 1, word: Word = RUNNING) -> Ending:
-    return afterwards.how(trial, ME, NOW, code, word)
+    return how_it_ended.how(trial, ME, code, word)
 
 
 def test_stopped_by_a_warning(trial: Path) -> None:
