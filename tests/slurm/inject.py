@@ -108,9 +108,9 @@ def power_cut(rank: int) -> Fault:
 
 def preempt(sweep: Sweeping, trial: int = 0, seconds: int = 5) -> None:
     """Somebody's job of a higher QoS takes the trial's nodes."""
-    nodes = ",".join(each.node for each in sweep.ranks(trial))
+    nodes = sorted({each.node for each in sweep.ranks(trial)})
     sweep.hit(trial)
-    options = ["--qos=high", "--exclusive", f"--nodelist={nodes}", "--nodes=2", "--output=/dev/null"]
+    options = ["--qos=high", "--exclusive", f"--nodelist={','.join(nodes)}", f"--nodes={len(nodes)}", "-o/dev/null"]
     sweep.desk.cluster.run("sbatch", *options, f"--wrap=sleep {seconds}")
 
 

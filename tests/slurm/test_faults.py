@@ -43,6 +43,20 @@ def test_preemption(case: Case) -> None:
 
 
 @slow
+def test_preemption_of_trials_that_share_a_node(case: Case) -> None:
+    """One job has two trials: both are warned, save, and go on by one requeue."""
+    case.submit("trainer.num_nodes=1", "cluster.trials_per_node=2", trials=("trainer.log_every_n_steps=1,2",))
+    case.sweep.reach(6, trial=0)
+    case.sweep.reach(6, trial=1)
+    inject.preempt(case.sweep, 0)
+    case.sweep.hit(1)
+    for trial in (1, 0):
+        row = case.row("QoS preemption of two trials on a node", trial)
+        assert row.troubles == [] and (row.lost, row.restarts) == (0, 1)
+    assert len(case.sweep.desk.arrays()) == 1
+
+
+@slow
 def test_time_limit(case: Case) -> None:
     """2 minutes for a trial that needs more: USR2 comes at about half of it, and as often as it takes."""
     case.submit(*LONG, "cluster.time=2", "cluster.signal_delay_s=30")

@@ -23,7 +23,7 @@
 #SBATCH --signal=USR2@120
 #SBATCH --time=60
 
-# Each array element is one trial, a folder of its number in the sweep's folder.
+# The trials in the order of the array's elements; each is a folder of its number in the sweep's folder.
 sweep='/runs/it'"'"'s $(s)'
 trials=(0 1 2)
 here='/env of mine/python'
