@@ -32,6 +32,10 @@ SAID: dict[str, str] = {
 }
 
 
+#: What `then` begins with where the trial does not go on; why follows.
+GAVE_UP = "gave up: "
+
+
 @dataclass(frozen=True)
 class Start:
     """One start, with its end where that is known."""
@@ -53,6 +57,10 @@ class Start:
     """The node that is at fault."""
     then: str = ""
     """What was done about it: `requeued`, `goes on as job 77_2`, `gave up: ...`."""
+
+    @property
+    def gave_up(self) -> bool:
+        return self.then.startswith(GAVE_UP)
 
     @property
     def progress(self) -> bool:

@@ -224,7 +224,7 @@ def _beside_others(state: TrialState, parts: Sequence[Element]) -> TrialState:
     if not known or not known[-1].kind:
         return state
     last = known[-1]
-    if last.then.startswith("gave up"):
+    if last.gave_up:
         return replace(state, state="FAILED", reason=last.then)
     if state.state == "RUNNING":
         return replace(state, state="WAITING")
@@ -334,7 +334,7 @@ def _by_history(state: TrialState, starts: Sequence[history.Start]) -> str:
         return f"{last.why}; goes on from step {last.last_step}{beside}{held}{hold}"
     if state.state == "RUNNING":
         return state.reason or f"start {len(starts)}, from step {starts[-1].first_step}; before: {last.why}"
-    if state.state == "FAILED" and last is starts[-1] and last.then.startswith("gave up"):
+    if state.state == "FAILED" and last is starts[-1] and last.gave_up:
         return last.then if len([start for start in starts if start.chain == last.chain]) > 1 else last.why
     return state.reason
 
@@ -352,7 +352,7 @@ def _with_error(sweep: Sweep, state: TrialState) -> TrialState:
     memory = attempts.said_out_of_memory(batch)
     if not own_end:
         reported = attempts.srun_reported(batch)
-        if state.reason.startswith("gave up"):
+        if state.reason.startswith(history.GAVE_UP):
             pass  # says how often it was tried, and why not again
         elif memory:
             state = replace(state, reason="ran out of memory")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import bad_nodes, history
-from launcher.history import SAID, Start
+from launcher.history import GAVE_UP, SAID, Start
 from launcher.submit import job
 from launcher.submit.how_it_ended import MARK, cluster_of, how, last_step
 from launcher.submit.job import Me, Word
@@ -37,7 +37,6 @@ _BY_SLURM: dict[str, tuple[history.Kind, str]] = {
 #: Exit codes of `begin` besides 0 and 1.
 DONE, REQUEUED = 3, 75
 _LATER = "is to go on"  # what has been decided, until it is done
-_GAVE_UP = "gave up: "
 
 
 def main(words: Sequence[str]) -> int:
@@ -71,7 +70,7 @@ def begin(trial: Path, me: Me, beside: bool = False) -> int:
         chain[-1], decision = _without_a_word(trial, chain, step, cluster, me)
     if beside and (trial / "result.json").exists():
         return DONE
-    if beside and chain and chain[-1].then.startswith(_GAVE_UP):
+    if beside and chain and chain[-1].gave_up:
         print(f"trial {trial.name} {chain[-1].then}", flush=True)
         return 1
     if beside and chain and starts[-1].chain != me.chain:
@@ -100,7 +99,7 @@ def _without_a_word(
     last = chain[-1]
     kind, why = _BY_SLURM.get(job.how_it_ended(me.element, last.attempt), ("requeued", SAID["requeued"]))
     decision = decide(chain[:-1], last, Ending(kind, why, step), cluster, {})
-    then = "requeued by Slurm" if decision.go_on else f"{_GAVE_UP}{decision.why}"
+    then = "requeued by Slurm" if decision.go_on else f"{GAVE_UP}{decision.why}"
     history.ended(trial, last.attempt, kind, why, step, then)
     return replace(last, kind=kind, why=why, last_step=step, then=then), decision
 
@@ -158,7 +157,7 @@ def end(trial: Path, me: Me, code: int, script: Sequence[str] = ()) -> int:
             bad_nodes.remove(trial.parent, one)
     if not decision.go_on:
         print(f"gives up: {decision.why}", flush=True)
-        history.ended(trial, me.attempt, ending.kind, ending.why, ending.step, then=f"{_GAVE_UP}{decision.why}")
+        history.ended(trial, me.attempt, ending.kind, ending.why, ending.step, then=f"{GAVE_UP}{decision.why}")
         return code or 1
     guilty = _possible(word, decision.exclude, len(job.hostnames(me.nodes)))
     for node in guilty:
