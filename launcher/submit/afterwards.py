@@ -107,11 +107,13 @@ def _without_a_word(
 def _elsewhere(trial: Path, me: Me, cluster: Mapping[str, Any]) -> bool:
     """Whether this job goes back into the queue, since a sibling has found one of its nodes to be bad meanwhile."""
     blamed = {one.name: one.why for one in bad_nodes.read(trial.parent, me.cluster)}
+    if not blamed or not cluster.get("requeue", True):
+        return False
     here = [node for node in job.hostnames(me.nodes) if node in blamed]
-    if not here or not cluster.get("requeue", True):
+    if not here:
         return False
     word = job.ask(me.element)
-    away = _possible(word, list(blamed), len(job.hostnames(me.nodes)))
+    away = _possible(me, word, list(blamed))
     if not set(here) & set(away) or not job.requeue(me.element):
         return False
     job.keep_away(me.element, word, away)
@@ -150,16 +152,16 @@ def end(trial: Path, me: Me, code: int, script: Sequence[str] = ()) -> int:
         return code or 1
     ending = how(trial, me, code, word)
     chain = [start for start in starts if start.chain == me.chain and start.kind]
-    blamed = {one.name: one.why for one in bad_nodes.read(trial.parent, me.cluster)}
-    decision = decide(chain, now, ending, cluster_of(trial), blamed)
-    for one in bad_nodes.read(trial.parent, me.cluster):
+    bad = bad_nodes.read(trial.parent, me.cluster)
+    decision = decide(chain, now, ending, cluster_of(trial), {one.name: one.why for one in bad})
+    for one in bad:
         if one.name in decision.acquit:
             bad_nodes.remove(trial.parent, one)
     if not decision.go_on:
         print(f"gives up: {decision.why}", flush=True)
         history.ended(trial, me.attempt, ending.kind, ending.why, ending.step, then=f"{GAVE_UP}{decision.why}")
         return code or 1
-    guilty = _possible(word, decision.exclude, len(job.hostnames(me.nodes)))
+    guilty = _possible(me, word, decision.exclude)
     for node in guilty:
         bad_nodes.add(trial.parent, me.cluster, node, ending.why, int(trial.name))
     print(f"{ending.why}; goes on from step {ending.step}", flush=True)
@@ -185,7 +187,7 @@ def _go_on(trials: Sequence[Path], me: Me, word: Word, script: Sequence[str]) ->
     """The last that this script does: a requeue ends it."""
     sweep = trials[0].parent
     bad = [one.name for one in bad_nodes.read(sweep, me.cluster)]
-    away = _possible(word, bad, len(job.hostnames(me.nodes)))
+    away = _possible(me, word, bad)
 
     def noted(then: str) -> None:
         for trial in trials:
@@ -203,8 +205,11 @@ def _go_on(trials: Sequence[Path], me: Me, word: Word, script: Sequence[str]) ->
     return 0
 
 
-def _possible(word: Word, nodes: Sequence[str], needed: int) -> list[str]:
-    """Of nodes to keep away from those that the trial can do without: not asked for by name, and enough are left."""
+def _possible(me: Me, word: Word, nodes: Sequence[str]) -> list[str]:
+    """Of nodes to keep away from those that the job can do without: not asked for by name, and enough are left."""
+    if not nodes:
+        return []  # as nearly always, and there is little time: nobody is asked
+    needed = len(job.hostnames(me.nodes))
     required = set(job.hostnames(word.required))
     partition = word.fields.get("Partition", "").split(",")[0]
     chosen: list[str] = []
