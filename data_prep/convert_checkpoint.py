@@ -20,13 +20,14 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import scratch, small_models  # noqa: E402
-from data_prep.hf_folder import HFFolder, open_folder  # noqa: E402
+from data_prep import scratch  # noqa: E402
+from data_prep.models import small_models  # noqa: E402
+from data_prep.models.hf_folder import HFFolder, open_folder  # noqa: E402
+from data_prep.models.proof import Failed, Prover  # noqa: E402
 from data_prep.progress import Progress  # noqa: E402
-from data_prep.proof import Failed, Prover  # noqa: E402
-from launcher import nemo_file  # noqa: E402
-from launcher.files import check_nemo  # noqa: E402
+from launcher.check.files import check_nemo  # noqa: E402
 from launcher.findings import Finding, Refused  # noqa: E402
+from launcher.nemo import nemo_file  # noqa: E402
 
 #: Bytes of a model in fp32 up to which it is proved whole, by NeMo's own restore; larger ones layer by layer.
 WHOLE = 2 << 30
@@ -167,8 +168,8 @@ def _write_folder(folder: HFFolder, content: Path, record: dict[str, Any], progr
         import yaml
         from safetensors import safe_open
 
-        from data_prep.megatron_weights import write_weights
-        from data_prep.torch_dist import CheckpointWriter
+        from data_prep.models.megatron_weights import write_weights
+        from data_prep.models.torch_dist import CheckpointWriter
 
         config = _config(folder, record["precision"])
     content.mkdir()
@@ -194,7 +195,7 @@ def _config(folder: HFFolder, precision: str) -> dict[str, Any]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder is read, nothing is looked up
     from transformers import AutoTokenizer
 
-    from data_prep.nemo_config import model_config
+    from data_prep.models.nemo_config import model_config
 
     try:
         tokens = len(AutoTokenizer.from_pretrained(str(folder.path), use_fast=True))
@@ -254,7 +255,7 @@ def _to_hf(args: argparse.Namespace) -> None:
     if args.precision or not args.verify:
         option = "--precision" if args.precision else "--no-verify"
         raise Refused([Finding(option, "", "goes with --to nemo", "leave it out: weights are written as they are")])
-    from data_prep import nemo_to_hf
+    from data_prep.models import nemo_to_hf
 
     nemo_to_hf.convert(Path(args.source).expanduser(), args.output.expanduser(), args.force)
 

@@ -17,13 +17,13 @@ if __name__ == "__main__":
     # Run as a script, Python puts this folder first; the packages lie one above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_prep import output, prompt_formats, sources, summary, tokenizer_files  # noqa: E402
-from data_prep.forms import FORMS  # noqa: E402
-from data_prep.pair_tokens import PairTokenizer  # noqa: E402
-from data_prep.pipeline import build, recipe  # noqa: E402
+from data_prep.pairs import output, prompt_formats, sources, summary, tokenizer_files  # noqa: E402
+from data_prep.pairs.build import build, recipe  # noqa: E402
+from data_prep.pairs.forms import FORMS  # noqa: E402
+from data_prep.pairs.pair_tokens import PairTokenizer  # noqa: E402
+from data_prep.pairs.sieve import Options  # noqa: E402
+from data_prep.pairs.splits import Sizes  # noqa: E402
 from data_prep.progress import Progress  # noqa: E402
-from data_prep.sieve import Options  # noqa: E402
-from data_prep.splits import Sizes  # noqa: E402
 from launcher.findings import Finding, Refused  # noqa: E402
 
 EXAMPLES = """\

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(name: str, words: list[str]) -> int:
-    from launcher.slurm import SlurmError
+    from launcher.slurm.client import SlurmError
 
     module = importlib.import_module(f"launcher.commands.{name}")
     parser = argparse.ArgumentParser(

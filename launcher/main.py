@@ -17,7 +17,7 @@ if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == HERE:
     sys.path[0] = str(HERE.parent)
 sys.path.insert(1, str(HERE / "plugins"))  # Hydra takes plugins from the namespace hydra_plugins only
 
-from launcher import state  # noqa: E402
+from launcher.compose import hydra_state  # noqa: E402
 from launcher.findings import Refused  # noqa: E402
 
 
@@ -28,13 +28,13 @@ def config_root() -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from launcher import overrides
+    from launcher.compose import command_line
 
     words = sys.argv[1:] if argv is None else argv
     try:
-        line = overrides.prepare(words, config_root())
-        state.forced = line.forced
-        state.command = [Path(sys.argv[0]).name, *words]
+        line = command_line.prepare(words, config_root())
+        hydra_state.forced = line.forced
+        hydra_state.command = [Path(sys.argv[0]).name, *words]
         if line.note:
             print(line.note, file=sys.stderr)
         return _run_hydra(line.argv)
@@ -48,7 +48,7 @@ def _run_hydra(argv: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from launcher.compose import register_resolvers
+    from launcher.compose.trials import register_resolvers
 
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, to be said in one line
@@ -65,9 +65,9 @@ def _run_hydra(argv: list[str]) -> int:
     except Exception as error:
         if not hasattr(error, "exit_code") or isinstance(error, Refused):
             raise
-        print(error, file=sys.stderr)  # launcher.submit.local.Stopped, whose module is not loaded for a --help
+        print(error, file=sys.stderr)  # launcher.local.run.Stopped, whose module is not loaded for a --help
         return int(error.exit_code)
-    return state.exit_code
+    return hydra_state.exit_code
 
 
 def _never(config: object) -> None:

@@ -26,8 +26,8 @@ def report(sweep: str, out: Path) -> None:
     """The upper part of the HTML report, as a browser shows it."""
     from PIL import Image
 
-    from launcher import find
     from launcher.report import gather, page
+    from launcher.sweep import find
 
     with tempfile.TemporaryDirectory() as folder, browser.browser() as opened:
         path = Path(folder) / "report.html"
@@ -45,9 +45,10 @@ def watch(sweep: str, out: Path) -> None:
     from rich.console import Console
     from rich.terminal_theme import MONOKAI
 
-    from launcher import find, states
-    from launcher.watch_view import draw
-    from launcher.watching import Losses
+    from launcher.status import states
+    from launcher.status.screen import draw
+    from launcher.status.watcher import Losses
+    from launcher.sweep import find
 
     console = Console(record=True, width=80, height=24, force_terminal=True, file=io.StringIO())
     console.print(draw(states.look(find.sweep(sweep)), Losses(), console))

@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from launcher import actions, find, states
-from launcher.status_table import spans
+from launcher.status import states
+from launcher.status.table import spans
+from launcher.submit import actions
+from launcher.sweep import find
 
 
 def add(parser: argparse.ArgumentParser) -> None:

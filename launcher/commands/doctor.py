@@ -19,9 +19,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher import health, health_slurm
-from launcher.health import MISSING, OK, WARNING, Line
-from launcher.submit.slurm_check import Site
+from launcher.check import doctor, doctor_slurm
+from launcher.check.cluster_limits import Site
+from launcher.check.doctor import MISSING, OK, WARNING, Line
 
 FORMAT = 1
 _COLOURS = {OK: "32", WARNING: "33", MISSING: "31"}
@@ -54,23 +54,23 @@ def run(args: argparse.Namespace) -> int:
 
 def checks(runs: Path, deep: bool) -> Iterator[Line]:
     """Every line, in the order in which one would look."""
-    yield from health.python()
+    yield from doctor.python()
     site = Site()
     said = []
-    for line in health_slurm.cluster(site):
+    for line in doctor_slurm.cluster(site):
         said.append(line)
         yield line
     on_cluster = any(line.state != WARNING for line in said)
     containers = False
     if on_cluster:
-        lines, containers = health_slurm.containers()
+        lines, containers = doctor_slurm.containers()
         yield from lines
-    yield from health.nemo(deep, needed=not containers)
-    yield from health.devices()
+    yield from doctor.nemo(deep, needed=not containers)
+    yield from doctor.devices()
     answered = any(line.topic == "partitions" for line in said)
     sizes = [partition.total_nodes for partition in site.cluster.partitions] if answered else []
-    yield from health.runs_folder(runs, many_nodes=on_cluster and max(sizes, default=2) > 1)
-    yield from health.scratch()
+    yield from doctor.runs_folder(runs, many_nodes=on_cluster and max(sizes, default=2) > 1)
+    yield from doctor.scratch()
 
 
 def _text(line: Line) -> str:

@@ -14,10 +14,10 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from launcher import find
 from launcher.findings import Finding, Refused
 from launcher.report import gather, judge
-from launcher.sweep import Sweep, Trial
+from launcher.sweep import find
+from launcher.sweep.folder import Sweep, Trial
 
 _NEEDED = ("torch", "safetensors", "numpy")
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         remedy = "pip install -e '.[train]', or run this where the trials run"
         raise Refused([Finding("export", "", f"needs {' and '.join(missing)}, not installed here", remedy)])
-    from data_prep.export import base_name, export
+    from data_prep.models.export import base_name, export
 
     out = args.out.expanduser()
     export(sweep, trial, out, merge=args.merge, base=args.base, force=args.force)

@@ -14,12 +14,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher import find, history, states
-from launcher.attempts import Attempt, attempts, failure, srun_log, tail
 from launcher.findings import Finding, Refused
-from launcher.states import ENDED_BADLY, TrialState
-from launcher.status_table import remark
-from launcher.sweep import Sweep, Trial
+from launcher.status import states
+from launcher.status.states import ENDED_BADLY, TrialState
+from launcher.status.table import remark
+from launcher.sweep import find
+from launcher.sweep import starts as history
+from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.logs import Attempt, attempts, failure, srun_log, tail
 
 _POLL_S = 0.5
 _ASK_S = 30.0  # between two questions to Slurm while following
@@ -169,6 +171,6 @@ def _followed(sweep: Sweep, trial: Trial, rank: int) -> Iterator[str]:
 
 
 def _few(numbers: list[int]) -> str:
-    from launcher.slurm_rows import array_spec
+    from launcher.slurm.rows import array_spec
 
     return array_spec(numbers)

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import argparse
 
-from launcher.submit import handover, pipeline
+from launcher.submit import for_commands, pipeline
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    handover.add_words(parser)
+    for_commands.add_words(parser)
     add_sources(parser)
 
 
@@ -34,7 +34,7 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     pipeline.refuse_here()
     sources = pipeline.Sources(args.pairs, args.checkpoint)
-    line = handover.words(args, multirun=True)
-    return handover.trials(
+    line = for_commands.words(args, multirun=True)
+    return for_commands.trials(
         line, ["launcher", "pipeline", *line], lambda launcher, each: pipeline.submit(launcher, each, sources)
     )

@@ -19,19 +19,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.commands.pipeline import add_sources
-from launcher.submit import handover
+from launcher.submit import for_commands
 from launcher.submit.pipeline import Sources
 from launcher.submit.rendering import STAGES, stage_text
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stage", metavar="STAGE", choices=STAGES, help=", ".join(STAGES))
-    handover.add_words(parser)
+    for_commands.add_words(parser)
     add_sources(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    line = handover.words(args, multirun=args.stage == "sweep" or args.multirun)
+    line = for_commands.words(args, multirun=args.stage == "sweep" or args.multirun)
     if not any(word.lstrip("+").startswith("cluster=") for word in args.overrides):
         line.append("cluster=slurm")  # also where there is none: a script is for a cluster
     sources = Sources(args.pairs, args.checkpoint)
@@ -41,6 +41,6 @@ def run(args: argparse.Namespace) -> int:
         texts.extend(stage_text(args.stage, launcher, job_overrides, line, sources))
         return []
 
-    code = handover.trials(line, ["launcher", "render", args.stage, *line], take)
+    code = for_commands.trials(line, ["launcher", "render", args.stage, *line], take)
     print("\n".join(texts), end="")
     return code

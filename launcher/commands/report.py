@@ -17,10 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launcher import find, states
 from launcher.findings import Finding, Refused
 from launcher.report import gather, text
-from launcher.sweep import Sweep, Trial
+from launcher.status import states
+from launcher.sweep import find
+from launcher.sweep.folder import Sweep, Trial
 
 FORMATS = ("html", "md", "csv", "png")
 
@@ -88,7 +89,7 @@ def evaluate(sweep: Sweep) -> list[Trial]:
     for place, trial in enumerate(todo, 1):
         print(f"evaluating trial {trial.name}, {place} of {len(todo)}", flush=True)
         ranks = int(trial.config()["model"].get("tensor_model_parallel_size") or 1)
-        command = [sys.executable, "-m", "launcher.train.evaluate", str(trial.folder)]
+        command = [sys.executable, "-m", "launcher.train.nemo_aligner.evaluate", str(trial.folder)]
         if ranks > 1:
             run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
             command = [sys.executable, *run, *command[1:]]

@@ -12,10 +12,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from launcher import actions, find, states
 from launcher.commands.cancel import agreed
-from launcher.status_table import spans
-from launcher.sweep import Sweep, Trial
+from launcher.status import states
+from launcher.status.table import spans
+from launcher.submit import actions
+from launcher.sweep import find
+from launcher.sweep.folder import Sweep, Trial
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
 def run_here(sweep: Sweep, trials: Sequence[Trial]) -> int:
     """Run trials on this machine and wait for them. 0 all done, 1 one failed, 128 + signal if asked to stop."""
-    from launcher.progress import view
-    from launcher.submit import local
+    from launcher.local import run as local
+    from launcher.status.progress import view
 
     at_once = (trials[0].config().get("cluster") or {}).get("trials_at_once")
     try:

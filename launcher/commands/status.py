@@ -32,9 +32,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher import bad_nodes, find, slurm_command, states
-from launcher.states import Look, TrialState
-from launcher.status_table import table
+from launcher.slurm import run as slurm_command
+from launcher.status import states
+from launcher.status.states import Look, TrialState
+from launcher.status.table import table
+from launcher.sweep import bad_nodes, find
 
 FORMAT = 1
 _SLOW_S = 3.0

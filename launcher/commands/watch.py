@@ -13,10 +13,10 @@ import os
 import sys
 import time
 
-from launcher import find
-from launcher.states import LIVE
-from launcher.sweep import Sweep
-from launcher.watching import Lines, Watcher
+from launcher.status.states import LIVE
+from launcher.status.watcher import Lines, Watcher
+from launcher.sweep import find
+from launcher.sweep.folder import Sweep
 
 _POLL_S = 1.0
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     terminal = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
     if args.lines or not terminal:
         return follow(sweep)
-    from launcher.watch_view import Screen
+    from launcher.status.screen import Screen
 
     return Screen(sweep).run()
 

@@ -1,7 +1,7 @@
 """Figures with their standard errors. Pure arithmetic.
 
 What NeMo-Aligner logs are means alone, so that an error is either exact, from the values of each pair that the
-evaluation keeps (launcher.train.evaluate), or at most what the one standard deviation that is logged allows
+evaluation keeps, or at most what the one standard deviation that is logged allows
 (`rewards_all_std`, of chosen and rejected log-ratios together).
 """
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher import metrics
 from launcher.report import figures
+from launcher.report.ending_table import standard_error
 from launcher.report.figures import Figure
-from launcher.sweep import Sweep, Trial, labels
-from launcher.table import standard_error
+from launcher.sweep import metrics
+from launcher.sweep.folder import Sweep, Trial, labels
 
 MEASURES = ("loss", "accuracy", "margin", "drift", "kl")
 _LEFT_OUT = ("cluster.", "paths.", "exp_manager.", "experiment.", "wait")  # they say where, not what
@@ -121,7 +121,7 @@ class Report:
 
 
 def gather(sweep: Sweep, states: Iterable[Any] = (), troubles: Sequence[str] = (), now: float | None = None) -> Report:
-    """Read a sweep. `states` are launcher.states' TrialState, which know why a trial has no result, where they are."""
+    """Read a sweep. `states` (of launcher.status.states) say why a trial has no result."""
     known = {state.trial.number: state for state in states}
     names = labels(sweep.trials)
     found = [_trial(sweep, trial, names[trial.number], known.get(trial.number)) for trial in sweep.trials]

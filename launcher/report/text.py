@@ -12,7 +12,7 @@ from typing import Any
 from launcher.report import figures, judge
 from launcher.report.figures import Figure
 from launcher.report.gather import Report, TrialReport
-from launcher.sweep import clock
+from launcher.sweep.folder import clock
 
 SEEDS = "One seed a beta: the errors say nothing of how another seed would have come out."
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import slurm
-from launcher.compose import TrialConfig
+from launcher.check.cluster_limits import Site
+from launcher.compose.trials import TrialConfig
 from launcher.findings import Finding, Refused
-from launcher.submit import prepare, script, slurm_launch, stages
-from launcher.submit.handover import refuse_without_slurm
-from launcher.submit.slurm_check import Site
+from launcher.slurm import client, script
+from launcher.submit import prepare, stages, to_slurm
+from launcher.submit.for_commands import refuse_without_slurm
 from launcher.submit.stages import Stage
-from launcher.sweep import Sweep
+from launcher.sweep.folder import Sweep
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def submit(launcher: Any, job_overrides: Sequence[Sequence[str]], sources: Sourc
     before = stages_before(configs, sources)
     to_run = [stage for stage in before if not stage.there]
     site = Site()
-    check, warn = slurm_launch.checks(launcher, site)
+    check, warn = to_slurm.checks(launcher, site)
     prepare.refuse(launcher, configs, check, warn, frozenset[Path]().union(*(stage.files for stage in to_run)))
     sweep, trials = prepare.written(launcher, configs)
     for stage in before:
@@ -75,11 +75,11 @@ def submit(launcher: Any, job_overrides: Sequence[Sequence[str]], sources: Sourc
         for stage in to_run:
             chain.add(stage)
         by_number = {trial.number: config.config for trial, config in zip(trials, configs, strict=True)}
-        arrays = slurm_launch.arrays(sweep, trials, by_number, site.cluster.max_array_size, chain.last)
+        arrays = to_slurm.arrays(sweep, trials, by_number, site.cluster.max_array_size, chain.last)
         requests = list(arrays)
-        slurm_launch.submit(sweep, requests)
+        to_slurm.submit(sweep, requests)
         ids = [int(job["id"]) for job in sweep.submitted() if job["kind"] == "slurm"]
-        print(slurm_launch.submitted(sweep, requests, configs[0].config), flush=True)
+        print(to_slurm.submitted(sweep, requests, configs[0].config), flush=True)
         chain.submitted += ids
         chain.last = ids
         chain.report()
@@ -87,10 +87,10 @@ def submit(launcher: Any, job_overrides: Sequence[Sequence[str]], sources: Sourc
         chain.cancel()
         raise
     if configs[0].config["wait"]:
-        from launcher.submit.slurm_wait import wait_for
+        from launcher.submit.wait import wait_for
 
         return wait_for(sweep, trials)
-    return [slurm_launch.unfinished(trial) for trial in trials]
+    return [to_slurm.unfinished(trial) for trial in trials]
 
 
 class Chain:
@@ -123,15 +123,15 @@ class Chain:
     def cancel(self) -> None:
         """Take back what was submitted, since it cannot be completed."""
         if self.submitted:
-            slurm.scancel(self.submitted)
+            client.scancel(self.submitted)
 
     def _submit(self, name: str, text: str, what: str) -> None:
         path = self.sweep.folder / "slurm" / f"{name}.sbatch"
         path.write_text(text, encoding="utf-8")
         path.chmod(0o700)
         try:
-            job = slurm.submit(path, receipt=self.sweep.receipt(path.name))
-        except slurm.SlurmError as error:
+            job = client.submit(path, receipt=self.sweep.receipt(path.name))
+        except client.SlurmError as error:
             remedy = "correct the keys of cluster that it names"
             raise Refused([Finding(str(path), "", f"sbatch did not take it ({error})", remedy)]) from error
         self.sweep.record_job("stage", str(job), [], script=path.name, name=self._job(name))
@@ -154,7 +154,7 @@ class Chain:
 
 def refuse_here() -> None:
     """Raises Refused on a machine that is none of a Slurm cluster's."""
-    if not slurm.available() or not slurm.configured():
+    if not client.available() or not client.configured():
         why = "no Slurm here (no sbatch on the PATH, or no cluster behind it), and a pipeline is Slurm jobs"
         remedy = f"on this machine {shlex.quote('make sweep')} does all of it: data, model, sweep, comparison"
         raise Refused([Finding("pipeline", "", why, remedy)])

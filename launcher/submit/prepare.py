@@ -9,10 +9,11 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from launcher import compose, preflight, state
-from launcher.compose import TrialConfig
+from launcher.check import preflight
+from launcher.compose import hydra_state, trials
+from launcher.compose.trials import TrialConfig
 from launcher.findings import Finding, Refused
-from launcher.sweep import Sweep, Trial
+from launcher.sweep.folder import Sweep, Trial
 
 Check = Callable[[Sequence[TrialConfig]], list[Finding]]
 Warn = Callable[[Sequence[TrialConfig], Path], list[Finding]]
@@ -34,7 +35,9 @@ def checked_trials(
 
 def composed(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[TrialConfig]:
     """The trials' configs, by themselves without fault. Raises Refused."""
-    return compose.trial_configs(launcher.hydra_context.config_loader, launcher.config, job_overrides, state.forced)
+    return trials.trial_configs(
+        launcher.hydra_context.config_loader, launcher.config, job_overrides, hydra_state.forced
+    )
 
 
 def folder_of(launcher: Any) -> Path:
@@ -67,7 +70,7 @@ def written(launcher: Any, configs: Sequence[TrialConfig]) -> tuple[Sweep, list[
     if sweep is not None:
         return sweep, sweep.add_trials(pairs)
     launcher.sweep = Sweep.create(
-        folder_of(launcher), command=state.command, experiment=configs[0].config["experiment"], trials=pairs
+        folder_of(launcher), command=hydra_state.command, experiment=configs[0].config["experiment"], trials=pairs
     )
     return launcher.sweep, launcher.sweep.trials
 

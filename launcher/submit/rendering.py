@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import preflight, slurm
-from launcher.compose import TrialConfig
+from launcher.check import preflight
+from launcher.check.cluster_limits import Site
+from launcher.compose.trials import TrialConfig
 from launcher.findings import Finding, Refused
-from launcher.submit import container, prepare, script, slurm_launch, stages, template
-from launcher.submit.handover import refuse_without_slurm
+from launcher.slurm import client, container, script, template
+from launcher.slurm.script import ArrayRequest
+from launcher.submit import prepare, stages, to_slurm
+from launcher.submit.for_commands import refuse_without_slurm
 from launcher.submit.pipeline import Sources
-from launcher.submit.script import ArrayRequest
-from launcher.submit.slurm_check import Site
-from launcher.sweep import Sweep
+from launcher.sweep.folder import Sweep
 
 STAGES = ("prepare_data", "convert_checkpoint", "dpo", "sweep")
 _MAX_ARRAY_SIZE = 1001  # Slurm's default, where there is no cluster to ask
@@ -60,7 +61,7 @@ def _sweep(launcher: Any, trials: Sequence[TrialConfig]) -> list[str]:
     sweep = Sweep.planned(prepare.folder_of(launcher), command=[], experiment=experiment, trials=pairs)
     most = site.cluster.max_array_size if site else _MAX_ARRAY_SIZE
     by_number = {number: trial.config for number, trial in enumerate(trials)}
-    return [script.text(request) for request in slurm_launch.arrays(sweep, sweep.trials, by_number, most)]
+    return [script.text(request) for request in to_slurm.arrays(sweep, sweep.trials, by_number, most)]
 
 
 def _dpo(launcher: Any, trial: TrialConfig, line: Sequence[str], sources: Sources) -> str:
@@ -105,10 +106,10 @@ def _dpo(launcher: Any, trial: TrialConfig, line: Sequence[str], sources: Source
 
 def _checked(launcher: Any, trials: Sequence[TrialConfig], expected: frozenset[Path] = frozenset()) -> Site | None:
     """The cluster, asked; None where there is none here, and what it would refuse stays unknown. Raises Refused."""
-    if not slurm.available() or not slurm.configured():
+    if not client.available() or not client.configured():
         print("note: no Slurm here, so that nothing is checked against a cluster", file=sys.stderr)
         prepare.refuse(launcher, trials, expected=expected)
         return None
     site = Site()
-    prepare.refuse(launcher, trials, *slurm_launch.checks(launcher, site), expected)
+    prepare.refuse(launcher, trials, *to_slurm.checks(launcher, site), expected)
     return site

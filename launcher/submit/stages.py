@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import launcher as package
-from launcher import base_model, files, nemo_file
+from launcher.check import files
 from launcher.findings import Finding, Refused
-from launcher.submit import container, script, template
-from launcher.submit.script import ArrayRequest
+from launcher.nemo import base_model, nemo_file
+from launcher.slurm import container, script, template
+from launcher.slurm.script import ArrayRequest
 
 SPLITS = ("train", "validation", "test")
 #: Beginnings of the options in cluster.sbatch that are about GPUs and the shape of a trial.
@@ -61,7 +62,7 @@ def data(config: dict[str, Any], pairs: str | None, expected: Collection[Path] =
     to count with. `pairs` is what they are made from, if the set is not one that is known by its name; `expected` are
     files that will be made before.
     """
-    from data_prep.sources import NAMES, is_of_hub
+    from data_prep.pairs.sources import NAMES, is_of_hub
 
     prefix = {split: [Path(name) for name in names] for split, names in config["model"]["data"]["data_prefix"].items()}
     folder = prefix["train"][0].parent
@@ -94,7 +95,7 @@ def data(config: dict[str, Any], pairs: str | None, expected: Collection[Path] =
 
 def _tokenizer(config: dict[str, Any], expected: Collection[Path]) -> Path | None:
     """What has a trial's tokenizer: a folder that it names, or else its base model; None where neither does."""
-    from data_prep import tokenizer_files
+    from data_prep.pairs import tokenizer_files
 
     model = Path(config["pretrained_checkpoint"]["restore_from_path"])
     if model in expected:
@@ -132,7 +133,7 @@ def conversion(config: dict[str, Any], checkpoint: str | None) -> Stage:
 
     Raises Refused where a damaged file of somebody else's is in the way.
     """
-    from data_prep.small_models import NAMES
+    from data_prep.models.small_models import NAMES
 
     made = Path(config["pretrained_checkpoint"]["restore_from_path"])
     found = files.check_nemo(made)

@@ -8,15 +8,15 @@ from typing import Any
 
 
 def run_trial(trial_dir: Path | str, signals: Iterable[int] = ()) -> dict[str, Any]:
-    """Train one rank of the trial whose config.yaml lies in `trial_dir`, in this process; see launcher.train.dpo.
+    """Train one rank of the trial whose config.yaml lies in `trial_dir`, in this process; see launcher.train.run.
 
-    Each of `signals` is taken for a warning (launcher.train.warning): all ranks save after the running step and return
+    Each of `signals` is taken for a warning (launcher.train.signals): all ranks save after the running step and return
     {"stopped": why, "step": n}. Without any, signals do what they did before.
     """
-    from launcher.train import warning
+    from launcher.train import signals as warning
 
     if signals:
         warning.listen(Path(trial_dir), signals)
-    from launcher.train.dpo import run_trial as run  # imports torch and NeMo, some 15 s
+    from launcher.train.run import run_trial as run
 
     return run(Path(trial_dir))

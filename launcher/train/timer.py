@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from launcher.train.warning import Listener
+from launcher.train.signals import Listener
 
 #: Wishes other than a signal, which is its own number (1 to 64). Of several ranks' wishes the highest is the reason.
 _TIME_LIMIT, _JOB_ENDS = 65, 66

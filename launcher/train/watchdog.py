@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from launcher.train import ownership
-from launcher.train.metrics import MetricsFile
+from launcher.train.metrics_file import MetricsFile
 
 EXIT_CODE = os.EX_TEMPFAIL  # 75
 FIRST = 1800.0

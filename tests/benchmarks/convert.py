@@ -47,9 +47,9 @@ def write_llama(folder: Path, layers: int) -> int:
     """A random Llama of 8B's shape but for its depth, in 1 GiB shards; returns a layer's and the embedding's bytes."""
     import torch
 
-    from data_prep.llama_shape import read_shape
-    from data_prep.safetensors_writer import SafetensorsWriter
-    from data_prep.tiny_tokenizer import write_tokenizer
+    from data_prep.models.llama_shape import read_shape
+    from data_prep.models.safetensors_writer import SafetensorsWriter
+    from data_prep.models.tiny_tokenizer import write_tokenizer
 
     folder.mkdir(parents=True)
     known = write_tokenizer(folder)
@@ -111,7 +111,7 @@ def same_bits(one: Path, other: Path) -> bool:
     import torch
     from safetensors import safe_open
 
-    from data_prep.hf_folder import open_folder
+    from data_prep.models.hf_folder import open_folder
 
     folders = [open_folder(one), open_folder(other)]
     if folders[0].shape != folders[1].shape or folders[0].files.keys() != folders[1].files.keys():
@@ -131,7 +131,7 @@ def nemo_converter(checkout: Path, hf: Path, out: Path) -> Run:
     """NVIDIA's own converter, with what stands in for CUDA and Apex where they are missing."""
     script = checkout / "scripts" / "checkpoint_converters" / "convert_llama_hf_to_nemo.py"
     code = (
-        "import runpy, sys; from launcher.train import standins; standins.install(); "
+        "import runpy, sys; from launcher.train.nemo_aligner import standins; standins.install(); "
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     words = ["--input_name_or_path", str(hf), "--output_path", str(out), "--precision", "32", "--llama31", ""]

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep import hh_format, splits
-from data_prep.pairs import Pair, Talk
+from data_prep.pairs import hh_format, splits
+from data_prep.pairs.conversation import Pair, Talk
 
 SIZES = splits.Sizes(0.05, 0.05)
 _NOTHING = {"prompt": "", "chosen_response": "", "rejected_response": "", "chosen_reward": 0.0, "rejected_reward": 0.0}

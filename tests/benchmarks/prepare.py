@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep import splits
+from data_prep.pairs import splits
 from tests.benchmarks.login_node import ROOT, high_water_mb
 
 FASTER = 3.0  # times datasets.map's pairs a second, on the largest number of rows

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import small_models
+from data_prep.models import small_models
 
 pytest.importorskip("torch")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launcher.train.environment import cores
+from launcher.train.ranks import cores
 
 PREPARED = ("train", "validation", "test")
 
@@ -32,9 +32,10 @@ def _build_and_call(function: Callable[[Any, Path], None], folder: Path) -> None
     log = os.open(folder / "bench.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
-    from launcher.train import settings, training
-    from launcher.train.environment import Ranks, settle_cpu, settle_device
-    from launcher.train.metrics import MetricsFile
+    from launcher.train.metrics_file import MetricsFile
+    from launcher.train.nemo_aligner import session as training
+    from launcher.train.nemo_aligner import settings
+    from launcher.train.ranks import Ranks, settle_cpu, settle_device
 
     config, ranks = settings.load(folder), Ranks.from_environment()
     ranks.export()
@@ -49,7 +50,7 @@ def count(session: Any, folder: Path) -> None:
     from nemo.collections.nlp.modules.common.megatron.utils import get_iterator_k_split
     from nemo_aligner.algorithms.dpo import dpo_custom_collate
 
-    from launcher.train import micro_batches
+    from launcher.train.nemo_aligner.savings import micro_batches
 
     trainer, pairs = session.trainer, session.trainer.train_dataloader.dataset
     rows = [pairs[place] for place in range(len(pairs))]
@@ -76,7 +77,7 @@ def time_steps(session: Any, folder: Path) -> None:
     """CPU seconds of reference pass and training step, for each batch by turns: stock, cut alone, all savings."""
     import torch
 
-    from launcher.train import micro_batches, response_logits
+    from launcher.train.nemo_aligner.savings import micro_batches, response_logits
 
     trainer, model = session.trainer, session.model
     collate = trainer.collate_fn
@@ -126,7 +127,7 @@ def all_cores() -> None:
 
 def keep_peak() -> None:
     """Called in a rank before it trains: leaves its peak memory beside its log."""
-    from launcher.train import training
+    from launcher.train.nemo_aligner import session as training
 
     leave = training.shut_down
 
@@ -147,7 +148,8 @@ def stock_with_peak() -> None:
 
 def stop_in_the_middle() -> None:
     """Called in a rank before it trains: it stops, with a checkpoint, after half of its steps."""
-    from launcher.train import timer, training
+    from launcher.train import timer
+    from launcher.train.nemo_aligner import session as training
 
     made = [0]
     step = training.PreferenceTrainer.train_single_step

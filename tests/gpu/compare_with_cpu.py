@@ -24,7 +24,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from data_prep import convert_checkpoint, small_models  # noqa: E402
+from data_prep import convert_checkpoint  # noqa: E402
+from data_prep.models import small_models  # noqa: E402
 from launcher.findings import Refused  # noqa: E402
 from tests.integration.minimal_trial import write_pairs, write_trial  # noqa: E402
 

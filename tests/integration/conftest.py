@@ -37,7 +37,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_hf(work: Path) -> Path:
     """The random two-layer Llama as a Hugging Face folder."""
-    from data_prep import small_models
+    from data_prep.models import small_models
 
     return small_models.ensure("tiny", work / "models" / "hf")
 

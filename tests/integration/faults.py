@@ -10,21 +10,21 @@ from typing import Any
 
 def signal_after(step: int, rank: int = 0, number: int = signal.SIGUSR2) -> None:
     """The rank is warned while it makes its `step`th step."""
-    from launcher.train.loop import PreferenceTrainer
+    from launcher.train.nemo_aligner.trainer import PreferenceTrainer
 
     _before(PreferenceTrainer, "train_single_step", lambda self: self.step == step - 1 and _mine(rank), number)
 
 
 def signal_in_validation(step: int, rank: int = 0) -> None:
     """The rank is warned in the validation after `step` steps."""
-    from launcher.train.loop import PreferenceTrainer
+    from launcher.train.nemo_aligner.trainer import PreferenceTrainer
 
     _before(PreferenceTrainer, "validation_step", lambda self: self.step == step and _mine(rank), signal.SIGUSR2)
 
 
 def signal_in_save(step: int, rank: int = 0) -> None:
     """The rank is warned, and once more, while it saves its `step`th step, which is one to save at."""
-    from launcher.train import checkpointing
+    from launcher.train.nemo_aligner import checkpointing
 
     def due(path: Any, counters: Any) -> bool:
         return counters["step"] == step and _mine(rank)
@@ -47,8 +47,8 @@ def kill_in_save(step: int, moment: str, last: bool) -> None:
     """All ranks die while they save the best checkpoint of a step (or its `last`): "half" written, "unsealed", or
     with the old one not "pruned".
     """
-    from launcher import checkpoints
-    from launcher.train import checkpointing
+    from launcher.sweep import checkpoints
+    from launcher.train.nemo_aligner import checkpointing
 
     def due(path: Any) -> bool:
         return f"step={step}-" in str(path) and ("-last" in str(path)) == last
@@ -108,16 +108,16 @@ def kill_before_nemo_file() -> None:
 
 def signal_in_evaluation(rank: int = 0) -> None:
     """The rank is warned in the evaluation after training."""
-    from launcher.train import evaluate
+    from launcher.train.nemo_aligner import evaluate
 
     _before(evaluate, "evaluate", lambda *args: _mine(rank), signal.SIGUSR2)
 
 
 def signal_while_loading(rank: int = 0) -> None:
     """The rank is warned before its ranks have met."""
-    from launcher.train import training
+    from launcher.train.nemo_aligner import session
 
-    _before(training, "load_from_nemo", lambda *args, **kwargs: _mine(rank), signal.SIGUSR2)
+    _before(session, "load_from_nemo", lambda *args, **kwargs: _mine(rank), signal.SIGUSR2)
 
 
 def _mine(rank: int) -> bool:

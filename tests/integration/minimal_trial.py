@@ -40,8 +40,8 @@ def write_trial(
     from omegaconf import OmegaConf
 
     from launcher import main  # which lets Hydra find the project's plugins
-    from launcher.compose import register_resolvers
-    from launcher.lora import nemo_modules
+    from launcher.compose.trials import register_resolvers
+    from launcher.nemo.lora import nemo_modules
 
     register_resolvers()
     GlobalHydra.instance().clear()

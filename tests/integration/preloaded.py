@@ -6,9 +6,9 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a fork cannot take a pool of threads along
 
-from launcher.train import quiet, standins
+from launcher.train.nemo_aligner import log_filter, standins
 
-quiet.quiet()
+log_filter.quiet()
 standins.install()
 
-from launcher.train import training  # noqa: E402, F401
+from launcher.train.nemo_aligner import session  # noqa: E402, F401

@@ -9,7 +9,8 @@ def stock() -> None:
     """Called in a rank before it trains: none of the launcher's own ways with a step are left."""
     from nemo_aligner.algorithms.dpo import DPOTrainer
 
-    from launcher.train import savings, training
+    from launcher.train.nemo_aligner import session as training
+    from launcher.train.nemo_aligner.savings import install
 
     def run(session: Any) -> str:
         session.trainer.fit()
@@ -17,4 +18,4 @@ def stock() -> None:
 
     training.PreferenceTrainer = lambda *, state, **arguments: DPOTrainer(**arguments)
     training.Session.run = run
-    savings.install = lambda *args, **kwargs: None
+    install.install = lambda *args, **kwargs: None

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import convert_checkpoint, megatron_weights, nemo_config, proof, small_models
-from data_prep.llama_shape import LLAMA31_ROPE
-from launcher import nemo_file
+from data_prep import convert_checkpoint
+from data_prep.models import megatron_weights, nemo_config, proof, small_models
+from data_prep.models.llama_shape import LLAMA31_ROPE
+from launcher.nemo import nemo_file
 
 pytest.importorskip("nemo")
 pytestmark = pytest.mark.nemo
@@ -179,7 +180,7 @@ def test_command_makes_tiny_once(tmp_path):
 RANK = """
 import sys
 from pathlib import Path
-from launcher.train import standins
+from launcher.train.nemo_aligner import standins
 standins.install()
 import torch
 from lightning.pytorch import Trainer

@@ -16,10 +16,11 @@ BETA = 0.1
 
 def evaluate_instead() -> None:
     """The ranks evaluate the trial, which is done, in many small blocks of vocabulary and of tokens."""
-    from launcher.train import divergence, dpo, evaluate
+    from launcher.train import run
+    from launcher.train.nemo_aligner import divergence, evaluate
 
     divergence.BLOCK, divergence.TOKENS = 100, 37
-    dpo.run_trial = evaluate.evaluate_trial
+    run.run_trial = evaluate.evaluate_trial
 
 
 def evaluate_and_compare_with_whole_logits() -> None:
@@ -27,7 +28,7 @@ def evaluate_and_compare_with_whole_logits() -> None:
     import torch
     from nemo_aligner.utils import parallel_state
 
-    from launcher.train import divergence
+    from launcher.train.nemo_aligner import divergence
 
     evaluate_instead()
     blockwise = divergence.compare
@@ -147,7 +148,7 @@ def test_tensor_parallel_ranks_join_their_shares_of_the_vocabulary(train, new_tr
 
 def test_what_cannot_be_evaluated_is_refused(new_trial, tmp_path):
     from launcher.findings import Refused
-    from launcher.train import evaluate
+    from launcher.train.nemo_aligner import evaluate
 
     folder = new_trial()
     with pytest.raises(Refused, match=r"has no result\.json"):
@@ -160,7 +161,7 @@ def test_what_cannot_be_evaluated_is_refused(new_trial, tmp_path):
 def test_parallelism_that_it_does_not_know_is_said():
     from omegaconf import OmegaConf
 
-    from launcher.train.evaluate import obstacle
+    from launcher.train.nemo_aligner.evaluate import obstacle
 
     config = OmegaConf.create({"pipeline_model_parallel_size": 2, "data": {"data_impl": "jsonl"}})
     assert obstacle(config).startswith("model.pipeline_model_parallel_size=2")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launcher import __main__ as command
-from launcher.sweep import Sweep
+from launcher.sweep.folder import Sweep
 from tests.benchmarks.convert import same_bits
 from tests.integration.minimal_trial import write_trial
 
@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 
 def keep_log_probabilities() -> None:
     """At the end of the training, NeMo-Aligner's own log-probabilities of each held-out pair, policy and reference."""
-    from launcher.train import evaluate
+    from launcher.train.nemo_aligner import evaluate
 
     usual = evaluate.evaluate
 
@@ -142,8 +142,9 @@ def test_pipeline_parallel_trial(sweep, tiny_hf, tiny_nemo, pairs, tmp_path):
 @pytest.mark.slow
 def test_smollm2(sweep, pairs, tmp_path, monkeypatch):
     """A real model: converted and proved layer by layer, there and back, trained, exported."""
-    from data_prep import convert_checkpoint, nemo_to_hf
-    from launcher import nemo_file
+    from data_prep import convert_checkpoint
+    from data_prep.models import nemo_to_hf
+    from launcher.nemo import nemo_file
 
     hf, nemo = tmp_path / "hf" / "smollm2_135m", tmp_path / "smollm2_135m.nemo"
     monkeypatch.setattr(convert_checkpoint, "WHOLE", 0)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.pairs.sources import SAMPLE
 from data_prep.prepare_data import main
-from data_prep.sources import SAMPLE
 from tests.integration.conftest import REPOSITORY
 
 pytest.importorskip("nemo_aligner")

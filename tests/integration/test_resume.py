@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import checkpoints
+from launcher.sweep import checkpoints
 from tests.integration import faults
 
 pytest.importorskip("nemo_aligner")

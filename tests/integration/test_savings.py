@@ -135,13 +135,13 @@ def test_two_trials_that_start_at_once_share_the_work(train, new_trial, stock_tr
 
 
 def in_small_groups() -> None:
-    from launcher.train import reference
+    from launcher.train.nemo_aligner.savings import reference
 
     reference.PAIRS_A_RANK = 4
 
 
 def hang_in_the_second_group() -> None:
-    from launcher.train import reference
+    from launcher.train.nemo_aligner.savings import reference
 
     in_small_groups()
     work = reference.Reference._rows

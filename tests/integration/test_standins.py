@@ -37,7 +37,7 @@ def state():
         "stand-in modules": sorted(name for name, m in sys.modules.items() if "standins" in (m.__doc__ or "")),
     }}
 
-from launcher.train import standins
+from launcher.train.nemo_aligner import standins
 before = state()
 gaps = standins.install()
 after = state()
@@ -91,7 +91,7 @@ def test_too_late_is_an_error(tmp_path):
     code = """
         import sys, types
         sys.modules["nemo"] = types.ModuleType("nemo")
-        from launcher.train import standins
+        from launcher.train.nemo_aligner import standins
         standins.install()
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]

@@ -21,14 +21,14 @@ HELD_OUT = ("val/loss", "val/acc", "val/rewards_chosen_mean", "val/rewards_rejec
 
 def in_file_order() -> None:
     """Training pairs as they stand in the file: NeMo's random sampler shuffles each rank's share by itself."""
-    from launcher.train import training
+    from launcher.train.nemo_aligner import session
 
-    shuffled = training.batches
-    training.batches = lambda *args, **kwargs: shuffled(*args, **{**kwargs, "use_random_sampler": False})
+    shuffled = session.batches
+    session.batches = lambda *args, **kwargs: shuffled(*args, **{**kwargs, "use_random_sampler": False})
 
 
 def fail_at_step_2_on_rank_1() -> None:
-    from launcher.train.loop import PreferenceTrainer
+    from launcher.train.nemo_aligner.trainer import PreferenceTrainer
 
     right = PreferenceTrainer.train_single_step
 

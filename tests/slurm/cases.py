@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.sweep import Sweep
+from launcher.sweep.folder import Sweep
 from tests.slurm import faults, inject
 from tests.slurm.cluster import Cluster
 from tests.slurm.desk import Desk

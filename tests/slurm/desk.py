@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.sweep import Sweep
+from launcher.sweep.folder import Sweep
 from tests.slurm.cluster import Cluster
 from tests.slurm.daemon import wait_until
 from tests.unit.conftest import row, write_nemo

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher import metrics
-from launcher.states import Look
-from launcher.sweep import Trial
+from launcher.status.states import Look
+from launcher.sweep import metrics
+from launcher.sweep.folder import Trial
 from tests.slurm.victim import SAVE, Sweeping, trained
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher import checkpoints, history
-from launcher.states import Look
+from launcher.status.states import Look
+from launcher.sweep import checkpoints, starts
 from tests.slurm import inject
 from tests.slurm.cluster import Cluster
 from tests.slurm.desk import Desk
@@ -167,7 +167,7 @@ def figures(soak: Soak, look: Look, reference: Result, asked: argparse.Namespace
         lost_all, starts_all = lost_all + lost, starts_all + state.restarts
         troubles += [f"trial {number}: {problem}" for problem in problems]
         hits = ", ".join(soak.hits.get(number, []))
-        ends = ", ".join(str(start.kind) for start in history.read(state.trial.folder))
+        ends = ", ".join(str(start.kind) for start in starts.read(state.trial.folder))
         table.append(f"| {number} | {hits} | {ends} | {lost} | {result} |")
     hits = Counter(name for names in soak.hits.values() for name in names)
     lines = [
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"[{time.monotonic() - began:6.0f} s] {line}", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, Cluster(nodes=6, progress=say) as cluster:
-        os.environ.update({name: cluster.env[name] for name in ("SLURM_CONF", "PATH")})  # for launcher.slurm
+        os.environ.update({name: cluster.env[name] for name in ("SLURM_CONF", "PATH")})  # for launcher.slurm.client
         cluster.sacctmgr("modify", "qos", "normal", "set", "GraceTime=60")
         alone = Sweeping(Desk(cluster, Path(folder) / "alone"))
         alone.desk.set_up()

@@ -12,14 +12,14 @@ from typing import Any
 
 import yaml
 
-from launcher import states
-from launcher.states import Look
-from launcher.submit import slurm_launch
-from launcher.sweep import Sweep
+from launcher.status import states
+from launcher.status.states import Look
+from launcher.submit import to_slurm
+from launcher.sweep.folder import Sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Called as Python would be: -u -m launcher.submit.slurm_rank TRIAL. The trial's behave.json says what each rank does.
+# Called as Python would be: -u -m launcher.job.rank TRIAL. The trial's behave.json says what each rank does.
 STAND_IN = """
 import ctypes, faulthandler, glob, json, os, signal, sys, time
 trial = sys.argv[-1]
@@ -135,7 +135,7 @@ def make(folder: Path, *behave: dict[str, Any], **cluster: Any) -> Sweep:
 
 def submit(sweep: Sweep) -> None:
     configs = {trial.number: trial.config() for trial in sweep.trials}
-    slurm_launch.submit(sweep, list(slurm_launch.arrays(sweep, sweep.trials, configs, 1001)))
+    to_slurm.submit(sweep, list(to_slurm.arrays(sweep, sweep.trials, configs, 1001)))
 
 
 def until(sweep: Sweep, true: Callable[[Look], bool], seconds: float = 90) -> Look:

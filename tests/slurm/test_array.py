@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.sweep import Sweep
+from launcher.sweep.folder import Sweep
 from tests.slurm.cluster import Cluster
 from tests.slurm.desk import BETA, ROOT, Desk
 

@@ -1,4 +1,4 @@
-"""launcher.slurm against a real Slurm: what it reads there, and with how many commands."""
+"""launcher.slurm.client against a real Slurm: what it reads there, and with how many commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import slurm, slurm_command
+from launcher.slurm import client, run
 from tests.slurm.cluster import Cluster
 from tests.slurm.daemon import wait_until
 from tests.slurm.existing import Existing
@@ -17,13 +17,13 @@ QUIET = "--output=/dev/null"
 
 
 def words(job: int) -> dict[str, str]:
-    return {row.name: row.state.word for row in slurm.squeue([job])}
+    return {row.name: row.state.word for row in client.squeue([job])}
 
 
 def test_what_the_cluster_has(own_cluster: Cluster, cluster: Existing) -> None:
-    with slurm_command.recorded() as answers:
-        found = slurm.cluster()
-        mine = slurm.associations()
+    with run.recorded() as answers:
+        found = client.cluster()
+        mine = client.associations()
     assert len(answers) == 3, "with one for each, a submission would take more than three questions"
     shape = own_cluster.shape
     assert (found.name, found.max_array_size) == ("lab", shape.max_array_size)
@@ -37,70 +37,70 @@ def test_what_the_cluster_has(own_cluster: Cluster, cluster: Existing) -> None:
     assert dead is not None and dead.state == "DOWN"
     (default,) = [row for row in mine or [] if row.default]
     assert (default.account, default.qos) == ("research", {"normal", "high"})
-    assert slurm.associations("nobody") == []
+    assert client.associations("nobody") == []
 
 
 def test_the_machine(cluster: Existing) -> None:
-    assert slurm.available() and slurm.version() >= (22, 5) and any(slurm.ping().values())
+    assert client.available() and client.version() >= (22, 5) and any(client.ping().values())
 
 
 def test_an_array_whose_name_has_everything_in_it(own_cluster: Cluster, cluster: Existing, tmp_path: Path) -> None:
     name = "a|b $(touch x)\n;é%j"
     script = tmp_path / "it's a $(script).sh"
     script.write_text("#!/bin/bash\nexit $SLURM_ARRAY_TASK_ID\n")
-    made = slurm.sbatch(
+    made = client.sbatch(
         script, [f"--job-name={name}", f"--comment='{name}[1-2],\"'", "--array=0-2%2", "--nodes=2", QUIET]
     )
-    with slurm_command.recorded() as answers:
-        rows = slurm.squeue([made.job_id])
+    with run.recorded() as answers:
+        rows = client.squeue([made.job_id])
     assert len(answers) == 1
     assert {row.task_id for row in rows} == {0, 1, 2} and {row.node_count for row in rows} == {2}
-    assert {row.job_id for row in slurm.squeue(name=name)} <= {
-        row.job_id for row in slurm.squeue([made.job_id], ended=True)
+    assert {row.job_id for row in client.squeue(name=name)} <= {
+        row.job_id for row in client.squeue([made.job_id], ended=True)
     }
-    assert wait_until(lambda: slurm.squeue([made.job_id]) == [], 30)
+    assert wait_until(lambda: client.squeue([made.job_id]) == [], 30)
 
     def ended() -> list[tuple[int, str, int]]:
-        found = slurm.sacct([made.job_id], arrays_only=True)
+        found = client.sacct([made.job_id], arrays_only=True)
         return sorted((row.task_id or 0, row.state.word, row.exit_code) for row in found)
 
     assert wait_until(lambda: ended() == [(0, "COMPLETED", 0), (1, "FAILED", 1), (2, "FAILED", 2)], 20), ended()
-    assert {row.array_id for row in slurm.sacct(name=name, since=time.time() - 600)} == {made.job_id}
+    assert {row.array_id for row in client.sacct(name=name, since=time.time() - 600)} == {made.job_id}
 
 
 def test_a_thousand_waiting_elements_are_one_question(own_cluster: Cluster, cluster: Existing) -> None:
-    job = slurm.sbatch(args=["--array=0-999", "--hold", QUIET], text=SLEEP).job_id
-    slurm.count.clear()
-    assert len(slurm.squeue([job])) == 1000
-    assert wait_until(lambda: len(slurm.sacct([job])) == 1000, 10)
-    assert slurm.count["squeue"] == 1
+    job = client.sbatch(args=["--array=0-999", "--hold", QUIET], text=SLEEP).job_id
+    client.count.clear()
+    assert len(client.squeue([job])) == 1000
+    assert wait_until(lambda: len(client.sacct([job])) == 1000, 10)
+    assert client.count["squeue"] == 1
 
 
 def test_cancelling(own_cluster: Cluster, cluster: Existing) -> None:
-    job = slurm.sbatch(args=["--array=0-4", "--hold", QUIET], text=SLEEP).job_id
-    slurm.scancel([f"{job}_[1-2]", f"{job}_4", 999999])
+    job = client.sbatch(args=["--array=0-4", "--hold", QUIET], text=SLEEP).job_id
+    client.scancel([f"{job}_[1-2]", f"{job}_4", 999999])
     assert words(job) == {f"{job}_0": "PENDING", f"{job}_3": "PENDING"}
-    # what `sacct` in launcher.slurm says of such elements; if this fails on a newer Slurm, all the better
-    assert {row.name for row in slurm.squeue([job], ended=True)} == {f"{job}_0", f"{job}_3"}
-    slurm.scancel([job])
-    assert wait_until(lambda: {row.state.word for row in slurm.sacct([job])} == {"CANCELLED"}, 10)
-    slurm.scancel([job])
-    slurm.scancel([job], "USR1")
+    # what `sacct` in launcher.slurm.client says of such elements; if this fails on a newer Slurm, all the better
+    assert {row.name for row in client.squeue([job], ended=True)} == {f"{job}_0", f"{job}_3"}
+    client.scancel([job])
+    assert wait_until(lambda: {row.state.word for row in client.sacct([job])} == {"CANCELLED"}, 10)
+    client.scancel([job])
+    client.scancel([job], "USR1")
 
 
 def test_requeueing(own_cluster: Cluster, cluster: Existing) -> None:
-    job = slurm.sbatch(args=["--array=7", QUIET], text=SLEEP).job_id
+    job = client.sbatch(args=["--array=7", QUIET], text=SLEEP).job_id
     name = f"{job}_7"
     assert wait_until(lambda: words(job) == {name: "RUNNING"}, 30)
-    slurm.requeue([name])
-    assert wait_until(lambda: words(job) == {name: "PENDING"}, 30), slurm.squeue([job])
-    (row,) = slurm.squeue([job])
+    client.requeue([name])
+    assert wait_until(lambda: words(job) == {name: "PENDING"}, 30), client.squeue([job])
+    (row,) = client.squeue([job])
     assert (row.restarts, row.reason) == (1, "BeginTime")
     time.sleep(2)  # see start_now
-    slurm.start_now([name])
-    assert wait_until(lambda: words(job) == {name: "RUNNING"}, 30), slurm.squeue([job])
-    assert wait_until(lambda: len(slurm.sacct([name], every_run=True)) == 2, 10)
-    assert [row.state.word for row in slurm.sacct([name])] == ["RUNNING"]
+    client.start_now([name])
+    assert wait_until(lambda: words(job) == {name: "RUNNING"}, 30), client.squeue([job])
+    assert wait_until(lambda: len(client.sacct([name], every_run=True)) == 2, 10)
+    assert [row.state.word for row in client.sacct([name])] == ["RUNNING"]
 
 
 @pytest.mark.parametrize(
@@ -113,16 +113,16 @@ def test_requeueing(own_cluster: Cluster, cluster: Existing) -> None:
     ],
 )
 def test_what_sbatch_refuses(own_cluster: Cluster, cluster: Existing, options: list[str], why: str) -> None:
-    with pytest.raises(slurm.SlurmError, match=why):
-        slurm.sbatch(args=[*options, QUIET], text=SLEEP)
-    assert slurm.squeue() == []
+    with pytest.raises(client.SlurmError, match=why):
+        client.sbatch(args=[*options, QUIET], text=SLEEP)
+    assert client.squeue() == []
 
 
 def test_a_controller_that_is_down_is_an_error_and_not_an_empty_queue(own_cluster: Cluster, cluster: Existing) -> None:
     own_cluster.kill("slurmctld")
     try:
-        assert list(slurm.ping().values()) == [False]
-        with pytest.raises(slurm.SlurmError, match="Unable to contact slurm controller"):
-            slurm.squeue([1])
+        assert list(client.ping().values()) == [False]
+        with pytest.raises(client.SlurmError, match="Unable to contact slurm controller"):
+            client.squeue([1])
     finally:
         own_cluster.restart("slurmctld")

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher import actions, attempts, bad_nodes, find, history, slurm
 from launcher.__main__ import main
-from launcher.states import Look
-from launcher.sweep import Sweep
+from launcher.slurm import client
+from launcher.status.states import Look
+from launcher.submit import actions
+from launcher.sweep import bad_nodes, find, starts
+from launcher.sweep import logs as attempts
+from launcher.sweep.folder import Sweep
 from tests.slurm.cluster import Cluster
 from tests.slurm.daemon import wait_until
 from tests.slurm.existing import Existing
@@ -26,7 +29,7 @@ def running(sweep: Sweep, *numbers: int, start: int = 1) -> Look:
 
     def at_work(number: int) -> bool:
         folder = sweep.trials[number].folder
-        now = [one.attempt for one in history.read(folder)][start - 1 :]
+        now = [one.attempt for one in starts.read(folder)][start - 1 :]
         logs = [log for one in attempts.attempts(folder) if [one.name] == now for log in one.logs.values()]
         return len(logs) == 2 and all("does" in log.read_text() for log in logs)
 
@@ -40,8 +43,8 @@ def words(look: Look) -> list[str]:
 def ended(sweep: Sweep, trial: int = 0) -> list[tuple[str, str]]:
     """(how it ended, what was done about it) of each start, once its script has noted the last one's end."""
     folder = sweep.trials[trial].folder
-    assert wait_until(lambda: history.read(folder)[-1].kind is not None, 20), history.read(folder)
-    return [(str(start.kind), start.then) for start in history.read(folder)]
+    assert wait_until(lambda: starts.read(folder)[-1].kind is not None, 20), starts.read(folder)
+    return [(str(start.kind), start.then) for start in starts.read(folder)]
 
 
 def test_a_warning_of_somebodys_and_a_plain_cancel(cluster: Existing, tmp_path: Path) -> None:
@@ -55,10 +58,10 @@ def test_a_warning_of_somebodys_and_a_plain_cancel(cluster: Existing, tmp_path: 
     look = until(sweep, lambda look: words(look) == ["RUNNING", "DONE", "CANCELLED", "DONE"])
     for number in (1, 3):
         assert ended(sweep, number) == [("asked", "requeued"), ("done", "")]
-        first, second = history.read(sweep.trials[number].folder)
+        first, second = starts.read(sweep.trials[number].folder)
         assert (first.first_step, first.last_step, second.first_step) == (0, 5, 5)
     assert ended(sweep, 2) == [("cancelled", "")]
-    (untouched,) = history.read(sweep.trials[0].folder)
+    (untouched,) = starts.read(sweep.trials[0].folder)
     assert untouched.kind is None and look.trials[0].restarts == 0
 
 
@@ -133,7 +136,7 @@ def test_a_bad_node(cluster: Existing, tmp_path: Path, capsys: pytest.CaptureFix
     submit(sweep)
     submit(other)
     look = running(sweep, 0, start=2)
-    first, second = history.read(sweep.trials[0].folder)
+    first, second = starts.read(sweep.trials[0].folder)
     (bad,) = bad_nodes.read(sweep.folder)
     assert (bad.name, bad.cluster, first.blamed) == (first.nodes, "lab", first.nodes)
     assert second.nodes != first.nodes and look.trials[0].nodes == second.nodes
@@ -168,9 +171,9 @@ def test_where_a_requeue_is_forbidden_another_job_goes_on(
     cluster.run("scancel", "--signal=TERM", jobs[1])
     look = until(sweep, lambda look: words(look) == ["DONE", "DONE"])
     assert [kind for kind, _ in ended(sweep, 1)] == ["asked", "asked", "done"]
-    assert len({start.chain for start in history.read(sweep.trials[1].folder)}) == 1
+    assert len({start.chain for start in starts.read(sweep.trials[1].folder)}) == 1
     assert wait_until(lambda: not cluster.queue(), 30), cluster.queue()
-    assert wait_until(lambda: [row.state.word for row in slurm.sacct([dependent])] == ["COMPLETED"], 20)
+    assert wait_until(lambda: [row.state.word for row in client.sacct([dependent])] == ["COMPLETED"], 20)
 
 
 def test_the_hold_of_a_requeue_is_cut_short(cluster: Existing, tmp_path: Path) -> None:
@@ -179,7 +182,7 @@ def test_the_hold_of_a_requeue_is_cut_short(cluster: Existing, tmp_path: Path) -
     look = running(sweep, 0)
     (array,) = [job["id"] for job in sweep.submitted()]
     cluster.run("scancel", "--signal=TERM", look.trials[0].job)
-    assert wait_until(lambda: [row.reason for row in slurm.squeue([array])] == ["BeginTime"], 20)
-    assert actions.hasten(slurm.squeue([array])) == [], "it may be too early"
-    assert wait_until(lambda: actions.hasten(slurm.squeue([array])) == [look.trials[0].job], 6, poll=0.5)
+    assert wait_until(lambda: [row.reason for row in client.squeue([array])] == ["BeginTime"], 20)
+    assert actions.hasten(client.squeue([array])) == [], "it may be too early"
+    assert wait_until(lambda: actions.hasten(client.squeue([array])) == [look.trials[0].job], 6, poll=0.5)
     until(sweep, lambda look: words(look) == ["DONE"])

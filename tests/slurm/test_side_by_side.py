@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher import actions, history, states
 from launcher.findings import Refused
-from launcher.sweep import Sweep
+from launcher.status import states
+from launcher.submit import actions
+from launcher.sweep import starts
+from launcher.sweep.folder import Sweep
 from tests.slurm.cluster import Cluster
 from tests.slurm.daemon import wait_until
 from tests.slurm.existing import Existing
@@ -65,7 +67,7 @@ def test_each_has_an_end_of_its_own(cluster: Existing, tmp_path: Path) -> None:
     assert look.trials[2].error == "ValueError: the loss is nan"
     look = until(sweep, lambda look: words(look) == ["DONE", "DONE", "FAILED", "DONE"])
     assert [kind for kind, _ in ended(sweep, 1)] == ["failure", "done"]
-    assert [len(history.read(trial.folder)) for trial in sweep.trials] == [1, 2, 1, 1]
+    assert [len(starts.read(trial.folder)) for trial in sweep.trials] == [1, 2, 1, 1]
     assert wait_until(lambda: not cluster.queue(), 30), cluster.queue()
     assert until(sweep, lambda look: look.trials[2].slurm == "FAILED").trials[2].exit_code.startswith("1:0")
     actions.submit_again(sweep, sweep.trials[2:3])
@@ -92,6 +94,6 @@ def test_without_requeue_they_go_on_in_one_job(cluster: Existing, tmp_path: Path
     look = until(sweep, lambda look: all("gpus" in said(sweep, n) for n in range(2)))
     cluster.run("scancel", "--signal=USR2", look.trials[0].job)
     until(sweep, lambda look: words(look) == ["DONE", "DONE"])
-    (one, _), (two, _) = (history.read(trial.folder) for trial in sweep.trials)
+    (one, _), (two, _) = (starts.read(trial.folder) for trial in sweep.trials)
     assert one.then == two.then and one.then.startswith("goes on as job")
     assert len(Sweep.load(sweep.folder).submitted()) == 3

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from launcher import slurm, states
 from launcher.__main__ import main
-from launcher.states import TrialState
-from launcher.sweep import Sweep
+from launcher.slurm import client
+from launcher.status import states
+from launcher.status.states import TrialState
+from launcher.sweep.folder import Sweep
 from tests.slurm.cluster import Cluster
 from tests.slurm.daemon import wait_until
 from tests.slurm.existing import Existing
@@ -64,9 +65,9 @@ def test_every_end_is_shown_as_what_it_was(
     cluster.run("scancel", look.trials[running].job, look.trials[waiting].job)
     look = until(sweep, lambda look: look.counts.get("WAITING", 0) == 2 and not look.counts.get("RUNNING"))
     time.sleep(2)  # the accounting is a second late
-    slurm.count.clear()
+    client.count.clear()
     look = states.look(Sweep.load(sweep.folder))
-    assert slurm.count == Counter(squeue=1, sacct=1)
+    assert client.count == Counter(squeue=1, sacct=1)
     for state in look.trials:
         print(state.trial.number, TABLE[state.trial.number][0], shown(state))
     for (name, _, *expected), state in zip(TABLE, look.trials, strict=True):
@@ -89,24 +90,24 @@ def test_slurm_away_is_said_and_never_taken_for_an_end(own_cluster: Cluster, clu
     look = until(sweep, lambda look: look.counts == {"RUNNING": 1, "DONE": 1, "FAILED": 2})
     before = [state.state for state in look.trials]
     (array,) = [job["id"] for job in sweep.submitted()]
-    assert wait_until(lambda: Counter(row.state.phase for row in slurm.sacct([array]))["running"] == 1, 20)
-    assert wait_until(lambda: sum(row.state.ended for row in slurm.sacct([array])) == 3, 20)
+    assert wait_until(lambda: Counter(row.state.phase for row in client.sacct([array]))["running"] == 1, 20)
+    assert wait_until(lambda: sum(row.state.ended for row in client.sacct([array])) == 3, 20)
     own_cluster.kill("slurmdbd")
     try:
-        slurm.count.clear()
+        client.count.clear()
         look = states.look(Sweep.load(sweep.folder))
-        assert slurm.count == Counter(squeue=1, sacct=1)
+        assert client.count == Counter(squeue=1, sacct=1)
         assert [state.state for state in look.trials] == before, "squeue still knows how they ended"
         assert "sacct does not answer" in look.answers.troubles[0] and look.exit_code == 3
         assert look.trials[3].slurm == "FAILED" and look.trials[3].exit_code == ""
 
         # TERM: killed outright it forgets what ended in the last seconds, and calls it running when it is back.
         own_cluster.kill("slurmctld", signal.SIGTERM)
-        slurm.count.clear()
+        client.count.clear()
         began = time.monotonic()
         look = states.look(Sweep.load(sweep.folder))
         print(f"both away: {time.monotonic() - began:.1f} s, {look.answers.troubles}")
-        assert slurm.count == Counter(squeue=1, sacct=1) and len(look.answers.troubles) == 2
+        assert client.count == Counter(squeue=1, sacct=1) and len(look.answers.troubles) == 2
         assert [state.state for state in look.trials] == ["DONE", "UNKNOWN", "UNKNOWN", "UNKNOWN"]
         assert look.exit_code == 3
         (sweep.folder / "1" / "result.json").write_text("{}")
@@ -133,9 +134,9 @@ def test_a_job_that_slurm_has_forgotten_is_not_done(cluster: Existing, tmp_path:
     sweep.record_job("slurm", "", [0, 1], script="0.sbatch", name="x")
     (sweep.folder / "1" / "result.json").write_text('{"seconds": 2.0}')
     (sweep.folder / "slurm" / "987654_0.out").touch()
-    slurm.count.clear()
+    client.count.clear()
     look = states.look(sweep)
-    assert slurm.count == Counter(squeue=1, sacct=1)
+    assert client.count == Counter(squeue=1, sacct=1)
     assert [state.state for state in look.trials] == ["FAILED", "DONE"] and look.exit_code == 1
     assert look.trials[0].reason == "has ended without a result; Slurm no longer knows job 987654_0"
     (sweep.folder / "slurm" / "987654_0.out").unlink()
@@ -180,12 +181,12 @@ def test_a_thousand_trials_are_one_question(
     figures = []
 
     def timed(what: str, queries: dict[str, int], *words: str) -> str:
-        slurm.count.clear()
+        client.count.clear()
         capsys.readouterr()
         began = time.perf_counter()
         assert main(["status", *words, str(sweep.folder)]) == (3 if "cancelled" not in what else 1)
-        figures.append(f"{what}: {time.perf_counter() - began:.2f} s, {dict(slurm.count)}")
-        assert slurm.count == Counter(queries)
+        figures.append(f"{what}: {time.perf_counter() - began:.2f} s, {dict(client.count)}")
+        assert client.count == Counter(queries)
         return capsys.readouterr().out
 
     text = timed("1,000 waiting", {"squeue": 1})
@@ -196,7 +197,7 @@ def test_a_thousand_trials_are_one_question(
     assert told["counts"] == {"WAITING": count} and told["trials"][999]["job"] == f"{array}_999"
     began = time.perf_counter()
     for index in range(20):
-        slurm.squeue([f"{array}_{index}"])
+        client.squeue([f"{array}_{index}"])
     figures.append(f"one squeue an element: {(time.perf_counter() - began) * count / 20:.1f} s for 1,000 (20 measured)")
     cluster.run("scancel", array)
     until(sweep, lambda look: look.counts == {"CANCELLED": count})
@@ -225,7 +226,7 @@ def test_retry_runs_what_failed_and_nothing_else(
     assert len(Sweep.load(sweep.folder).jobs) == 2
     look = until(sweep, lambda look: look.counts == {"DONE": 3})
     assert look.exit_code == 0 and look.trials[1].restarts == 1 and times() == before
-    rows = [row for row in slurm.squeue([job["id"] for job in again.submitted()], ended=True)]
+    rows = [row for row in client.squeue([job["id"] for job in again.submitted()], ended=True)]
     assert [(row.array_id, row.task_id) for row in rows].count((int(again.submitted()[1]["id"]), 0)) == 1
     assert len(rows) == 4
     assert main(["retry", "--failed", str(sweep.folder)]) == 0, "nothing to do is no error"
@@ -238,9 +239,9 @@ def test_cancel_ends_what_is_asked_for(cluster: Existing, tmp_path: Path) -> Non
     sweep = make(tmp_path / "sweep", *[{"all": "hang"}] * 4)
     submit(sweep)
     until(sweep, lambda look: look.counts == {"RUNNING": 4})
-    slurm.count.clear()
+    client.count.clear()
     assert main(["cancel", "0-1", "3", str(sweep.folder)]) == 0
-    assert slurm.count["scancel"] == 1
+    assert client.count["scancel"] == 1
     until(sweep, lambda look: [state.state for state in look.trials] == ["CANCELLED"] * 2 + ["RUNNING", "CANCELLED"])
     assert main(["cancel", "--sweep", str(sweep.folder), "-y"]) == 0
     until(sweep, lambda look: look.counts == {"CANCELLED": 4})

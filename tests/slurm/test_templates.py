@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import history, states
-from launcher.sweep import Sweep
+from launcher.status import states
+from launcher.sweep import starts
+from launcher.sweep.folder import Sweep
 from tests.slurm.cluster import Cluster
 from tests.slurm.daemon import wait_until
 from tests.slurm.desk import BETA, ROOT, Desk
@@ -97,7 +98,7 @@ def test_the_plain_array_goes_on(desk: Desk, how: str) -> None:
     desk.cluster.run("scancel", "--signal=TERM", f"{folder.name.removeprefix('sweep-')}_1")
     assert wait_until(lambda: (folder / "1" / "result.json").exists(), 60), done.stderr
     sweep = Sweep.load(folder)
-    first, last = history.read(sweep.trials[1].folder)
+    first, last = starts.read(sweep.trials[1].folder)
     assert (first.kind, last.first_step) == ("asked", 10)
     assert (first.attempt.partition(".")[0] == last.attempt.partition(".")[0]) == (how == "--requeue")
     assert len(list(folder.glob("1/log/*_log.out"))) == 4, "two ranks, twice"

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher import metrics, states
-from launcher.states import Look
-from launcher.sweep import Sweep
+from launcher.status import states
+from launcher.status.states import Look
+from launcher.sweep import metrics
+from launcher.sweep.folder import Sweep
 from tests.slurm.daemon import Pid, jobs_processes
 from tests.slurm.desk import ROOT, Desk
 
@@ -52,9 +53,9 @@ def ranks(sweep: Path) -> list[Rank]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if b"launcher.submit.slurm_rank" not in words or b"python" not in words[0]:
+            if b"launcher.job.rank" not in words or b"python" not in words[0]:
                 continue
-            trial = Path(os.fsdecode(words[words.index(b"launcher.submit.slurm_rank") + 1]))
+            trial = Path(os.fsdecode(words[words.index(b"launcher.job.rank") + 1]))
             if trial.parent != sweep:
                 continue
             lines = os.fsdecode((folder / "environ").read_bytes()).split("\0")

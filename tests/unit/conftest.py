@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import launcher.main as main_module
-from launcher.compose import register_resolvers, resolve
+from launcher.compose.trials import register_resolvers, resolve
 from tests.unit.prepare_tools import Prepare, Refusal
 
 

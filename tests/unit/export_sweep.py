@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from data_prep import adapters
-from launcher import lora
-from launcher.sweep import Sweep
+from data_prep.models import adapters
+from launcher.nemo import lora
+from launcher.sweep.folder import Sweep
 
 RANK, ALPHA = 4, 6
 #: tiny's: two layers, four query heads in two groups of 16.

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from launcher.sweep import Sweep
+from launcher.sweep.folder import Sweep
 
 SUBMITTED = datetime(2025, 3, 1, 12, 0, 0, tzinfo=timezone.utc)
 START = SUBMITTED.timestamp()

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from launcher import bad_nodes, history, slurm
-from launcher.history import Start
-from launcher.submit import afterwards, how_it_ended, job
-from launcher.submit.job import Me, Word
-from launcher.submit.policy import Ending
+from launcher.job import begin_end, how_it_ended, slurm_job
+from launcher.job.policy import Ending
+from launcher.job.slurm_job import Me, Word
+from launcher.slurm import client
+from launcher.sweep import bad_nodes, starts
+from launcher.sweep.starts import Start
 
 ME = Me(element="8_1", attempt="9.0", restarts=0, nodes="node[1-2]", chain="8_1", cluster="lab")
 NOW = Start(attempt="9.0", chain="8_1", nodes="node[1-2]", began=0.0, first_step=0)
@@ -135,28 +136,28 @@ class Slurm:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, word: Word = RUNNING) -> None:
         self.done: list[str] = []
-        monkeypatch.setattr(job, "ask", lambda element: word)
-        monkeypatch.setattr(job, "hostnames", lambda nodes: ["node1", "node2"] if nodes else [])
-        monkeypatch.setattr(job, "room_without", lambda partition, nodes, needed: True)
-        monkeypatch.setattr(job, "requeue", lambda element: self.done.append(f"requeue {element}") or True)
-        monkeypatch.setattr(job, "continuation", lambda *_: self.done.append("continuation") or "12_1")
+        monkeypatch.setattr(slurm_job, "ask", lambda element: word)
+        monkeypatch.setattr(slurm_job, "hostnames", lambda nodes: ["node1", "node2"] if nodes else [])
+        monkeypatch.setattr(slurm_job, "room_without", lambda partition, nodes, needed: True)
+        monkeypatch.setattr(slurm_job, "requeue", lambda element: self.done.append(f"requeue {element}") or True)
+        monkeypatch.setattr(slurm_job, "continuation", lambda *_: self.done.append("continuation") or "12_1")
 
 
 def ends(trial: Path, code: int = 1) -> int:
-    history.began(trial, NOW)
-    return afterwards.end(trial, ME, code, ["script"])
+    starts.began(trial, NOW)
+    return begin_end.end(trial, ME, code, ["script"])
 
 
 def test_a_start_that_was_replaced_does_nothing(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = Slurm(monkeypatch)
-    history.take_over(trial, "11.0")
+    starts.take_over(trial, "11.0")
     assert ends(trial) == 1 and world.done == []
-    assert history.read(trial)[0].kind == "replaced"
+    assert starts.read(trial)[0].kind == "replaced"
 
 
 def test_a_start_of_which_another_runs_already_does_nothing(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = Slurm(monkeypatch, replace(RUNNING, restarts=1))
-    history.take_over(trial, "9.0")
+    starts.take_over(trial, "9.0")
     assert ends(trial, 137) == 137 and world.done == []
 
 
@@ -168,16 +169,16 @@ def test_done_is_done_whatever_the_ranks_said_after(trial: Path, monkeypatch: py
 
 def test_without_requeue_another_job_goes_on(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = Slurm(monkeypatch)
-    history.take_over(trial, "9.0")
+    starts.take_over(trial, "9.0")
     assert ends(trial) == 0 and world.done == ["continuation"]
-    assert history.read(trial)[0].then == "goes on as job 12_1"
+    assert starts.read(trial)[0].then == "goes on as job 12_1"
 
 
 def test_giving_up_ends_with_the_ranks_exit_code(
     trial: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = Slurm(monkeypatch)
-    history.take_over(trial, "9.0")
+    starts.take_over(trial, "9.0")
     noted(trial, 0, type="ValueError", message="no")
     assert ends(trial, 137) == 137 and world.done == []
     assert "gives up: ValueError: no" in capsys.readouterr().out
@@ -192,18 +193,18 @@ def test_of_trials_that_share_a_job_those_that_may_go_on_do(trial: Path, monkeyp
     (done / "result.json").write_text("{}")
     noted(lost, 0, type="ValueError", message="no")
     for one in (trial, done, lost):
-        history.take_over(one, "9.0")
-        history.began(one, NOW)
-    assert [afterwards.end(one, ME, 1) for one in (trial, done, lost)] == [0, 0, 1]
-    assert world.done == [] and history.read(trial)[0].then == "is to go on"
-    assert afterwards.again([done, lost], ME, ["script"]) == 1 and world.done == []
-    assert afterwards.again([trial, done, lost], ME, ["script"]) == 0 and world.done == ["continuation"]
-    assert history.read(trial)[0].then == "goes on as job 12_1" and history.read(lost)[0].then.startswith("gave up")
+        starts.take_over(one, "9.0")
+        starts.began(one, NOW)
+    assert [begin_end.end(one, ME, 1) for one in (trial, done, lost)] == [0, 0, 1]
+    assert world.done == [] and starts.read(trial)[0].then == "is to go on"
+    assert begin_end.again([done, lost], ME, ["script"]) == 1 and world.done == []
+    assert begin_end.again([trial, done, lost], ME, ["script"]) == 0 and world.done == ["continuation"]
+    assert starts.read(trial)[0].then == "goes on as job 12_1" and starts.read(lost)[0].then.startswith("gave up")
     later = replace(ME, attempt="9.1", restarts=1)
-    assert [afterwards.begin(one, later, beside=True) for one in (done, lost)] == [afterwards.DONE, 1]
-    history.take_over(trial, "30.0")
-    history.began(trial, replace(NOW, attempt="30.0", chain="30_0"))  # of a retry
-    assert afterwards.begin(trial, later, beside=True) == 1 and history.owner(trial) == "30.0"
+    assert [begin_end.begin(one, later, beside=True) for one in (done, lost)] == [begin_end.DONE, 1]
+    starts.take_over(trial, "30.0")
+    starts.began(trial, replace(NOW, attempt="30.0", chain="30_0"))  # of a retry
+    assert begin_end.begin(trial, later, beside=True) == 1 and starts.owner(trial) == "30.0"
 
 
 def test_trials_on_one_node_blame_it_at_the_same_moment(tmp_path: Path) -> None:
@@ -223,12 +224,12 @@ def test_dependents_come_along(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     ran: list[tuple[str, ...]] = []
 
-    def run(*command: str, **_: object) -> slurm.Answer:
+    def run(*command: str, **_: object) -> client.Answer:
         ran.append(command)
-        return slurm.Answer(command, 0, "\n".join(rows), "", 0.0)
+        return client.Answer(command, 0, "\n".join(rows), "", 0.0)
 
-    monkeypatch.setattr(slurm, "run", run)
-    job._bring_dependents("4", 9)
+    monkeypatch.setattr(client, "run", run)
+    slurm_job._bring_dependents("4", 9)
     assert [command[2:] for command in ran[1:]] == [
         ("JobId=5", "Dependency=afterok:4_*,afterok:9"),
         ("JobId=6", "Dependency=afterany:4_1,afterok:44_*,afterany:9"),

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from launcher import base_model, preflight
-from launcher.compose import TrialConfig
+from launcher.check import preflight
+from launcher.compose.trials import TrialConfig
+from launcher.nemo import base_model
 from tests.unit.llama import LLAMA3_8B, TINY, write_described
 from tests.unit.test_preflight import fresh_file_checks  # noqa: F401
 

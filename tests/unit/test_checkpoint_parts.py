@@ -15,13 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import convert_checkpoint, small_models
-from data_prep.hf_folder import open_folder, read_header
-from data_prep.llama_shape import LLAMA31_ROPE, read_shape
-from data_prep.nemo_config import TOKENIZER_INSIDE, model_config, vocab_divisor
-from launcher import nemo_file
-from launcher.files import check_nemo
+from data_prep import convert_checkpoint
+from data_prep.models import small_models
+from data_prep.models.hf_folder import open_folder, read_header
+from data_prep.models.llama_shape import LLAMA31_ROPE, read_shape
+from data_prep.models.nemo_config import TOKENIZER_INSIDE, model_config, vocab_divisor
+from launcher.check.files import check_nemo
 from launcher.findings import Refused
+from launcher.nemo import nemo_file
 
 torch = pytest.importorskip("torch")
 ROOT = Path(convert_checkpoint.__file__).parent.parent

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import launcher.main as main_module
-from launcher.compose import Base, _value, register_resolvers, resolve, trial_configs
+from launcher.compose.trials import Base, _value, register_resolvers, resolve, trial_configs
 from launcher.findings import Refused
 
 KEYS: dict[str, st.SearchStrategy[Any]] = {

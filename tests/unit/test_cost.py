@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from data_prep.lengths import Lengths
-from launcher import cost, pair_lengths, preflight, throughput
-from launcher.base_model import BaseModel
-from launcher.compose import TrialConfig
-from launcher.cost import Way
-from launcher.pair_lengths import PairLengths
+from data_prep.pairs.lengths import Lengths
+from launcher.check import cost, pair_lengths, preflight, throughput
+from launcher.check.cost import Way
+from launcher.check.pair_lengths import PairLengths
+from launcher.compose.trials import TrialConfig
+from launcher.nemo.base_model import BaseModel
 from tests.unit.llama import LLAMA3_8B, write_described
 
 BASE = BaseModel(Path("llama3_8b.nemo"), LLAMA3_8B, 128256, {})

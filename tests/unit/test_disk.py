@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from launcher import disk, preflight
-from launcher.base_model import BaseModel
-from launcher.compose import TrialConfig
-from launcher.steps import Plan
+from launcher.check import disk, preflight
+from launcher.check.steps import Plan
+from launcher.compose.trials import TrialConfig
+from launcher.nemo.base_model import BaseModel
 from tests.unit.llama import LLAMA3_8B, TINY, write_described
 
 SMOLLM2 = {

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from launcher import disk, health, health_slurm
+from launcher.check import disk, doctor_slurm
+from launcher.check import doctor as health
+from launcher.check.cluster_limits import Site
+from launcher.check.doctor import Line
 from launcher.commands import doctor
-from launcher.health import Line
-from launcher.submit.slurm_check import Site
 from tests.unit.test_slurm import RECORDED, said
 from tests.unit.test_slurm_commands import Fakes, fakes  # noqa: F401
 
@@ -247,6 +248,6 @@ def _import_path() -> dict[str, str]:
 
 
 def test_containers_are_asked_for_without_a_cluster_too(bench: Fakes) -> None:
-    found, usable = health_slurm.containers()
+    found, usable = doctor_slurm.containers()
     assert len(found) == 1 and not usable
-    assert list(health_slurm.cluster(Site()))[0].state == "warning"
+    assert list(doctor_slurm.cluster(Site()))[0].state == "warning"

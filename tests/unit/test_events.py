@@ -1,4 +1,4 @@
-"""launcher.train.events: what TensorBoard shows of a trial that was started again."""
+"""launcher.train.nemo_aligner.event_files: what TensorBoard shows of a trial that was started again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.train import events
+from launcher.train.nemo_aligner import event_files
 
 pytest.importorskip("tensorboard")
 
@@ -44,7 +44,7 @@ def first_start(results: Path) -> Path:
 
 def test_what_will_be_done_again_is_left_out(tmp_path):
     first_start(tmp_path)
-    events.join(tmp_path, step=4, validated=True)
+    event_files.join(tmp_path, step=4, validated=True)
     write(tmp_path, "200.host.1.0", [("hp_metric", 0, -1.0), ("train/loss", 4, 34.0), ("train/loss", 5, 35.0)])
     assert shown(tmp_path, "train/loss") == [(0, 10), (1, 11), (2, 12), (3, 13), (4, 34), (5, 35)]
     assert shown(tmp_path, "val/loss") == [(0, 20), (2, 22), (4, 24)]
@@ -54,15 +54,15 @@ def test_what_will_be_done_again_is_left_out(tmp_path):
 
 def test_a_validation_that_is_owed_is_left_out(tmp_path):
     first_start(tmp_path)
-    events.join(tmp_path, step=4, validated=False)
+    event_files.join(tmp_path, step=4, validated=False)
     assert shown(tmp_path, "val/loss") == [(0, 20), (2, 22)]
-    events.join(tmp_path, step=0, validated=False)
+    event_files.join(tmp_path, step=0, validated=False)
     assert shown(tmp_path, "val/loss") == shown(tmp_path, "train/loss") == []
 
 
 def test_a_file_cut_off_in_its_last_event(tmp_path):
     path = first_start(tmp_path)
     path.write_bytes(path.read_bytes()[:-5])
-    events.join(tmp_path, step=4, validated=True)
+    event_files.join(tmp_path, step=4, validated=True)
     assert shown(tmp_path, "val/loss") == [(0, 20), (2, 22)]
     assert len(shown(tmp_path, "train/loss")) == 4

@@ -10,13 +10,14 @@ import yaml
 
 from launcher import __main__ as command
 from launcher.findings import Refused
-from launcher.sweep import Sweep
+from launcher.sweep.folder import Sweep
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
 
-from data_prep import adapters, convert_checkpoint, small_models  # noqa: E402
-from data_prep import export as exporting  # noqa: E402
+from data_prep import convert_checkpoint  # noqa: E402
+from data_prep.models import adapters, small_models  # noqa: E402
+from data_prep.models import export as exporting  # noqa: E402
 from tests.unit.export_sweep import ALPHA, NAMES, RANK, config, finish, matrices, states, write_nemo  # noqa: E402
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.files import check_jsonl, check_nemo, check_packed, longer_rows
+from launcher.check.files import check_jsonl, check_nemo, check_packed, longer_rows
 from tests.unit.conftest import row, write_nemo
 
 

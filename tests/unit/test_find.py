@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import find
 from launcher.__main__ import COMMANDS, main
 from launcher.findings import Refused
-from launcher.sweep import Sweep
+from launcher.sweep import find
+from launcher.sweep.folder import Sweep
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,8 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     heavy = ["torch", "numpy", "pandas", "hydra", "omegaconf", "submitit", "jinja2", "rich", "yaml", "matplotlib"]
-    code = "import sys, launcher.__main__, launcher.commands.status, launcher.states, launcher.local_states\n"
+    code = "import sys, launcher.__main__, launcher.commands.status\n"
+    code += "import launcher.status.states, launcher.status.local_states\n"
     code += f"print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

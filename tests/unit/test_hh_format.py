@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data_prep.hh_format import read_turns, render, to_talk
-from data_prep.pairs import BadRow, Drop, Pair, Talk
+from data_prep.pairs.conversation import BadRow, Drop, Pair, Talk
+from data_prep.pairs.hh_format import read_turns, render, to_talk
 
 # Pieces of texts in which everything can go wrong: markers in odd places, whitespace, what only looks like a marker.
 PIECES = [

@@ -8,30 +8,30 @@ from pathlib import Path
 
 import pytest
 
-from launcher import bad_nodes, history
-from launcher.history import Start
+from launcher.sweep import bad_nodes, starts
+from launcher.sweep.starts import Start
 
 FIRST = Start(attempt="9.0", chain="8_1", nodes="node1", began=100.0, first_step=0)
 
 
 def test_starts_and_ends(tmp_path: Path) -> None:
-    assert history.read(tmp_path) == []
-    history.began(tmp_path, FIRST)
-    (one,) = history.read(tmp_path)
+    assert starts.read(tmp_path) == []
+    starts.began(tmp_path, FIRST)
+    (one,) = starts.read(tmp_path)
     assert one == FIRST and not one.progress
-    history.ended(tmp_path, "9.0", "timeout", "reached its time limit", 40, "requeued")
-    history.began(tmp_path, Start(attempt="9.1", chain="8_1", nodes="node2", began=200.0, first_step=40))
-    one, two = history.read(tmp_path)
+    starts.ended(tmp_path, "9.0", "timeout", "reached its time limit", 40, "requeued")
+    starts.began(tmp_path, Start(attempt="9.1", chain="8_1", nodes="node2", began=200.0, first_step=40))
+    one, two = starts.read(tmp_path)
     assert (one.kind, one.last_step, one.then, one.progress) == ("timeout", 40, "requeued", True)
     assert (two.attempt, two.kind) == ("9.1", None)
 
 
 def test_a_line_that_was_cut_off_takes_no_other_with_it(tmp_path: Path) -> None:
-    history.began(tmp_path, FIRST)
+    starts.began(tmp_path, FIRST)
     with (tmp_path / "attempts.jsonl").open("a") as file:
         file.write('{"attempt": "9.0", "kin')
-    history.ended(tmp_path, "9.0", "done", "", 3)
-    (one,) = history.read(tmp_path)
+    starts.ended(tmp_path, "9.0", "done", "", 3)
+    (one,) = starts.read(tmp_path)
     assert one.kind == "done"
 
 
@@ -40,15 +40,15 @@ def test_a_full_disk_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    history.ended(tmp_path, "9.0", "done", "", 3)
-    assert history.read(tmp_path) == []
+    starts.ended(tmp_path, "9.0", "done", "", 3)
+    assert starts.read(tmp_path) == []
 
 
 def test_the_owner(tmp_path: Path) -> None:
-    assert history.owner(tmp_path) == ""
-    history.take_over(tmp_path, "9.0")
-    history.take_over(tmp_path, "9.1")
-    assert history.owner(tmp_path) == "9.1"
+    assert starts.owner(tmp_path) == ""
+    starts.take_over(tmp_path, "9.0")
+    starts.take_over(tmp_path, "9.1")
+    assert starts.owner(tmp_path) == "9.1"
     assert os.listdir(tmp_path / "log") == ["current"]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.train import lease
-from launcher.train.lease import Claims
+from launcher.train.nemo_aligner.savings import lease
+from launcher.train.nemo_aligner.savings.lease import Claims
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from launcher.submit import local, process
-from launcher.submit.local import Stopped
-from launcher.submit.machine import Machine
-from launcher.sweep import Outcome, Sweep
+from launcher.local import process
+from launcher.local import run as local
+from launcher.local.run import Stopped
+from launcher.machine import Machine
+from launcher.sweep.folder import Outcome, Sweep
 from tests.unit.test_machine import MACHINE, need
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,7 @@ STAND_IN = """
 import json, os, signal, socket, sys, time
 from pathlib import Path
 from launcher.findings import Finding, Refused
-from launcher.sweep import Trial
+from launcher.sweep.folder import Trial
 
 def train(folder):
     rank = int(os.environ["RANK"])
@@ -228,9 +229,9 @@ def test_an_error_in_the_view_leaves_nothing_running(tmp_path: Path) -> None:
 
 LAUNCHER = """
 import sys
-from launcher.submit import local
-from launcher.submit.machine import Machine
-from launcher.sweep import Sweep
+from launcher.local import run as local
+from launcher.machine import Machine
+from launcher.sweep.folder import Sweep
 
 machine = Machine(cores=4, memory_gb=64.0)
 try:

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from launcher import actions, local_states, states
 from launcher.__main__ import main
 from launcher.findings import Refused
-from launcher.sweep import Outcome, Sweep
+from launcher.status import local_states, states
+from launcher.submit import actions
+from launcher.sweep.folder import Outcome, Sweep
 from tests.unit.test_states import done, log, make
 
 
@@ -101,7 +102,7 @@ def test_a_local_sweep_is_cancelled_by_its_launcher(tmp_path: Path) -> None:
 
 
 def test_a_local_sweep_is_run_on_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launcher.submit import local as runner
+    from launcher.local import run as runner
 
     sweep = local(tmp_path / "s", dead_pid())
     exits(sweep, 3)

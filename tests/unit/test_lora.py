@@ -2,8 +2,8 @@
 
 import pytest
 
-from launcher import lora
 from launcher.findings import Refused
+from launcher.nemo import lora
 
 LLAMA3_8B = {
     "num_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_query_groups": 8, "ffn_hidden_size": 14336,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.submit import machine, ports
-from launcher.submit.local import Need, check, slots_for
-from launcher.submit.machine import Machine
+from launcher import machine
+from launcher.job import ports
+from launcher.local.run import Need, check, slots_for
+from launcher.machine import Machine
 
 MACHINE = Machine(cores=4, memory_gb=64.0)
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import small_models
-from data_prep.hf_folder import open_folder
-from data_prep.llama_shape import read_shape
-from data_prep.nemo_config import model_config
+from data_prep.models import small_models
+from data_prep.models.hf_folder import open_folder
+from data_prep.models.llama_shape import read_shape
+from data_prep.models.nemo_config import model_config
 
 torch = pytest.importorskip("torch")
 
@@ -24,7 +24,7 @@ def tiny(tmp_path_factory) -> Path:
 
 def test_fused_qkv_is_ordered_by_query_group():
     """4 heads in 2 groups, one row a head: q0 q1 k0 v0, q2 q3 k1 v1."""
-    from data_prep.megatron_weights import fuse_qkv
+    from data_prep.models.megatron_weights import fuse_qkv
 
     query = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
     key, value = torch.tensor([[10.0], [11.0]]), torch.tensor([[20.0], [21.0]])
@@ -33,7 +33,7 @@ def test_fused_qkv_is_ordered_by_query_group():
 
 @given(groups=st.integers(1, 4), per_group=st.integers(1, 4), head_dim=st.integers(1, 6), hidden=st.integers(1, 5))
 def test_fused_qkv_round_trip(groups, per_group, head_dim, hidden):
-    from data_prep.megatron_weights import fuse_qkv, split_qkv
+    from data_prep.models.megatron_weights import fuse_qkv, split_qkv
 
     heads = groups * per_group
     query, key, value = (torch.randn(n * head_dim, hidden) for n in (heads, groups, groups))
@@ -47,8 +47,8 @@ def written(hf: Path, folder: Path, dtype=torch.float32) -> dict[str, torch.Tens
     import torch.distributed.checkpoint as dcp
     from safetensors.torch import load_file
 
-    from data_prep.megatron_weights import write_weights
-    from data_prep.torch_dist import CheckpointWriter
+    from data_prep.models.megatron_weights import write_weights
+    from data_prep.models.torch_dist import CheckpointWriter
 
     weights = load_file(hf / "model.safetensors")
     layers = []
@@ -68,7 +68,7 @@ def written(hf: Path, folder: Path, dtype=torch.float32) -> dict[str, torch.Tens
 def test_weights_written_are_those_read(tiny, tmp_path):
     from safetensors.torch import load_file
 
-    from data_prep.megatron_weights import split_qkv
+    from data_prep.models.megatron_weights import split_qkv
 
     hf, state = load_file(tiny / "model.safetensors"), written(tiny, tmp_path / "weights")
     layers = "model.decoder.layers."
@@ -94,7 +94,7 @@ def test_weights_written_are_those_read(tiny, tmp_path):
 def test_embeddings_are_written_in_pieces(tiny, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    from data_prep import megatron_weights
+    from data_prep.models import megatron_weights
 
     monkeypatch.setattr(megatron_weights, "_ROWS", 100)
     state = written(tiny, tmp_path / "weights")

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from launcher import gpus, memory, preflight
-from launcher.base_model import BaseModel
-from launcher.compose import TrialConfig
+from launcher import gpus
+from launcher.check import memory, preflight
+from launcher.compose.trials import TrialConfig
+from launcher.nemo.base_model import BaseModel
 from tests.unit.llama import LLAMA3_8B, write_described
 
 BASE = BaseModel(Path("llama3_8b.nemo"), LLAMA3_8B, 128256, {})

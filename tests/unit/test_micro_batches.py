@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from omegaconf import OmegaConf  # noqa: E402
 
-from launcher.train.micro_batches import cut, length_multiple, longest_first, obstacle  # noqa: E402
+from launcher.train.nemo_aligner.savings.micro_batches import cut, length_multiple, longest_first, obstacle  # noqa: E402
 
 
 def batch(*lengths: tuple[int, int], padded: int = 32) -> dict[str, Any]:

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import convert_checkpoint, nemo_config, small_models
-from data_prep.hf_folder import open_folder
-from data_prep.llama_shape import LLAMA31_ROPE, read_shape
-from launcher import nemo_file
+from data_prep import convert_checkpoint
+from data_prep.models import nemo_config, small_models
+from data_prep.models.hf_folder import open_folder
+from data_prep.models.llama_shape import LLAMA31_ROPE, read_shape
 from launcher.findings import Refused
+from launcher.nemo import nemo_file
 
 torch = pytest.importorskip("torch")
 
-from data_prep import nemo_to_hf, safetensors_writer  # noqa: E402
-from data_prep.torch_dist import CheckpointReader  # noqa: E402
+from data_prep.models import nemo_to_hf, safetensors_writer  # noqa: E402
+from data_prep.models.torch_dist import CheckpointReader  # noqa: E402
 
 VARIANTS = {
     "untied, grouped queries": {},

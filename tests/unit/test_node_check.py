@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.submit import node_check
-from launcher.submit.node_check import NodeUnfit, check
+from launcher.job import node_check
+from launcher.job.node_check import NodeUnfit, check
 
 
 @pytest.fixture

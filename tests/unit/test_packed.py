@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import packed
+from data_prep.pairs import packed
 from tests.unit.prepare_tools import FILES, Prepare, Refusal, byte_level, many, record_of, rows_of, write
 
 np = pytest.importorskip("numpy")

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_prep import pieces, tokenizer_files
-from data_prep.pair_tokens import PairTokenizer
-from data_prep.pairs import Drop, Pair
-from data_prep.pieces import Pieces
+from data_prep.pairs import pieces, tokenizer_files
+from data_prep.pairs.conversation import Drop, Pair
+from data_prep.pairs.pair_tokens import PairTokenizer
+from data_prep.pairs.pieces import Pieces
 from tests.unit.prepare_tools import KINDS, byte_level
 
 #: What expressions of splits care about: spaces, line ends, contractions, digits, marks, scripts, added tokens.

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from launcher.history import Kind, Start
-from launcher.submit.policy import INNOCENT, MOST_INNOCENT, Decision, Ending, decide
+from launcher.job.policy import INNOCENT, MOST_INNOCENT, Decision, Ending, decide
+from launcher.sweep.starts import Kind, Start
 
 CLUSTER = {"max_restarts": 3, "max_timeouts": 2, "max_node_failures": 1}
 START = Start(attempt="7.0", chain="7_0", nodes="node[1-2]", began=0.0, first_step=10)

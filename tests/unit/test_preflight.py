@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from launcher import preflight
-from launcher.compose import TrialConfig
+from launcher.check import preflight
+from launcher.compose.trials import TrialConfig
 from tests.unit.conftest import row
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import jsonl, sources, splits
+from data_prep.pairs import jsonl, sources, splits
 from tests.unit.prepare_tools import FILES, ROOT, Prepare, hh, many, prompts, record_of, rows_of, write
 
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep import hh_format, prompt_formats, splits, tokenizer_files
-from data_prep.forms import FORMS, auto
-from data_prep.jsonl import Record
-from data_prep.pair_tokens import PairTokenizer
-from data_prep.pairs import BadRow, Drop, Pair, Talk
-from data_prep.sieve import Options, Sieve
+from data_prep.pairs import hh_format, prompt_formats, splits, tokenizer_files
+from data_prep.pairs.conversation import BadRow, Drop, Pair, Talk
+from data_prep.pairs.forms import FORMS, auto
+from data_prep.pairs.jsonl import Record
+from data_prep.pairs.pair_tokens import PairTokenizer
+from data_prep.pairs.sieve import Options, Sieve
 from tests.unit.prepare_tools import byte_level
 
 #: As SmolLM2 and Qwen write their turns; the role of a tool is refused

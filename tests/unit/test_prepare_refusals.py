@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from data_prep import jsonl, output
+from data_prep.pairs import jsonl, output
 from data_prep.prepare_data import main
 from tests.unit.prepare_tools import Prepare, Refusal, characters_as_tokens, many, record_of, write
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import jsonl, sources, splits
-from data_prep.lengths import Lengths
-from data_prep.pairs import Drop
+from data_prep.pairs import jsonl, sources, splits
+from data_prep.pairs.conversation import Drop
+from data_prep.pairs.lengths import Lengths
+from data_prep.pairs.prompt_formats import HH
+from data_prep.pairs.sieve import Options, Sieve
 from data_prep.progress import Progress
-from data_prep.prompt_formats import HH
-from data_prep.sieve import Options, Sieve
 from tests.unit.prepare_tools import Prepare, Refusal, characters_as_tokens, hh, many, record_of, rows_of, write
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from data_prep import hub, sources
-from data_prep.hash_set import HashSet
+from data_prep.pairs import hub, sources
+from data_prep.pairs.hash_set import HashSet
 from tests.unit.prepare_tools import (
     ROOT,
     Prepare,

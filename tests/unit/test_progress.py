@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher import progress
-from launcher.metrics import Progress
-from launcher.progress import Lines, Picture, cell, doing, view
-from launcher.sweep import Outcome, Sweep, Trial
+from launcher.status import progress
+from launcher.status.progress import Lines, Picture, cell, doing, view
+from launcher.sweep.folder import Outcome, Sweep, Trial
+from launcher.sweep.metrics import Progress
 
 
 def trials(tmp_path: Path, count: int = 2, *more: str) -> list[Trial]:

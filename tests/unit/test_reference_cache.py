@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher.train.reference_cache import Cache, Damaged, Part, file_digest, group_name, row_digest
+from launcher.train.nemo_aligner.savings.reference_cache import (
+    Cache,
+    Damaged,
+    Part,
+    file_digest,
+    group_name,
+    row_digest,
+)
 
 KEY = {"base": "a", "precision": "32"}
 ROWS = {row_digest([b"one"]): struct.pack("<3f", -1.5, -2.5, 0.0), row_digest([b"two"]): b""}

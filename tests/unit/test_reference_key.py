@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from launcher.train import reference_key  # noqa: E402
+from launcher.train.nemo_aligner.savings import reference_key  # noqa: E402
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_evaluate_runs_what_is_done_and_not_yet_evaluated(tmp_path, monkeypatch,
 
     monkeypatch.setattr(module.subprocess, "run", failing)
     assert report(sweep.folder, "--evaluate", "--format", "md") == 1
-    assert asked == [[sys.executable, "-m", "launcher.train.evaluate", str(sweep.folder / "1")]]
+    assert asked == [[sys.executable, "-m", "launcher.train.nemo_aligner.evaluate", str(sweep.folder / "1")]]
     said = capsys.readouterr()
     assert "trial 1 (beta 0.1) could not be evaluated" in said.err
     assert "evaluating trial 1 (beta 0.1), 1 of 1" in said.out

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher import actions, bad_nodes, find, history, slurm
 from launcher.commands.status import as_json
-from launcher.history import Kind, Start
-from launcher.states import Look, join
-from launcher.status_table import table
-from launcher.sweep import Sweep
+from launcher.slurm import client
+from launcher.status.states import Look, join
+from launcher.status.table import table
+from launcher.submit import actions
+from launcher.sweep import bad_nodes, find, starts
+from launcher.sweep.folder import Sweep
+from launcher.sweep.starts import Kind, Start
 from tests.unit.test_states import ARRAY, accounted, answers, log, make, one, queued
 
 
@@ -20,9 +22,9 @@ def start(sweep: Sweep, attempt: str, kind: Kind | None = None, why: str = "", s
     folder = sweep.trials[0].folder
     log(sweep, 0, name=attempt)
     begun = Start(attempt=attempt, chain=f"{ARRAY}_0", nodes="node1", began=1.0, first_step=0)
-    history.began(folder, begun)
+    starts.began(folder, begun)
     if kind:
-        history.ended(folder, attempt, kind, why, step, then)
+        starts.ended(folder, attempt, kind, why, step, then)
 
 
 def test_why_it_waits_again(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_only_what_was_requeued_a_while_ago_is_hastened(monkeypatch: pytest.Monk
     now = [100.0]
     started: list[list[str]] = []
     monkeypatch.setattr(actions.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(slurm, "start_now", lambda names: started.append(list(names)))
+    monkeypatch.setattr(client, "start_now", lambda names: started.append(list(names)))
     held = queued(0, "PENDING", reason="BeginTime", restarts=1)
     begin = queued(1, "PENDING", reason="BeginTime")  # its user wants it to wait
     assert actions.hasten([held, begin]) == []

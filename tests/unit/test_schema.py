@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from launcher import schema
+from launcher.compose import schema
 
 
 @pytest.mark.parametrize("model", ["llama3_8b", "smollm2_135m", "tiny"])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.findings import Refused
-from launcher.submit.script import ArrayRequest, parameters, text
+from launcher.slurm.script import ArrayRequest, parameters, text
 
 CLUSTER: dict[str, Any] = {
     "time": 60, "signal_delay_s": 120, "array_parallelism": 256, "gpus_per_node": 8, "mem_gb": None, "setup": [],
@@ -111,7 +111,7 @@ def test_shellcheck(tmp_path: Path) -> None:
 
 def test_python_words_stay_words() -> None:
     made = text(request(python=shlex.join(["/a b/python"])))
-    assert "'/a b/python' -u -m launcher.submit.slurm_rank" in made
+    assert "'/a b/python' -u -m launcher.job.rank" in made
 
 
 @pytest.mark.parametrize(("stopped", "code"), [(True, 0), (False, 7)])

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import slurm_rows, slurm_site
+from launcher.slurm import rows as slurm_rows
+from launcher.slurm import site
 
 RECORDED = {
     answer["label"]: answer
@@ -191,10 +192,8 @@ def test_resources() -> None:
 
 
 def test_partitions_with_a_drained_node() -> None:
-    groups = slurm_site.node_groups(said("cluster with a node drained 2"))
-    found = {
-        partition.name: partition for partition in slurm_site.partitions(said("cluster with a node drained"), groups)
-    }
+    groups = site.node_groups(said("cluster with a node drained 2"))
+    found = {partition.name: partition for partition in site.partitions(said("cluster with a node drained"), groups)}
     assert {name: (p.state, p.default, p.max_time, p.default_time) for name, p in found.items()} == {
         "main": ("UP", True, 604800, 1800),
         "short": ("UP", False, 300, None),
@@ -212,8 +211,8 @@ def test_partitions_with_a_drained_node() -> None:
 def test_partitions_that_deny_and_that_have_unlike_nodes() -> None:
     line = said("cluster").splitlines()[-2].replace("AllowAccounts=vip", "DenyAccounts=guest,trial")
     line = line.replace("AllowQos=ALL", "AllowQos=high").replace("MaxNodes=UNLIMITED", "MaxNodes=4")
-    groups = slurm_site.node_groups("wide|idle~|3|64|515000+|gpu:h100:8(S:0-1)\nwide|down*|1|64|256000|(null)\n")
-    (wide,) = slurm_site.partitions(line, groups)
+    groups = site.node_groups("wide|idle~|3|64|515000+|gpu:h100:8(S:0-1)\nwide|down*|1|64|256000|(null)\n")
+    (wide,) = site.partitions(line, groups)
     assert not wide.admits_account("guest") and wide.admits_account("research")
     assert not wide.admits_qos("normal") and wide.admits_qos("high")
     assert (wide.max_nodes, wide.gpus_per_node, wide.memory_per_node) == (4, 8, 515000)
@@ -224,11 +223,9 @@ def test_partitions_that_deny_and_that_have_unlike_nodes() -> None:
 
 
 def test_associations() -> None:
-    research, root = slurm_site.associations(said("associations"))
+    research, root = site.associations(said("associations"))
     assert (research.account, research.default, research.qos) == ("research", True, {"normal", "high"})
     assert (root.account, root.default, root.max_submit, root.group) == ("root", False, math.inf, {})
-    (limited,) = slurm_site.associations(
-        "lab|ml|gpu|ml|normal|normal|100|1-00:00:00|gres/gpu=8,node=4|gres/gpu=64,mem=1T\n"
-    )
+    (limited,) = site.associations("lab|ml|gpu|ml|normal|normal|100|1-00:00:00|gres/gpu=8,node=4|gres/gpu=64,mem=1T\n")
     assert (limited.partition, limited.max_submit, limited.max_wall) == ("gpu", 100, 86400)
     assert (limited.max_per_job, limited.group) == ({"gres/gpu": 8, "node": 4}, {"gres/gpu": 64, "mem": 1024 * 1024})

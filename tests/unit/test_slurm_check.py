@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from launcher import disk, slurm, slurm_site
-from launcher.compose import TrialConfig
-from launcher.submit import slurm_check
+from launcher.check import cluster_limits, disk
+from launcher.compose.trials import TrialConfig
+from launcher.slurm import client
+from launcher.slurm import site as slurm_site
 from tests.unit.test_slurm import said
 
 LIMITS = ("submit", "wall", "each", "group")  # the last columns of an association
@@ -22,9 +23,9 @@ def site(associations: str | None = None, drained: bool = False, enforce: str = 
     label = "cluster with a node drained" if drained else "cluster"
     text = said(label).replace("associations,limits,qos", enforce).replace("scontrol: ", "")
     settings = slurm_site.settings(text)
-    found = slurm_check.Site()
+    found = cluster_limits.Site()
     partitions = slurm_site.partitions(text, slurm_site.node_groups(said(f"{label} 2")))
-    vars(found)["cluster"] = slurm.Cluster(settings, partitions)
+    vars(found)["cluster"] = client.Cluster(settings, partitions)
     vars(found)["associations"] = slurm_site.associations(
         said("associations") if associations is None else associations
     )
@@ -46,7 +47,7 @@ def trial(composed: Any, workspace: Path) -> Any:
 
 
 def found(where: Any, config: dict[str, Any], trials: int = 3) -> list[str]:
-    return [str(finding) for finding in slurm_check.findings(where, config, trials)]
+    return [str(finding) for finding in cluster_limits.findings(where, config, trials)]
 
 
 def test_a_good_trial(trial: Any) -> None:
@@ -132,7 +133,7 @@ def test_the_association_that_counts(trial: Any) -> None:
 
 def warned(where: Any, folder: Path, *configs: dict[str, Any]) -> list[str]:
     trials = [TrialConfig([], config) for config in configs]
-    return [str(finding) for finding in slurm_check.warnings(where, trials, folder)]
+    return [str(finding) for finding in cluster_limits.warnings(where, trials, folder)]
 
 
 def test_nodes_that_are_down_now(trial: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,11 +151,11 @@ def test_a_folder_of_this_machine_alone(trial: Any, workspace: Path, monkeypatch
     assert finding.startswith(f"paths.runs={workspace / 'runs'}: lies on tmpfs (tmpfs at /tmp) (and pretrained")
     single = site()
     one = [dataclasses.replace(p, total_nodes=1) for p in single.cluster.partitions]
-    vars(single)["cluster"] = slurm.Cluster(single.cluster.settings, one)
+    vars(single)["cluster"] = client.Cluster(single.cluster.settings, one)
     assert warned(single, workspace / "runs", trial()) == []
 
 
 def test_a_slurm_that_does_not_answer(trial: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    (finding,) = found(slurm_check.Site(), trial())
+    (finding,) = found(cluster_limits.Site(), trial())
     assert "Slurm does not answer" in finding and "cluster=local" in finding

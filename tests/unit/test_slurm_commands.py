@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import slurm, slurm_command
+from launcher.slurm import client, run
 from tests.unit.test_slurm import RECORDED, said
 
 
@@ -58,59 +58,59 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH_", "SQUEUE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    slurm.count.clear()
+    client.count.clear()
     return Fakes(folder)
 
 
 def test_one_squeue_answers_for_a_whole_sweep(fakes: Fakes) -> None:
     fakes.add_recorded("one array")
-    with slurm_command.recorded() as answers:
-        assert len(slurm.squeue([12, "13_4"])) == 5
-    assert slurm.count == {"squeue": 1}
+    with run.recorded() as answers:
+        assert len(client.squeue([12, "13_4"])) == 5
+    assert client.count == {"squeue": 1}
     assert fakes.args("squeue")[:4] == ["-r", "-h", "-j", "12,13_4"]
     assert [answer.stdout for answer in answers] == [said("one array")]
 
 
 def test_no_jobs_is_no_question_and_no_harm(fakes: Fakes) -> None:
-    assert (slurm.squeue([]), slurm.sacct([])) == ([], [])
-    slurm.scancel([])
-    slurm.requeue([])
-    slurm.start_now([])
-    assert not slurm.count
+    assert (client.squeue([]), client.sacct([])) == ([], [])
+    client.scancel([])
+    client.requeue([])
+    client.start_now([])
+    assert not client.count
 
 
 def test_choosing_by_name_or_user(fakes: Fakes) -> None:
     fakes.add("squeue")
     fakes.add("sacct")
-    slurm.squeue(name="dpo beta", ended=True)
+    client.squeue(name="dpo beta", ended=True)
     assert fakes.args("squeue")[2:5] == ["--name=dpo beta", "--me", "--states=all"]
-    slurm.squeue(user="ann")
+    client.squeue(user="ann")
     assert fakes.args("squeue")[2:4] == ["--user=ann", "-O"]
-    slurm.sacct(name="dpo", since=0, every_run=True)
+    client.sacct(name="dpo", since=0, every_run=True)
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(0))
     assert fakes.args("sacct")[3:7] == ["--name=dpo", "--starttime", start, "--duplicates"]
     for name in ("a,b", "it's", "a[1-2]", "a]"):
         with pytest.raises(ValueError, match="cannot look for a name with"):
-            slurm.sacct(name=name)
+            client.sacct(name=name)
 
 
 def test_an_array_that_the_accounting_does_not_know_as_one_yet(fakes: Fakes) -> None:
     """Seen on 22.05 in the first seconds: the last element as a plain job by the array's number."""
     fakes.add_recorded("every run")
     (fakes.folder / "sacct.out").write_text(said("every run").replace("10_5|11|", "10|10|"))
-    assert {row.name for row in slurm.sacct([10])} >= {"10", "10_7"}
-    assert {row.name for row in slurm.sacct([10], arrays_only=True)} == {"10_7"}
+    assert {row.name for row in client.sacct([10])} >= {"10", "10_7"}
+    assert {row.name for row in client.sacct([10], arrays_only=True)} == {"10_7"}
 
 
 def test_a_forgotten_job_is_no_failure(fakes: Fakes) -> None:
     fakes.add_recorded("one forgotten")
-    assert slurm.squeue([999]) == []
+    assert client.squeue([999]) == []
     fakes.add_recorded("scancel forgotten signal")
-    slurm.scancel(["999_1"], "USR1", batch=True)
+    client.scancel(["999_1"], "USR1", batch=True)
     assert fakes.args("scancel") == ["--signal=USR1", "--full", "999_1"]
     fakes.add_recorded("requeue forgotten")
-    with pytest.raises(slurm.SlurmError, match="^scontrol requeue 999: Invalid job id specified for job 999$"):
-        slurm.requeue([999])
+    with pytest.raises(client.SlurmError, match="^scontrol requeue 999: Invalid job id specified for job 999$"):
+        client.requeue([999])
 
 
 def test_the_answers_do_not_depend_on_the_users_profile(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_the_answers_do_not_depend_on_the_users_profile(fakes: Fakes, monkeypatc
         monkeypatch.setenv(name, "odd")
     monkeypatch.setenv("SLURM_CONF", "/cluster/slurm.conf")
     fakes.add("squeue")
-    slurm.squeue([1])
+    client.squeue([1])
     env = fakes.env("squeue")
     assert not [name for name in env if name.startswith("SQUEUE_")]
     assert (env["SLURM_TIME_FORMAT"], env["SLURM_BITSTR_LEN"], env["LC_ALL"]) == ("%s", "0", "C")
@@ -128,26 +128,26 @@ def test_the_answers_do_not_depend_on_the_users_profile(fakes: Fakes, monkeypatc
 def test_submitting(fakes: Fakes, tmp_path: Path) -> None:
     fakes.add("sbatch", "lua: welcome\n4711;far\n", "sbatch: your quota is fine\n")
     script = tmp_path / "a b.sh"
-    made = slurm.sbatch(script, ["--array=0-2", "--comment=$(touch x) 'y'\nz"], script_args=["one"])
-    assert made == slurm.Submitted(4711, "far", "sbatch: your quota is fine")
+    made = client.sbatch(script, ["--array=0-2", "--comment=$(touch x) 'y'\nz"], script_args=["one"])
+    assert made == client.Submitted(4711, "far", "sbatch: your quota is fine")
     assert fakes.args("sbatch") == ["--parsable", "--array=0-2", "--comment=$(touch x) 'y'\nz", str(script), "one"]
-    slurm.sbatch(text="#!/bin/sh\ntrue\n")
+    client.sbatch(text="#!/bin/sh\ntrue\n")
     assert (fakes.args("sbatch"), fakes.stdin("sbatch")) == (["--parsable"], "#!/bin/sh\ntrue\n")
     fakes.add("sbatch", "Submitted, thank you\n")
-    with pytest.raises(slurm.SlurmError, match="no job id in 'Submitted, thank you"):
-        slurm.sbatch(script)
+    with pytest.raises(client.SlurmError, match="no job id in 'Submitted, thank you"):
+        client.sbatch(script)
     with pytest.raises(ValueError, match="either a script or its text"):
-        slurm.sbatch()
+        client.sbatch()
 
 
 def test_a_job_submitted_from_a_job_does_not_inherit_its_limits(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes.add("sbatch", "1\n")
     monkeypatch.setenv("SLURM_MEM_PER_CPU", "4000")
-    slurm.sbatch("x")
+    client.sbatch("x")
     assert fakes.env("sbatch")["SLURM_MEM_PER_CPU"] == "4000"  # no job of ours: the user's own wish
     for name, value in {"SLURM_JOB_ID": "5", "SLURMD_NODENAME": "n", "SLURM_CONF": "c", "SBATCH_ACCOUNT": "a"}.items():
         monkeypatch.setenv(name, value)
-    slurm.sbatch("x")
+    client.sbatch("x")
     left = {name: value for name, value in fakes.env("sbatch").items() if name.startswith(("SLURM", "SBATCH"))}
     assert left == {"SLURM_CONF": "c", "SBATCH_ACCOUNT": "a"}
 
@@ -165,8 +165,8 @@ def test_a_job_submitted_from_a_job_does_not_inherit_its_limits(fakes: Fakes, mo
 )
 def test_a_refusal_is_one_line_and_carries_everything(fakes: Fakes, label: str, why: str) -> None:
     fakes.add_recorded(label)
-    with pytest.raises(slurm.SlurmError) as caught:
-        slurm.sbatch("x.sh", RECORDED[label]["command"][2:])
+    with pytest.raises(client.SlurmError) as caught:
+        client.sbatch("x.sh", RECORDED[label]["command"][2:])
     assert str(caught.value) == f"{' '.join(RECORDED[label]['command'])} x.sh: {why}"
     assert (caught.value.code, caught.value.stderr) == (1, RECORDED[label]["stderr"])
     assert caught.value.command[-1] == "x.sh"
@@ -174,49 +174,49 @@ def test_a_refusal_is_one_line_and_carries_everything(fakes: Fakes, label: str, 
 
 def test_a_command_that_takes_too_long_is_ended_with_its_children(fakes: Fakes) -> None:
     fakes.add("squeue", first="(sleep 5; echo late)")  # a child that would be heard, were only the shell ended
-    with slurm_command.recorded() as answers, pytest.raises(slurm.SlurmTimeout, match="squeue x: no answer in 0 s"):
-        slurm.run("squeue", "x", timeout=0.3)
+    with run.recorded() as answers, pytest.raises(client.SlurmTimeout, match="squeue x: no answer in 0 s"):
+        client.run("squeue", "x", timeout=0.3)
     assert [(answer.code, answer.stdout) for answer in answers] == [(None, "")]
 
 
 def test_no_slurm_on_this_machine(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(fakes.folder))
-    assert not slurm.available()
-    with pytest.raises(slurm.SlurmMissing, match="^squeue -r .*: not found on the PATH"):
-        slurm.squeue([1])
+    assert not client.available()
+    with pytest.raises(client.SlurmMissing, match="^squeue -r .*: not found on the PATH"):
+        client.squeue([1])
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        slurm.run("/bin/true", cwd=tmp_path / "nowhere")
+        client.run("/bin/true", cwd=tmp_path / "nowhere")
 
 
 def test_an_answer_that_cannot_be_read_is_shown(fakes: Fakes) -> None:
     fakes.add("squeue", "maintenance until noon\n")
     with pytest.raises(
-        slurm.SlurmError, match="cannot read its answer: .*13 fields expected: 'maintenance until noon'"
+        client.SlurmError, match="cannot read its answer: .*13 fields expected: 'maintenance until noon'"
     ):
-        slurm.squeue([1])
+        client.squeue([1])
     fakes.add("scontrol", "nothing of use\n")
     fakes.add("sinfo")
-    with pytest.raises(slurm.SlurmError, match=r"cannot read its answer: KeyError\('ClusterName'\)"):
-        slurm.cluster()
+    with pytest.raises(client.SlurmError, match=r"cannot read its answer: KeyError\('ClusterName'\)"):
+        client.cluster()
 
 
 def test_bytes_that_are_no_text_do_no_harm(fakes: Fakes) -> None:
     line = said("one array").splitlines()[0].replace("JobArrayTaskLimit", "r\udce9servation")
     fakes.add("squeue")
     (fakes.folder / "squeue.out").write_bytes(line.encode("utf-8", "surrogateescape") + b"\n")
-    assert slurm.squeue([1])[0].reason == "r\ufffdservation"
+    assert client.squeue([1])[0].reason == "r\ufffdservation"
 
 
 def test_log_to_keeps_raw_answers_for_a_bug_report(fakes: Fakes, tmp_path: Path) -> None:
     log = tmp_path / "slurm.jsonl"
     fakes.add_recorded("one array")
-    hook = slurm_command.log_to(log)
-    slurm_command.hooks.append(hook)
+    hook = run.log_to(log)
+    run.hooks.append(hook)
     try:
-        slurm.squeue([12])
-        slurm.squeue([12])
+        client.squeue([12])
+        client.squeue([12])
     finally:
-        slurm_command.hooks.remove(hook)
+        run.hooks.remove(hook)
     first, second = (json.loads(line) for line in log.read_text().splitlines())
     assert first["stdout"] == second["stdout"] == said("one array") and first["command"][0] == "squeue"
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
@@ -225,8 +225,8 @@ def test_log_to_keeps_raw_answers_for_a_bug_report(fakes: Fakes, tmp_path: Path)
 def test_the_cluster_in_two_commands(fakes: Fakes) -> None:
     fakes.add_recorded("cluster")
     fakes.add_recorded("cluster 2")
-    found = slurm.cluster()
-    assert slurm.count == {"scontrol": 1, "sinfo": 1}
+    found = client.cluster()
+    assert client.count == {"scontrol": 1, "sinfo": 1}
     assert (found.name, found.max_array_size, found.settings["SlurmctldHost[0]"]) == ("lab", 1001, "head1(127.0.0.1)")
     assert [partition.name for partition in found.partitions] == ["main", "short", "dead", "wide"]
     assert found.default_partition is found.partition("main") and found.partition("nope") is None
@@ -241,38 +241,38 @@ def test_scontrol_without_readline_writes_its_prompt_in_front_of_the_answer(fake
     assert "scontrol: PartitionName=main" in text
     fakes.add("scontrol", text)
     fakes.add_recorded("cluster 2")
-    assert [partition.name for partition in slurm.cluster().partitions] == ["main", "short", "dead", "wide"]
+    assert [partition.name for partition in client.cluster().partitions] == ["main", "short", "dead", "wide"]
 
 
 def test_version_and_controllers(fakes: Fakes) -> None:
     fakes.add_recorded("version")
-    assert slurm.available() and slurm.version() == (22, 5, 8)
+    assert client.available() and client.version() == (22, 5, 8)
     fakes.add("sbatch", "slurm 24.11.0-0rc1\n")
-    assert slurm.version() == (24, 11, 0)
+    assert client.version() == (24, 11, 0)
     fakes.add_recorded("ping")
-    assert slurm.ping() == {"head1": True}
+    assert client.ping() == {"head1": True}
     fakes.add("scontrol", "Slurmctld(primary) at a is DOWN\nSlurmctld(backup) at b is DOWN\n", code=1)
-    assert slurm.ping() == {"a": False, "b": False}
+    assert client.ping() == {"a": False, "b": False}
     fakes.add("scontrol", stderr="scontrol: fatal: Could not establish a configuration source\n", code=1)
-    with pytest.raises(slurm.SlurmError, match="^scontrol ping: Could not establish a configuration source$"):
-        slurm.ping()
+    with pytest.raises(client.SlurmError, match="^scontrol ping: Could not establish a configuration source$"):
+        client.ping()
 
 
 def test_accounts_of_this_user(fakes: Fakes) -> None:
     fakes.add_recorded("associations")
-    assert [row.account for row in slurm.associations("ann") or []] == ["research", "root"]
+    assert [row.account for row in client.associations("ann") or []] == ["research", "root"]
     assert fakes.args("sacctmgr")[2:6] == ["show", "user", "ann", "withassoc"]
     fakes.add("sacctmgr", stderr="You are not running a supported accounting_storage plugin\n", code=1)
-    assert slurm.associations() is None
+    assert client.associations() is None
     fakes.add("sacctmgr", stderr="sacctmgr: error: Unable to contact slurmdbd\n", code=1)
-    with pytest.raises(slurm.SlurmError, match="Unable to contact slurmdbd"):
-        slurm.associations()
+    with pytest.raises(client.SlurmError, match="Unable to contact slurmdbd"):
+        client.associations()
 
 
 def test_ctrl_c_does_not_end_an_sbatch_that_is_half_way(fakes: Fakes) -> None:
     """The terminal's Ctrl-C goes to the whole process group; the submission must not be torn in two by it."""
     fakes.add("sbatch", "7\n", first="touch started; sleep 0.5; touch submitted")
-    program = "from launcher import slurm; slurm.sbatch('x')"
+    program = "from launcher.slurm import client; client.sbatch('x')"
     child = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, stderr=subprocess.DEVNULL)
     while not (fakes.folder / "started").exists():
         time.sleep(0.01)
@@ -284,5 +284,5 @@ def test_ctrl_c_does_not_end_an_sbatch_that_is_half_way(fakes: Fakes) -> None:
 
 def test_importing_it_is_light() -> None:
     heavy = "{'torch', 'hydra', 'omegaconf', 'submitit', 'nemo'}"
-    program = f"import sys, launcher.slurm; print(sorted({heavy} & set(sys.modules)))"
+    program = f"import sys, launcher.slurm.client; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"

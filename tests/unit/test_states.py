@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
-from launcher import actions, history, reasons, slurm, states
 from launcher.__main__ import main
 from launcher.findings import Refused
-from launcher.slurm_rows import STATES, AccountRow, QueueRow
-from launcher.states import Answers, Look, TrialState
-from launcher.status_table import cut, table, when
-from launcher.sweep import Sweep
+from launcher.slurm import client, reasons
+from launcher.slurm.rows import STATES, AccountRow, QueueRow
+from launcher.status import states
+from launcher.status.states import Answers, Look, TrialState
+from launcher.status.table import cut, table, when
+from launcher.submit import actions
+from launcher.sweep import starts
+from launcher.sweep.folder import Sweep
 
 ARRAY = 69
 
@@ -127,20 +130,20 @@ def test_of_trials_that_share_a_job(tmp_path: Path) -> None:
     (sweep.folder / "slurm").mkdir()
     (sweep.folder / "slurm" / "0.id").write_text(f"{ARRAY}\n")
     sweep.record_job("slurm", "", [0, 1], script="0.sbatch", name="tune", share=2)
-    start = history.Start(attempt="69.0", chain="69_0", nodes="n1", began=1.0, first_step=0)
+    start = starts.Start(attempt="69.0", chain="69_0", nodes="n1", began=1.0, first_step=0)
     for trial, then in enumerate(["gave up: ValueError: no", "requeued"]):
         log(sweep, trial, name="69.0")
-        history.began(sweep.trials[trial].folder, start)
-        history.ended(sweep.trials[trial].folder, "69.0", "failure", "ValueError: no", 0, then)
+        starts.began(sweep.trials[trial].folder, start)
+        starts.ended(sweep.trials[trial].folder, "69.0", "failure", "ValueError: no", 0, then)
     (sweep.folder / "slurm" / "69_0.out").write_text("gives up: ran out of memory\n")  # of another trial
     (sweep.trials[0].folder / "log" / "69.0_srun.out").write_text("srun: error: n1: task 0: Exited with exit code 1\n")
     running = answers([queued(0, "RUNNING")])
     seen = [(state.state, state.error) for state in states.join(sweep, running).trials]
     assert seen == [("FAILED", "Exited with exit code 1"), ("WAITING", "")]
-    history.ended(sweep.trials[1].folder, "69.0", "cancelled", "cancelled", 0)
+    starts.ended(sweep.trials[1].folder, "69.0", "cancelled", "cancelled", 0)
     again = answers([queued(0, "PENDING", reason="BeginTime", restarts=1)])
     assert [s.state for s in states.join(sweep, again).trials] == ["FAILED", "WAITING"], "Slurm has sent it back itself"
-    history.ended(sweep.trials[1].folder, "69.0", "failure", "no", 0, "gave up: no")
+    starts.ended(sweep.trials[1].folder, "69.0", "failure", "no", 0, "gave up: no")
     (sweep.folder / "slurm" / "1.id").write_text("80\n")
     sweep.record_job("slurm", "", [0, 1], script="1.sbatch", name="tune", share=2)
     retried = answers([queued(0, "COMPLETED"), queued(0, "PENDING", array_id=80)])
@@ -191,7 +194,7 @@ def test_a_retry_counts_unless_an_earlier_element_lives(tmp_path: Path) -> None:
 
 
 def test_what_sbatch_never_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "squeue", lambda *ids, **how: [])
+    monkeypatch.setattr(client, "squeue", lambda *ids, **how: [])
     sweep = make(tmp_path / "s", 2, array=None)
     assert [state.state for state in states.look(sweep).trials] == ["UNSUBMITTED"] * 2
     sweep.record_job("slurm", "", [0, 1], script="0.sbatch", name="tune")
@@ -210,7 +213,7 @@ def test_an_array_that_sbatch_could_not_tell_is_found_by_its_name(
         assert ids == [ARRAY] or how["name"] == "tune-1" and how["user"] == sweep.data["user"]
         return rows
 
-    monkeypatch.setattr(slurm, "squeue", squeue)
+    monkeypatch.setattr(client, "squeue", squeue)
     look = states.look(sweep)
     assert [(state.state, state.job) for state in look.trials] == [("RUNNING", "69_0"), ("WAITING", "69_1")]
     rows.clear()
@@ -220,8 +223,8 @@ def test_an_array_that_sbatch_could_not_tell_is_found_by_its_name(
 def test_a_retry_that_sbatch_refused_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = make(tmp_path / "s", 1)
     sweep.record_job("slurm", "", [0], script="1.sbatch", name="tune")
-    monkeypatch.setattr(slurm, "squeue", lambda *ids, **how: [])
-    monkeypatch.setattr(slurm, "sacct", lambda ids: [accounted(0, "TIMEOUT")])
+    monkeypatch.setattr(client, "squeue", lambda *ids, **how: [])
+    monkeypatch.setattr(client, "sacct", lambda ids: [accounted(0, "TIMEOUT")])
     assert (states.look(sweep).trials[0].state, states.look(sweep).trials[0].slurm) == ("FAILED", "TIMEOUT")
 
 
@@ -266,8 +269,8 @@ def test_one_question_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         asked.append(("squeue", ids))
         return [queued(number, "RUNNING") for number in range(500)]
 
-    monkeypatch.setattr(slurm, "squeue", squeue)
-    monkeypatch.setattr(slurm, "sacct", lambda ids: asked.append(("sacct", ids)) or [])
+    monkeypatch.setattr(client, "squeue", squeue)
+    monkeypatch.setattr(client, "sacct", lambda ids: asked.append(("sacct", ids)) or [])
     assert states.look(sweep).counts == {"RUNNING": 500} and asked == [("squeue", [ARRAY])]
     for number in range(500):
         done(sweep, number)

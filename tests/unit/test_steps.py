@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.check.steps import Plan, plan
 from launcher.findings import Refused
-from launcher.steps import Plan, plan
 
 
 def test_fractions_of_an_epoch() -> None:

@@ -18,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from launcher import jsonfile, metrics, yamltext
+from launcher import whole_file
 from launcher.findings import Refused
-from launcher.jsonfile import write
-from launcher.sweep import Sweep, clock, labels
+from launcher.sweep import metrics, yamltext
+from launcher.sweep.folder import Sweep, clock, labels
+from launcher.whole_file import write_json
 
 
 def config(beta: float) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def test_more_trials_are_numbered_on(tmp_path: Path) -> None:
 def test_a_thousand_trials_are_noted_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """sweep.json has a line for each trial: written trial by trial, it would be written a thousand times over."""
     written: list[Path] = []
-    monkeypatch.setattr(jsonfile, "write", lambda path, data: (written.append(path), write(path, data)))
+    monkeypatch.setattr(whole_file, "write_json", lambda path, data: (written.append(path), write_json(path, data)))
     trials = [([f"x={n}"], {**config(0.1), "n": n}) for n in range(1000)]
     sweep = Sweep.create(tmp_path / "s", command=[], experiment={}, trials=trials)
     assert [path.name for path in written] == ["sweep.json"]
@@ -168,7 +169,8 @@ def test_clock(seconds: float, text: str) -> None:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys, launcher.sweep, launcher.submit.rank; print({'torch', 'omegaconf', 'yaml'} & set(sys.modules))"
+    code = "import sys, launcher.sweep.folder, launcher.local.rank\n"
+    code += "print({'torch', 'omegaconf', 'yaml'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "set()", done.stderr
 

@@ -14,13 +14,13 @@ import jinja2
 import pytest
 
 import launcher
-from launcher import slurm
 from launcher.commands import pipeline as pipeline_command
 from launcher.commands import render as render_command
-from launcher.submit import stages, template
-from launcher.submit.container import inside
-from launcher.submit.script import ArrayRequest, text
-from launcher.submit.write_launch import _is_whole_array
+from launcher.slurm import client, template
+from launcher.slurm.container import inside
+from launcher.slurm.script import ArrayRequest, text
+from launcher.submit import stages
+from launcher.submit.to_folder import _is_whole_array
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -247,7 +247,7 @@ WRITE = (
 
 
 def test_write_only_writes_and_does_so_once(workspace: Path) -> None:
-    from launcher.sweep import Sweep
+    from launcher.sweep.folder import Sweep
 
     first = run(workspace, MAIN, *WRITE, env=ELEMENT)
     assert (first.returncode, first.stderr) == (0, ""), first.stderr
@@ -274,7 +274,7 @@ def test_which_array_is_a_whole_sweep() -> None:
 
 
 def test_pipeline_without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "available", lambda: False)
+    monkeypatch.setattr(client, "available", lambda: False)
     with pytest.raises(launcher.findings.Refused, match="make sweep"):
         pipeline_command.run(None)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""launcher.train.warning, .watchdog and .ownership: how a rank ends by itself, each in a process of its own."""
+"""launcher.train.signals, .watchdog and .ownership: how a rank ends by itself, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 LISTEN = """
 import signal, sys, time, threading
 from pathlib import Path
-from launcher.train import warning
+from launcher.train import signals as warning
 warning.LINGER = 0.2
 listener = warning.listen(Path(sys.argv[1]), (signal.SIGUSR2, signal.SIGTERM))
 print("listening", flush=True)
@@ -42,7 +42,7 @@ HANGS = """
 import sys, time
 from pathlib import Path
 from launcher.train import watchdog
-from launcher.train.metrics import MetricsFile
+from launcher.train.metrics_file import MetricsFile
 watchdog.LEAST, watchdog._LINGER, watchdog._POLL = 1.0, 0.1, 0.1
 trial = Path(sys.argv[1])
 progress = MetricsFile(trial / "metrics.jsonl")
@@ -57,7 +57,7 @@ ORPHAN = """
 import sys, time
 from pathlib import Path
 from launcher.train import watchdog
-from launcher.train.metrics import MetricsFile
+from launcher.train.metrics_file import MetricsFile
 watchdog._POLL = watchdog._FENCE_POLL = 0.1
 watchdog.start(Path(sys.argv[1]), 1, MetricsFile(None))
 print("running", flush=True)

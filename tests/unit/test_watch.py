@@ -23,11 +23,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launcher import slurm, states, watching
-from launcher.states import Answers
-from launcher.sweep import Sweep
-from launcher.watch_view import draw
-from launcher.watching import ASCII, BLOCKS, Lines, Losses, Watcher, sparkline
+from launcher.slurm import client
+from launcher.status import states
+from launcher.status import watcher as watching
+from launcher.status.screen import draw
+from launcher.status.states import Answers
+from launcher.status.watcher import ASCII, BLOCKS, Lines, Losses, Watcher, sparkline
+from launcher.sweep.folder import Sweep
 from tests.unit.test_local_states import local
 from tests.unit.test_states import answers, done, log, make, queued
 
@@ -46,7 +48,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     yield Clock(monkeypatch)
-    slurm.count.clear()
+    client.count.clear()
 
 
 class Slurm:
@@ -57,7 +59,7 @@ class Slurm:
 
     def __call__(self, sweep: Sweep) -> Answers:
         self.asked += 1
-        slurm.count.update(["squeue", "sacct"])
+        client.count.update(["squeue", "sacct"])
         if self.troubles:
             return Answers(self.clock.now, None, None, self.troubles)
         return Answers(self.clock.now, {row.name: row for row in [queued(0, "RUNNING"), queued(1, "PENDING")]}, {})

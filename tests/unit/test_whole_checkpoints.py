@@ -1,4 +1,4 @@
-"""launcher.checkpoints: which files are a checkpoint, and which only look like one."""
+"""launcher.sweep.checkpoints: which files are a checkpoint, and which only look like one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import checkpoints
+from launcher.sweep import checkpoints
 
 NAME = "megatron_gpt--val_loss=0.371-step={step}-consumed_samples=8-epoch=0{last}.ckpt"
 

@@ -41,8 +41,8 @@ mkdir -p "$trial/log"
 
 # Takes the trial over from the start before, wherever that was; fails where it was started too often. This runs on the
 # node itself, where Slurm's commands are, even if ranks run in a container; without a Python (3.9) there, it is left out.
-for here in "$here" python3 none; do "$here" -c 'import launcher.submit.afterwards' 2>/dev/null && break; done
-[ "$here" = none ] || "$here" -m launcher.submit.afterwards begin "$trial"
+for here in "$here" python3 none; do "$here" -c 'import launcher.job.begin_end' 2>/dev/null && break; done
+[ "$here" = none ] || "$here" -m launcher.job.begin_end begin "$trial"
 
 # Ranks that have not left by then are made to.
 left=$((${TRIAL_ENDS_AT:-0} - $(printf '%(%s)T' -1))) early=()
@@ -53,10 +53,10 @@ status=0
 "${early[@]}" srun --unbuffered --kill-on-bad-exit=1 --wait=60 \
     --output="$log/${attempt}_%t_log.out" --error="$log/${attempt}_%t_log.out" \
     '--y=z z' \
-    python -u -m launcher.submit.slurm_rank "$trial" || status=$?
+    python -u -m launcher.job.rank "$trial" || status=$?
 set +eu
 date
 # Done, or goes on: this job is requeued, or continued by another one; or gives up, with an exit code and a line why.
-[ "$here" = none ] || exec "$here" -m launcher.submit.afterwards end "$trial" "$status" "$0" "$@"
+[ "$here" = none ] || exec "$here" -m launcher.job.begin_end end "$trial" "$status" "$0" "$@"
 [ ! -e "$trial/log/${attempt}_stopped.json" ] || scontrol requeue "$element"
 exit "$status"

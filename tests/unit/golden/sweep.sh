@@ -38,10 +38,10 @@ trap : TERM USR2 # warnings are for the ranks; this script outlives them
 
 # Takes the trial over from the start before, wherever that was; fails where it was started too often. This runs on the
 # node itself, where Slurm's commands are, even if ranks run in a container; without a Python (3.9) there, it is left out.
-for here in "$here" python3 none; do "$here" -c 'import launcher.submit.afterwards' 2>/dev/null && break; done
+for here in "$here" python3 none; do "$here" -c 'import launcher.job.begin_end' 2>/dev/null && break; done
 trial="$sweep/${trials[SLURM_ARRAY_TASK_ID]}"
 mkdir -p "$trial/log"
-[ "$here" = none ] || "$here" -m launcher.submit.afterwards begin "$trial" || exit
+[ "$here" = none ] || "$here" -m launcher.job.begin_end begin "$trial" || exit
 module load cuda
 
 # Ranks that have not left by then are made to.
@@ -54,10 +54,10 @@ log="${trial//%/%%}/log" # in the name of an output file a % has a meaning for S
     --output="$log/${attempt}_%t_log.out" --error="$log/${attempt}_%t_log.out" \
     '--container-image=a b' \
     --mpi=pmix \
-    python -u -m launcher.submit.slurm_rank "$trial"
+    python -u -m launcher.job.rank "$trial"
 status=$?
 date
 # Done, or goes on: this job is requeued, or continued by another one; or gives up, with an exit code and a line why.
-[ "$here" = none ] || exec "$here" -m launcher.submit.afterwards end "$trial" "$status" "$0" "$@"
+[ "$here" = none ] || exec "$here" -m launcher.job.begin_end end "$trial" "$status" "$0" "$@"
 [ ! -e "$trial/log/${attempt}_stopped.json" ] || scontrol requeue "$element"
 exit "$status"

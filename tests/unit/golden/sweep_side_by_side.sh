@@ -40,7 +40,7 @@ trap : TERM USR2 # warnings are for the ranks; this script outlives them
 
 # Takes the trial over from the start before, wherever that was; fails where it was started too often. This runs on the
 # node itself, where Slurm's commands are, even if ranks run in a container; without a Python (3.9) there, it is left out.
-for here in "$here" python3 none; do "$here" -c 'import launcher.submit.afterwards' 2>/dev/null && break; done
+for here in "$here" python3 none; do "$here" -c 'import launcher.job.begin_end' 2>/dev/null && break; done
 if [ "$here" = none ]; then
     echo "error: a node's trials need a Python (3.9) on the node itself: or set cluster.trials_per_node=1" >&2
     exit 2
@@ -49,7 +49,7 @@ mine=() go=() # this element's trials, and those of them to be trained
 for number in "${trials[@]:SLURM_ARRAY_TASK_ID*2:2}"; do
     mine+=("$sweep/$number")
     mkdir -p "$sweep/$number/log"
-    "$here" -m launcher.submit.afterwards begin "$sweep/$number" beside
+    "$here" -m launcher.job.begin_end begin "$sweep/$number" beside
     case $? in
         0) go+=("$sweep/$number") ;;
         75) exit 75 ;; # all go back into the queue
@@ -75,8 +75,8 @@ train() { # one trial; what srun has to say of it goes to a file of its own
         --output="$log/${attempt}_%t_log.out" --error="$log/${attempt}_%t_log.out" \
         '--container-image=a b' \
         --mpi=pmix \
-        python -u -m launcher.submit.slurm_rank "$1" 2>>"$1/log/${attempt}_srun.out"
-    "$here" -m launcher.submit.afterwards end "$1" "$?"
+        python -u -m launcher.job.rank "$1" 2>>"$1/log/${attempt}_srun.out"
+    "$here" -m launcher.job.begin_end end "$1" "$?"
 }
 for trial in "${go[@]}"; do
     train "$trial" &
@@ -84,4 +84,4 @@ done
 until wait; do :; done # a warning to this script ends a wait
 date
 # Those that are not done go on together: this job is requeued, or continued by another one.
-exec "$here" -m launcher.submit.afterwards again "${mine[@]}" -- "$0" "$@"
+exec "$here" -m launcher.job.begin_end again "${mine[@]}" -- "$0" "$@"

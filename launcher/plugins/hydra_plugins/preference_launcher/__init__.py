@@ -25,7 +25,7 @@ class PreferenceSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
-        # Keys in the form in which launcher.overrides writes them, so that the command line replaces an experiment's.
+        # Keys as launcher.compose.command_line writes them, so that the command line replaces an experiment's.
         chosen = [f"++{key.lstrip('+')}={values}" for key, values in self.params.items()]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         batches = self.split_arguments(parser.parse_overrides([*chosen, *arguments]), self.max_batch_size)
@@ -50,7 +50,7 @@ class LocalTrials(BaseSubmititLauncher):
     _EXECUTOR = "local"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from launcher.submit.local_launch import launch
+        from launcher.submit.to_local import launch
 
         return launch(self, job_overrides)
 
@@ -61,7 +61,7 @@ class SlurmTrials(BaseSubmititLauncher):
     _EXECUTOR = "slurm"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from launcher.submit.slurm_launch import launch
+        from launcher.submit.to_slurm import launch
 
         return launch(self, job_overrides)
 
@@ -72,7 +72,7 @@ class WrittenTrials(BaseSubmititLauncher):
     _EXECUTOR = "slurm"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from launcher.submit.write_launch import launch
+        from launcher.submit.to_folder import launch
 
         return launch(self, job_overrides)
 
@@ -83,10 +83,10 @@ class HandedOverTrials(BaseSubmititLauncher):
     _EXECUTOR = "slurm"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
-        from launcher import state
+        from launcher.compose import hydra_state
 
-        assert state.take is not None, "preference_handover is for launcher/submit/handover.py"
-        return state.take(self, job_overrides)
+        assert hydra_state.take is not None, "preference_handover is for launcher/submit/for_commands.py"
+        return hydra_state.take(self, job_overrides)
 
 
 # Plain dicts, not dataclasses: Hydra's scanner runs this module before it is in sys.modules.

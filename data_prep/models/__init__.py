@@ -1,0 +1,1 @@
+"""Checkpoints: Hugging Face folders to .nemo and back, adapters out."""

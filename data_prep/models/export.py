@@ -1,0 +1,160 @@
+"""A finished trial for others to use: its adapter as Hugging Face's peft and vLLM load it, or merged into its base.
+
+What is read: the trial's config.yaml and result.json, the adapters among its results, its tokenizer, and of the base
+model's .nemo what it says of itself; its weights only to merge.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from data_prep import folders
+from data_prep.models import adapters, nemo_to_hf
+from data_prep.models.adapters import Adapters
+from data_prep.models.hf_folder import TOKENIZER_FILES
+from data_prep.models.model_card import card
+from data_prep.progress import Progress
+from launcher.findings import Finding, Refused
+from launcher.nemo import base_model, nemo_file
+from launcher.sweep.folder import Sweep, Trial
+
+
+def export(
+    sweep: Sweep, trial: Trial, out: Path, *, merge: bool = False, base: str | None = None, force: bool = False
+) -> Path:
+    """Write the folder `out`, whole or not at all; returns it.
+
+    Without `merge`: adapter_model.safetensors, adapter_config.json, the tokenizer, README.md. With it: a whole model in
+    its base's precision. `base` is what the folder calls the base model; default its name in the .nemo. Raises Refused.
+    """
+    result = trial.result()
+    if result is None:
+        why = "has no result.json: it is not done"
+        raise Refused([Finding(str(trial.folder), "", why, "wait for it, or `retry` it; see `status`")])
+    folders.check("--out", out, force)
+    config = trial.config()
+    restored = Path(config["pretrained_checkpoint"]["restore_from_path"])
+    described = base_model.load(restored)
+    progress = Progress(f"trial {trial.name}")
+    with progress.phase("reading the adapter"):
+        found = adapters.read(adapter_file(trial, result), described.under(config) if described else None)
+    name = base or base_name(restored)
+    with folders.made("--out", out) as folder:
+        if merge:
+            model = nemo_to_hf.open_nemo(_there(restored))
+            _fits(restored, model, found)
+            nemo_to_hf.write_folder(model, folder, progress, Merge(found))
+        else:
+            write_peft(found, name, folder)
+            _copy_tokenizer(trial, config, restored, folder)
+        text = card(sweep, trial, result, config, found, name, nemo_file.read_record(restored) or {}, merge)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        for file in folder.iterdir():  # safetensors writes files that only their owner can read
+            file.chmod((folder / "README.md").stat().st_mode)
+    return out
+
+
+def adapter_file(trial: Trial, result: Mapping[str, Any]) -> Path:
+    """The adapters of the trial's last step: NeMo's file of the training's end, else the last checkpoint.
+
+    Looked for in the trial's folder first, since a sweep may have been moved. Raises Refused where there is neither.
+    """
+    checkpoints = trial.folder / "results" / "checkpoints"
+    named = [Path(path) for path in (result.get("nemo"), result.get("checkpoint")) if path]
+    here = [checkpoints / path.name for path in named]
+    last = [*sorted(checkpoints.glob("*-last.ckpt")), *sorted(checkpoints.glob("*/*-last.ckpt"))]
+    for path in (*here, *sorted(checkpoints.glob("*.nemo")), *named, *last):
+        if path.is_file():
+            return path
+    why = "its adapters are gone: no .nemo and no *-last.ckpt"
+    raise Refused([Finding(str(checkpoints), "", why, "run the trial again in a new sweep")])
+
+
+def base_name(nemo: Path) -> str:
+    """What the base model is called: by the file's own record, else by the file's name."""
+    record = nemo_file.read_record(nemo) or {}
+    return str(record.get("name") or nemo.name.removesuffix(".nemo"))
+
+
+def write_peft(found: Adapters, base: str, folder: Path) -> None:
+    """adapter_model.safetensors and adapter_config.json, as peft 0.14's save_pretrained names and shapes them."""
+    weights = {}
+    for module, (into, out) in found.pairs():
+        weights[f"base_model.model.{module}.lora_A.weight"] = into.clone()  # q, k and v share it; a file cannot
+        weights[f"base_model.model.{module}.lora_B.weight"] = out.contiguous()
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    some = found.layers if len(found.layers) < found.shape.layers else None
+    alpha = int(found.alpha) if found.alpha.is_integer() else found.alpha
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": found.rank,
+        "lora_alpha": alpha,
+        "lora_dropout": found.dropout,
+        "target_modules": found.modules,
+        "layers_to_transform": some,
+        "layers_pattern": "layers" if some else None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_dora": False,
+        "use_rslora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "revision": None,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+class Merge:
+    """W + (alpha / rank) B A for the weights that are adapted, computed in fp32, rounded once to the weight's type."""
+
+    def __init__(self, found: Adapters) -> None:
+        self._pairs = {f"{module}.weight": pair for module, pair in found.pairs()}
+        self._scale = found.alpha / found.rank
+
+    def __call__(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        pair = self._pairs.get(name)
+        if pair is None:
+            return weight
+        into, out = pair
+        return torch.addmm(weight.float(), out.float(), into.float(), alpha=self._scale).to(weight.dtype)
+
+
+def _there(nemo: Path) -> Path:
+    if not nemo.exists():
+        why = "the base model that the trial was trained on is not here"
+        raise Refused([Finding("--merge", str(nemo), why, "export the adapter alone, or where the file is")])
+    return nemo
+
+
+def _fits(path: Path, model: nemo_to_hf.NemoModel, found: Adapters) -> None:
+    for name in ("layers", "hidden", "ffn", "heads", "query_groups", "head_dim"):
+        ours, theirs = getattr(found.shape, name), getattr(model.shape, name)
+        if ours != theirs:
+            why = f"is another model than the trial's: {name} {theirs}, the adapter's {ours}"
+            raise Refused([Finding("--merge", str(path), why, "restore the file that it was trained on")])
+
+
+def _copy_tokenizer(trial: Trial, config: Mapping[str, Any], base: Path, folder: Path) -> None:
+    """The tokenizer's files, which vLLM and transformers look for beside an adapter; not the model's config.json, for
+    which a folder would be taken for a whole model. From the trial, the base model, or where the config says."""
+    named = (config["model"].get("tokenizer") or {}).get("type")
+    sources = [trial.folder / "tokenizer", *([Path(named)] if named else [])]
+    source = next((path for path in sources if path.is_dir()), None)
+    if source is None:
+        source = nemo_file.unpack_tokenizer(_there(base), folder / "unpacked")
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    shutil.rmtree(folder / "unpacked", ignore_errors=True)

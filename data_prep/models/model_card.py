@@ -1,0 +1,160 @@
+"""README.md of an exported model, as Hugging Face's model cards are: what it is made of and how it turned out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from data_prep.models import small_models
+from launcher.sweep.folder import Sweep, Trial
+
+if TYPE_CHECKING:
+    from data_prep.models.adapters import Adapters
+
+_METRICS = {
+    "val/loss": "DPO loss",
+    "val/acc": "accuracy (chosen above rejected)",
+    "val/rewards_chosen_mean": "log-ratio to the reference, chosen (nats a response, not times beta)",
+    "val/rewards_rejected_mean": "log-ratio to the reference, rejected",
+}
+
+
+def card(
+    sweep: Sweep,
+    trial: Trial,
+    result: Mapping[str, Any],
+    config: Mapping[str, Any],
+    adapters: Adapters,
+    base: str,
+    record: Mapping[str, Any],
+    merged: bool,
+) -> str:
+    """`record` is what the base model's .nemo says of its own making, {} where it says nothing."""
+    licence = licence_of(record)
+    head: dict[str, Any] = {"base_model": base, "library_name": "transformers" if merged else "peft"}
+    if licence:
+        head["license"] = licence
+    head["tags"] = ["dpo", *([] if merged else ["lora"])]
+    front = yaml.safe_dump(head, sort_keys=False)
+    rows = [
+        *_model(base, licence, record, adapters, merged),
+        *_training(result, config),
+        *data(config),
+        ("trained", str(result.get("finished", "?"))),
+        ("with", ", ".join(f"{name} {version}" for name, version in (result.get("versions") or {}).items())),
+        ("sweep", f"{sweep.data['id']}, trial {trial.number}{_commit(sweep)}"),
+    ]
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
+    title = f"{base}, DPO with beta {result['beta']:g}"
+    return "\n".join(
+        [
+            f"---\n{front}---\n",
+            f"# {title}\n",
+            f"Trained with NVIDIA NeMo-Aligner by Direct Preference Optimization (arXiv 2305.18290).{_use(merged)}\n",
+            f"| | |\n| --- | --- |\n{table}\n",
+            f"## Held-out pairs\n\n| | before training | after |\n| --- | --- | --- |\n{_metrics(result)}\n",
+            f"## Command\n\n    {shlex.join(sweep.data['command'])}\n\nof it, this trial: "
+            f"`{shlex.join(trial.overrides) or 'no overrides'}`\n",
+        ]
+    )
+
+
+def licence_of(record: Mapping[str, Any]) -> str:
+    """Of the base model; "" where nobody said."""
+    return str(record.get("licence") or small_models.LICENCES.get(str(record.get("name")), ""))
+
+
+def data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A row for the training and validation files: name, source, rows and SHA-256."""
+    for split in ("train", "validation"):
+        for path in map(Path, config["model"]["data"]["data_prefix"].get(split) or ()):
+            described, entry = _described(path)
+            known = f", {entry['rows']} pairs" if "rows" in entry else ""
+            sha = entry.get("sha256") or _sha256(path)
+            yield f"{split} data", f"{described}{path.name}{known}, SHA-256 {sha or 'unknown: the file is gone'}"
+
+
+def _described(path: Path) -> tuple[str, dict[str, Any]]:
+    """What dataset.json beside the file says: its source, and rows and hash of just this file if it is unchanged."""
+    try:
+        record = json.loads((path.parent / "dataset.json").read_text(encoding="utf-8"))
+        entry = dict(record.get("files", {}).get(path.name) or {})
+        source = str((record.get("source") or {}).get("name") or "")
+        if path.exists() and entry.get("bytes") != path.stat().st_size:
+            entry = {}  # another file than the one described
+    except (OSError, ValueError, AttributeError, TypeError):
+        return "", {}
+    return f"{source}: " if source else "", entry
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
+def _model(
+    base: str, licence: str, record: Mapping[str, Any], adapters: Adapters, merged: bool
+) -> Iterator[tuple[str, str]]:
+    source = str(record.get("source") or "")
+    yield "base model", f"{base}{f' (fingerprint {source[:16]})' if source and '/' not in source else ''}"
+    yield "licence of the base model", licence or "not stated: it was not known where this was made"
+    yield (
+        "LoRA",
+        f"rank {adapters.rank}, alpha {adapters.alpha:g} on {', '.join(adapters.modules)}, "
+        f"{len(adapters.layers)} of {adapters.shape.layers} layers{', merged into the base' if merged else ''}",
+    )
+
+
+def _training(result: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    model = config["model"]
+    optim = model.get("optim") or {}
+    yield "beta", f"{result['beta']:g} ({model['dpo'].get('preference_loss', 'dpo')} loss)"
+    yield "steps", f"{result['steps']} of {model['global_batch_size']} pairs, {result['consumed_samples']} pairs seen"
+    yield (
+        "learning rate",
+        f"{optim.get('lr')} ({optim.get('name')}, {(optim.get('sched') or {}).get('name', 'constant')})",
+    )
+    yield "sequence length, seed", f"{model['encoder_seq_length']} tokens, {model.get('seed')}"
+    yield "precision, device", f"{result.get('precision')}, {result.get('device')}, ranks: {result.get('ranks')}"
+
+
+def _metrics(result: Mapping[str, Any]) -> str:
+    before, after = dict(result.get("baseline") or {}), result.get("final") or {}
+    before.pop("val/acc", None)  # all log-ratios are 0 then: it has no meaning
+    lines = [f"| {title} | {_number(before.get(key))} | {_number(after.get(key))} |" for key, title in _METRICS.items()]
+    divergence = ((result.get("evaluation") or {}).get("kl_per_token") or {}).get("mean")
+    if divergence is not None:
+        lines.append(f"| KL to the reference (nats a token) | 0 | {divergence:.4f} |")
+    pairs = (result.get("pairs") or {}).get("validation")
+    return "\n".join([*lines, f"| pairs | {pairs} | {pairs} |"])
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, (int, float)) else "-"
+
+
+def _commit(sweep: Sweep) -> str:
+    git = sweep.data.get("git") or {}
+    return f", launcher {git['commit'][:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else ""
+
+
+def _use(merged: bool) -> str:
+    if merged:
+        return " A whole model: load the folder with transformers or vLLM."
+    return " A LoRA adapter: load the folder with `peft`, or with vLLM's `--lora-modules`."
+
+
+def _cell(value: str) -> str:
+    return value.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,192 @@
+"""A Llama's .nemo as a Hugging Face folder: sharded safetensors, config.json, tokenizer. One tensor at a time.
+
+The way back from convert_checkpoint.py, bit for bit; files of NeMo's own converter and of a training of all weights are
+read as well. With a change of each weight on the way it also writes a model with an adapter merged into it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep import folders
+from data_prep.models.hf_folder import TOKENIZER_FILES, open_folder
+from data_prep.models.llama_shape import LLAMA31_ROPE, LlamaShape, read_shape
+from data_prep.models.safetensors_writer import SafetensorsWriter
+from data_prep.models.torch_dist import CheckpointReader
+from data_prep.progress import Progress
+from launcher.findings import Finding, Refused
+from launcher.nemo import base_model, nemo_file
+
+if TYPE_CHECKING:
+    import torch
+
+Change = Callable[[str, "torch.Tensor"], "torch.Tensor"]
+#: What a Llama's model_config.yaml says, where it says anything: a .nemo of another architecture is not misread as one.
+_LLAMA = {
+    "normalization": ("rmsnorm",),
+    "activation": ("fast-swiglu",),
+    "position_embedding_type": ("rope",),
+    "bias": (False,),
+    "qkv_bias": (False, None),
+    "num_moe_experts": (None,),
+    "rotary_percentage": (1.0, 1),
+    "rotary_interleaved": (False, None),
+    "layernorm_zero_centered_gamma": (False, None),
+}
+_EMBEDDING = "model.embedding.word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class NemoModel:
+    """A base model in a .nemo, checked to be a Llama."""
+
+    path: Path
+    shape: LlamaShape
+    reader: CheckpointReader
+    tokenizer: str
+    """What model_config.yaml names as its tokenizer."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.reader.dtype(_EMBEDDING)
+
+
+def open_nemo(path: Path) -> NemoModel:
+    """Reads what a .nemo says of itself and the index of its weights; raises Refused for what is no Llama."""
+    base = base_model.load(path)
+    if base is None:
+        raise Refused([Finding(str(path), "", "is no readable .nemo file", "name the base model's .nemo")])
+    reader = CheckpointReader(path)
+    rows = reader.shapes.get(_EMBEDDING, (0,))[0]
+    shape = shape_of(path, base.config, base.vocabulary or rows)
+    shape = replace(shape, dtype=str(reader.dtype(_EMBEDDING)).removeprefix("torch."))
+    return NemoModel(path, shape, reader, str((base.config.get("tokenizer") or {}).get("type")))
+
+
+def shape_of(path: Path, config: dict[str, Any], vocabulary: int) -> LlamaShape:
+    """A model_config.yaml as the Llama it describes: the inverse of nemo_config.model_config. Raises Refused."""
+    found = [
+        Finding(
+            f"{path}: {key}", str(config[key]), "is not a Llama's", "only Llama models have such a Hugging Face folder"
+        )
+        for key, good in _LLAMA.items()
+        if key in config and config[key] not in good
+    ]
+    missing = [
+        key for key in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads") if key not in config
+    ]
+    if missing:
+        found.append(Finding(f"{path}: {', '.join(missing)}", "", "missing", "name a base model's .nemo"))
+    if found:
+        raise Refused(found)
+    heads = config["num_attention_heads"]
+    linear = config.get("seq_len_interpolation_factor")
+    return LlamaShape(
+        layers=config["num_layers"],
+        hidden=config["hidden_size"],
+        ffn=config["ffn_hidden_size"],
+        heads=heads,
+        query_groups=config.get("num_query_groups") or heads,
+        head_dim=config.get("kv_channels") or config["hidden_size"] // heads,
+        vocab=vocabulary,
+        positions=config.get("max_position_embeddings") or config["encoder_seq_length"],
+        norm_eps=float(config.get("layernorm_epsilon", 1e-5)),
+        rope_theta=float(config.get("rotary_base", 10000.0)),
+        rope_llama31=bool(config.get("scale_positional_embedding", False)),
+        rope_linear=None if linear is None else float(linear),
+        tied=bool(config.get("share_embeddings_and_output_weights", True)),
+        init_std=float(config.get("init_method_std", 0.02)),
+        dtype="float32",
+    )
+
+
+def hf_config(shape: LlamaShape) -> dict[str, Any]:
+    """config.json of a Llama of this shape; which tokens begin and end a text only a tokenizer knows."""
+    rope: dict[str, Any] | None = {"rope_type": "llama3", **LLAMA31_ROPE} if shape.rope_llama31 else None
+    if shape.rope_linear is not None:
+        rope = {"rope_type": "linear", "factor": shape.rope_linear}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.query_groups,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": shape.positions,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": rope,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "initializer_range": shape.init_std,
+        "tie_word_embeddings": shape.tied,
+        "torch_dtype": shape.dtype,
+    }
+
+
+def write_folder(model: NemoModel, folder: Path, progress: Progress, change: Change | None = None) -> None:
+    """Fill `folder`, which is there; `change` gets each weight by HF's name and returns what is written in its place.
+
+    Raises Refused where the .nemo holds no tokenizer.
+    """
+    from data_prep.models.megatron_weights import read_weights
+
+    _put_tokenizer(model, folder)
+    _write_config(model.shape, folder)
+    writer = SafetensorsWriter(folder, model.shape.tensors(), model.dtype)
+    with progress.phase(f"writing {model.shape.layers} layers as safetensors"):
+        for name, weight in read_weights(model.shape, model.reader):
+            progress.detail = name
+            writer.add(name, change(name, weight) if change else weight)
+        writer.close()
+    open_folder(folder)  # what a reader would find wrong with it is found here
+
+
+def _put_tokenizer(model: NemoModel, folder: Path) -> None:
+    """Out of the file; NeMo's own converter puts none in, but names the HF folder that it read."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        named = Path(model.tokenizer)
+        source = named if named.is_dir() else nemo_file.unpack_tokenizer(model.path, Path(scratch) / "tokenizer")
+        for name in (*TOKENIZER_FILES, "config.json", "generation_config.json"):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+
+
+def _write_config(shape: LlamaShape, folder: Path) -> None:
+    """The original's config.json, which came with the tokenizer, where it says the same of the model; else one made."""
+    file = folder / "config.json"
+    if file.is_file():
+        original = json.loads(file.read_text(encoding="utf-8"))
+        own = read_shape(folder)
+        config = {**original, "torch_dtype": shape.dtype}
+        if replace(own, dtype=shape.dtype, init_std=shape.init_std) != shape:
+            config = hf_config(shape) | {key: value for key, value in original.items() if key.endswith("_token_id")}
+    else:
+        config = hf_config(shape)
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def convert(source: Path, output: Path, force: bool = False) -> Path:
+    """Make the folder `output` of the base model's file `source`. Raises Refused; nothing is written then."""
+    folders.check("OUTPUT", output, force)
+    began = time.monotonic()
+    model = open_nemo(source)
+    with folders.made("OUTPUT", output) as folder:
+        write_folder(model, folder, Progress(output.name))
+    import resource
+
+    size = sum(path.stat().st_size for path in output.glob("*.safetensors")) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{output}: {size:.0f} MiB in {time.monotonic() - began:.0f} s, peak memory {peak:.1f} GiB")
+    return output

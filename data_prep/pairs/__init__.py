@@ -1,0 +1,1 @@
+"""Preference pairs: from any source to NeMo-Aligner's JSONL."""

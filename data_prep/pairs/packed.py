@@ -1,0 +1,152 @@
+"""NeMo-Aligner's packed format (model.data.data_impl=packed_jsonl): several pairs in one row of a fixed length.
+
+A file is a NumPy array of dicts, as DPOPackedDataset of NeMo-Aligner 0.7 reads it: `input_ids` and `labels` of all
+sequences one behind the other (chosen, rejected, chosen, ...), `seq_boundaries` where each begins and the last ends,
+`lengths` and `reward` of each. Its collate function drops every sequence's last input and first label. So both are the
+whole sequences here, labels -100 in the prompt: collated, they are what DPOModelDataset gives for the unpacked rows.
+(NVIDIA's own packing script shifts the labels before, so that they are shifted twice.)
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_prep.pairs import jsonl
+from data_prep.pairs.conversation import Pair
+from data_prep.pairs.pair_tokens import PairTokenizer
+from launcher.findings import Finding, Refused
+
+OPEN = 128  # packs begun and not yet full
+_BATCH = 256
+_NO_LABEL = -100
+
+
+def name(split: str) -> str:
+    """The file of a split."""
+    return f"{split}_packed.npy"
+
+
+def write(
+    pairs: Path, target: Path, tokenizer: PairTokenizer, size: int, at: Callable[[int], None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Packs a file of pairs into rows of up to `size` tokens; flat memory, the order of the pairs nearly kept.
+
+    `at` is told how many pairs are packed. Returns (rows, bytes and SHA-256 of the file; packs, pairs in them and the
+    share of `size` that is filled). Raises Refused where NeMo-Aligner would misread the tokens.
+    """
+    import numpy as np
+
+    eos = tokenizer.token_id(tokenizer.files.special_tokens.get("eos_token", "</s>"))
+    counted = {"packs": 0, "pairs": 0, "tokens": 0}
+
+    def packs() -> Iterator[dict[str, Any]]:
+        for pack in first_fit(_tokenized(pairs, tokenizer, eos), size):
+            counted["packs"] += 1
+            counted["pairs"] += len(pack) // 2
+            at(counted["pairs"])
+            counted["tokens"] += sum(len(ids) - 1 for ids, _, _ in pack)
+            yield _row(pack)
+
+    with target.open("wb") as file:
+        _header(file, np, 0)
+        pickler = pickle.Pickler(file, protocol=4)
+        pickler.fast = True  # no memory of what was written: each pack is freed
+        pickler.dump(_Array(packs()))
+        file.seek(0)
+        _header(file, np, counted["packs"])
+    facts = {"rows": counted["packs"], "bytes": target.stat().st_size, "sha256": jsonl.sha256(target)}
+    filled = round(counted["tokens"] / (counted["packs"] * size), 3)
+    return facts, {"packs": counted["packs"], "pairs": counted["pairs"], "filled": filled}
+
+
+#: (token ids, of these the prompt's, reward)
+_Side = tuple[list[int], int, float]
+
+
+def first_fit(pairs: Iterator[tuple[_Side, _Side]], size: int) -> Iterator[list[_Side]]:
+    """Pairs into packs: each into the first open one that has room; when too many are open, the fullest is closed."""
+    packs: list[tuple[int, list[_Side]]] = []  # (tokens of room left, sides)
+    for pair in pairs:
+        needed = sum(len(ids) - 1 for ids, _, _ in pair)
+        assert needed <= size, "a pair longer than a pack"
+        at = next((number for number, (room, _) in enumerate(packs) if room >= needed), None)
+        if at is None:
+            if len(packs) == OPEN:
+                yield packs.pop(min(range(OPEN), key=lambda number: packs[number][0]))[1]
+            packs.append((size - needed, list(pair)))
+        else:
+            room, sides = packs[at]
+            packs[at] = (room - needed, [*sides, *pair])
+    yield from (sides for _, sides in packs)
+
+
+def _tokenized(path: Path, tokenizer: PairTokenizer, eos: int | None) -> Iterator[tuple[_Side, _Side]]:
+    with path.open("rb") as lines:
+        while batch := [Pair(**json.loads(line), opening="") for line in islice(lines, _BATCH)]:
+            texts = [
+                text
+                for pair in batch
+                for text in (pair.prompt, pair.prompt + pair.chosen_response, pair.prompt + pair.rejected_response)
+            ]
+            ids = tokenizer.encode(texts)
+            for number, pair in enumerate(batch):
+                prompt, chosen, rejected = ids[3 * number : 3 * number + 3]
+                for side in (chosen, rejected):
+                    if eos in side[1:-2] or (side[0] == eos and eos in side[1:-1]):
+                        raise _misread(tokenizer)
+                yield (
+                    (chosen, len(prompt), pair.chosen_reward),
+                    (rejected, len(prompt), pair.rejected_reward),
+                )
+
+
+def _misread(tokenizer: PairTokenizer) -> Refused:
+    token = tokenizer.files.special_tokens.get("eos_token", "</s>")
+    why = f"{token}, the tokenizer's end, stands inside conversations: NeMo-Aligner takes what follows for padding"
+    return Refused([Finding("--pack", "", why, "use another --prompt-format or tokenizer, or do not pack")])
+
+
+def _row(pack: list[_Side]) -> dict[str, Any]:
+    import numpy as np
+
+    ends = np.cumsum([len(ids) for ids, _, _ in pack]).tolist()
+    labels = [[_NO_LABEL] * prompt + ids[prompt:] for ids, prompt, _ in pack]
+    return {
+        "input_ids": np.concatenate([np.array(ids, np.int32) for ids, _, _ in pack]),
+        "labels": np.concatenate([np.array(side, np.int32) for side in labels]),
+        "reward": [reward for _, _, reward in pack],
+        "lengths": [len(ids) - 1 for ids, _, _ in pack],
+        "seq_boundaries": [0, *ends],
+    }
+
+
+def _header(file: BinaryIO, np: Any, rows: int) -> None:
+    """NumPy pads headers, so that one for more rows has the same size."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": (rows,)})
+
+
+class _Array:
+    """Pickles as a NumPy array of the rows of an iterator, one after the other."""
+
+    def __init__(self, rows: Iterator[Any]) -> None:
+        self._rows = _List(rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import numpy as np
+
+        return np.array, (self._rows,)
+
+
+class _List:
+    """Pickles as a list of what an iterator gives."""
+
+    def __init__(self, rows: Iterator[Any]) -> None:
+        self._rows = rows
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (), None, self._rows

@@ -1,0 +1,158 @@
+"""Pairs as the trial's own tokenizer sees them: lengths, and whether prompt and response share a token.
+
+Uses the light packages `tokenizers` or `sentencepiece`; neither transformers nor torch is imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.pairs.conversation import Drop, Pair
+from data_prep.pairs.pieces import Pieces
+from data_prep.pairs.tokenizer_files import TokenizerFiles
+from launcher.findings import Finding, Refused
+
+FURTHEST = 24  # characters by which a border is moved at most: "<|end_header_id|>\n\n" has 19
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A pair that can be trained on. `length`: tokens of prompt + the longer response."""
+
+    pair: Pair
+    length: int
+    moved: bool = False
+
+
+class PairTokenizer:
+    """Measures pairs in tokens. `load` first."""
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        self.files = files
+        self._encoder: Any = None
+        self._pieces: Pieces | None = None
+        self._special: re.Pattern[str] | None = None
+
+    def load(self) -> None:
+        """Builds the tokenizer, which takes a moment; not needed to know its fingerprint."""
+        self._encoder = _SentencePiece(self.files) if self.files.sentencepiece else _Tokenizers(self.files)
+        if not self.files.sentencepiece:
+            self._pieces = Pieces.of(self.files.model, lambda text: self._encoder.encode([text])[0])
+        if special := self._encoder.special:
+            self._special = re.compile("|".join(map(re.escape, special)))
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids, as NeMo's text_to_ids gives them: no begin or end token is added."""
+        return list(self._encoder.encode(list(texts)))
+
+    def has_special(self, texts: Sequence[str]) -> bool:
+        """Whether a special token is spelled out in a text: a model would take it for the end of the turn, say."""
+        return self._special is not None and any(self._special.search(text) for text in texts)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its text."""
+        found = self._encoder.token_id(token)
+        return None if found is None else int(found)
+
+    def measure(self, pairs: Sequence[Pair]) -> list[Measured | Drop]:
+        """Each pair with its length, its border moved where a token crosses it, or why it cannot be trained on.
+
+        No begin or end token is counted: NeMo adds none, unless model.data.append_eod is set, for which there is room
+        at exactly --max-tokens because the last token of a row is only ever a label.
+        """
+        measured: list[Measured | Drop | None] = [self._by_pieces(pair) for pair in pairs]
+        left = [number for number, one in enumerate(measured) if one is None]
+        for number, one in zip(left, self._whole([pairs[number] for number in left]), strict=True):
+            measured[number] = one if one else self._repaired(pairs[number])
+        return [one for one in measured if one is not None]
+
+    def _by_pieces(self, pair: Pair) -> Measured | None:
+        if self._pieces is None:
+            return None
+        found = self._pieces.sides(pair.prompt, (pair.chosen_response, pair.rejected_response))
+        if found is None or found[0] >= min(found[1:]):
+            return None
+        return Measured(pair, max(found[1:]))
+
+    def _whole(self, pairs: Sequence[Pair], moved: bool = False) -> list[Measured | None]:
+        """What NeMo-Aligner does with a pair, and asserts; None where it would fail."""
+        texts = [
+            text
+            for pair in pairs
+            for text in (pair.prompt, pair.prompt + pair.chosen_response, pair.prompt + pair.rejected_response)
+        ]
+        ids = self.encode(texts) if texts else []
+        found: list[Measured | None] = []
+        for number, pair in enumerate(pairs):
+            prompt, *sides = ids[3 * number : 3 * number + 3]
+            # A response must have a token of its own left to learn from.
+            sound = all(side[: len(prompt)] == prompt and len(side) > len(prompt) for side in sides)
+            found.append(Measured(pair, max(map(len, sides)), moved) if sound else None)
+        return found
+
+    def _repaired(self, pair: Pair) -> Measured | Drop:
+        """The border as little as needed to the left of where it is, by up to FURTHEST characters."""
+        for characters in range(1, min(FURTHEST, len(pair.prompt) - 1) + 1):
+            if (measured := self._whole([pair.moved(characters)], True)[0]) is not None:
+                return measured
+        return Drop.TOKENS_MERGE
+
+
+class _Tokenizers:
+    """A tokenizer.json."""
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            why, remedy = "needs the package 'tokenizers'", "pip install '.[data]', or leave --tokenizer out"
+            raise Refused([Finding("--tokenizer", str(files.path), why, remedy)]) from error
+        try:
+            self._tokenizer = Tokenizer.from_str(files.model.decode())
+        except Exception as error:  # the Rust code raises a bare Exception for every kind of bad file
+            raise _no_tokenizer(files, error) from error
+        # A tokenizer.json may carry the limits of whoever saved it last; lengths here must be the true ones.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self.special = [token.content for token in added if token.special]
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return [one.ids for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def token_id(self, token: str) -> int | None:
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+
+class _SentencePiece:
+    """A tokenizer.model, read as NeMo's SentencePieceTokenizer reads it. Its control tokens cannot be spelled out."""
+
+    special: tuple[str, ...] = ()
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError as error:
+            why, remedy = "is a tokenizer.model, which needs the package 'sentencepiece'", "pip install sentencepiece"
+            raise Refused([Finding("--tokenizer", str(files.path), why, remedy)]) from error
+        try:
+            self._processor = SentencePieceProcessor(model_proto=files.model)
+        except RuntimeError as error:
+            raise _no_tokenizer(files, error) from error
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._processor.encode(texts)
+        return ids
+
+    def token_id(self, token: str) -> int | None:
+        found: int = self._processor.piece_to_id(token)
+        return None if found == self._processor.unk_id() else found
+
+
+def _no_tokenizer(files: TokenizerFiles, error: Exception) -> Refused:
+    remedy = "give the folder or the .nemo of the trial's model"
+    return Refused([Finding("--tokenizer", str(files.path), f"is no tokenizer ({error})", remedy)])

@@ -1,0 +1,117 @@
+"""How a Talk is written for the model: HH-RLHF's form, Llama 3's, or the chat template of the trial's tokenizer.
+
+A format is an object with a `name`, `facts` for dataset.json and `render(talk) -> Pair | Drop`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from data_prep.pairs import hh_format
+from data_prep.pairs.conversation import Drop, Pair, Talk
+from data_prep.pairs.tokenizer_files import TokenizerFiles
+from launcher.findings import Finding, Refused
+
+NAMES = ("hh", "llama3", "chat")
+
+
+class PromptFormat(Protocol):
+    facts: dict[str, str]
+
+    def render(self, talk: Talk) -> Pair | Drop: ...
+
+
+def choose(name: str, tokenizer: TokenizerFiles | None) -> PromptFormat:
+    """Raises Refused where the format needs a tokenizer that is not given, or that has no chat template."""
+    if name == "hh":
+        return HH()
+    if name == "llama3":
+        return Llama3()
+    if tokenizer is None:
+        remedy = "add --tokenizer models/<name>.nemo"
+        raise Refused([Finding("--prompt-format", "chat", "is the tokenizer's chat template", remedy)])
+    template = tokenizer.chat_template
+    if template is None:
+        why = "has no chat template, as those of base models"
+        remedy = "use --prompt-format llama3 or hh, or the tokenizer of the instruct model"
+        raise Refused([Finding("--tokenizer", str(tokenizer.path), why, remedy)])
+    return Template(template, tokenizer.special_tokens)
+
+
+class HH:
+    facts = {"name": "hh"}
+
+    def render(self, talk: Talk) -> Pair | Drop:
+        return hh_format.render(talk)
+
+
+class Llama3:
+    """Llama 3's chat form, as its model card describes it: for base models too, whose tokenizer has the tokens."""
+
+    facts = {"name": "llama3"}
+    BEGIN, END, HEAD = "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>{}<|end_header_id|>\n\n"
+    TOKENS = (BEGIN, END, "<|start_header_id|>", "<|end_header_id|>")
+
+    def render(self, talk: Talk) -> Pair | Drop:
+        if any(token in text for text in _texts(talk) for token in self.TOKENS):
+            return Drop.MARKER
+        said = "".join(self.HEAD.format(role) + text + self.END for role, text in _messages(talk))
+        prompt = self.BEGIN + said + self.HEAD.format("assistant")
+        return Pair(prompt, talk.chosen + self.END, talk.rejected + self.END, opening=talk.turns[0])
+
+
+class Template:
+    """The Jinja template that Hugging Face's tokenizers carry, run as transformers runs it.
+
+    There is no `strftime_now` in it: templates that write today's date then take the fixed one they fall back to, and
+    equal sources give equal files on any day.
+    """
+
+    def __init__(self, text: str, special_tokens: dict[str, str]) -> None:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def refuse(why: str) -> None:
+            raise TemplateError(why)
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = refuse
+        try:
+            self._template = environment.from_string(text)
+        except TemplateError as error:
+            why = f"has a chat template that Jinja does not read ({error})"
+            raise Refused([Finding("--tokenizer", "", why, "use --prompt-format hh or llama3")]) from error
+        self._special_tokens = special_tokens
+        self.facts = {"name": "chat", "template_sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+    def render(self, talk: Talk) -> Pair | Drop:
+        messages = [{"role": role, "content": text} for role, text in _messages(talk)]
+        try:
+            prompt = self._write(messages, True)
+            sides = [
+                self._write([*messages, {"role": "assistant", "content": text}], False)
+                for text in (talk.chosen, talk.rejected)
+            ]
+        except Exception:  # a template is a program of others: it refuses roles, and may fail in any way
+            return Drop.TEMPLATE
+        chosen, rejected = (side[len(prompt) :] for side in sides)
+        kept = all(side.startswith(prompt) for side in sides) and talk.chosen in chosen and talk.rejected in rejected
+        if not kept or not all(text in prompt for text in (talk.system, *talk.turns)):
+            return Drop.TEMPLATE
+        return Pair(prompt, chosen, rejected, opening=talk.turns[0])
+
+    def _write(self, messages: Sequence[dict[str, str]], waiting: bool) -> str:
+        values: dict[str, Any] = {"messages": messages, "add_generation_prompt": waiting, **self._special_tokens}
+        return self._template.render(values)
+
+
+def _messages(talk: Talk) -> list[tuple[str, str]]:
+    roles = ("user", "assistant")
+    said = [(roles[number % 2], text) for number, text in enumerate(talk.turns)]
+    return [("system", talk.system), *said] if talk.system else said
+
+
+def _texts(talk: Talk) -> tuple[str, ...]:
+    return (talk.system, *talk.turns, talk.chosen, talk.rejected)

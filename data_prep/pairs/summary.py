@@ -1,0 +1,59 @@
+"""What a run says at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.pairs import packed, splits
+
+_COLUMNS = ("mean", "median", "p99", "max")
+
+
+def counts(record: Mapping[str, Any]) -> str:
+    """ "288 train, 32 validation, 40 test" """
+    return ", ".join(f"{record['rows'][name]:,} {name}" for name in splits.NAMES)
+
+
+def table(folder: Path, record: Mapping[str, Any], tokenizer: Path | None) -> str:
+    """Rows in and out, the lengths of each split, what was dropped and why."""
+    lengths = record["lengths"]
+    lines = [f"{folder}: {counts(record)}, from {record['source']['name']}"]
+    if note := record["source"].get("note"):
+        lines.append(f"  {note}")
+    lines += ["", f"  {'':<43}{'rows':>9}   {lengths['unit']}: " + "".join(f"{name:>8}" for name in _COLUMNS)]
+    lines.append(_line("read", record["rows_read"]))
+    for name in splits.NAMES:
+        shown = "".join(f"{lengths[name].get(column, ''):>8}" for column in _COLUMNS)
+        lines.append(_line(name, record["rows"][name]) + " " * (len(lengths["unit"]) + 5) + shown)
+    lines.append(_line("dropped", sum(record["dropped"].values())))
+    lines += [_line(f"  {reason}", rows) for reason, rows in record["dropped"].items()]
+    if record["mended"]:
+        lines.append(_line("mended and kept", sum(record["mended"].values())))
+        lines += [_line(f"  {mend}", rows) for mend, rows in record["mended"].items()]
+    lines += ["", f"  lengths are those of {lengths['of']}; " + _border(tokenizer)]
+    if "packed" in record:
+        lines += _packed(folder, record["packed"])
+    return "\n".join(lines)
+
+
+def _packed(folder: Path, made: Mapping[str, Any]) -> list[str]:
+    """How full the packs are, and what a trial has to be told."""
+    full = ", ".join(f"{made[name]['packs']:,} {name} ({made[name]['filled']:.0%} full)" for name in splits.NAMES)
+    prefix = ",".join(f"{name}:[{folder / packed.name(name)}]" for name in splits.NAMES)
+    return [
+        f"  packs of {made['size']} tokens: {full}; with Transformer Engine they are trained on by",
+        f"  model.data.data_impl=packed_jsonl model.encoder_seq_length={made['size']}"
+        f" model.micro_batch_size=1 'model.data.data_prefix={{{prefix}}}'",
+    ]
+
+
+def _line(name: str, rows: int) -> str:
+    return f"  {name:<43}{rows:>9,}"
+
+
+def _border(tokenizer: Path | None) -> str:
+    if tokenizer:
+        return f"no token of {tokenizer.name} crosses from prompt to response"
+    return "token border and lengths in tokens not checked (--tokenizer)"

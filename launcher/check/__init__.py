@@ -1,0 +1,1 @@
+"""What would fail on the cluster, found before anything is submitted; and the `doctor`."""

@@ -1,0 +1,214 @@
+"""What a trial costs: the positions it computes, what of them is padding, GPU-hours, and the time limit it needs.
+
+A position is one token of one sequence, computed once, padding included; a pair is two sequences. All figures follow
+from the data's lengths and the config. Time needs a throughput besides: one that was entered, or that of an earlier
+trial (`launcher.check.throughput`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launcher.check import disk, pair_lengths
+from launcher.check.pair_lengths import PairLengths
+from launcher.check.steps import Plan
+from launcher.compose.trials import is_weight
+from launcher.nemo import lora
+from launcher.nemo.base_model import BaseModel
+
+#: A pass of the frozen model over a position is 2 FLOPs a weight; training adapters needs it forward and, for the
+#: activations' gradients, backward. Whole weights need a third for their own gradients (Kaplan et al. 2020, 2.1).
+_LORA_PASSES, _FULL_PASSES = 2.0, 3.0
+#: Dense bf16 FLOP/s of an H100 SXM (NVIDIA's data sheet), and the share of it that a well-set job gets.
+H100_FLOPS, USUAL_SHARE = 989e12, 0.4
+#: What lengths are rounded up to; NeMo-Aligner's own rule is 16 (DPOTrainer), for Transformer Engine.
+_CPU_MULTIPLE, _STOCK_MULTIPLE = 1, 16
+
+
+@dataclass(frozen=True)
+class Way:
+    """How pairs are brought to the model."""
+
+    cut: bool
+    """Micro batches are made of pairs of like length, each as long as its longest; else all are as long as the longest
+    pair of the rank's whole share.
+    """
+    reference_once: bool
+    """The reference policy is computed once for the sweep, not in every trial."""
+    multiple: int = 1
+    """Lengths are rounded up to a multiple of this."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Positions that one trial computes, in each kind of pass."""
+
+    training: float
+    validation: float
+    """Of the policy, forward only."""
+    reference: float
+    """Of the reference policy over the same batches, forward only."""
+    padding: float
+    """Share of them that no pair has: beyond the longer side of each."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one sweep."""
+
+    trials: int
+    positions: Positions
+    """Of each trial."""
+    reference_once: bool
+    passes: float
+    """What a position costs in training, in forward passes."""
+    flops: float | None
+    """Of the whole sweep; None where the base model does not say its shape."""
+    ranks: int
+    counted: bool
+    """False: tokens are estimated from characters."""
+
+    @property
+    def work(self) -> float:
+        """Of the longest trial, the one that computes the reference: in positions as training has them."""
+        return self._work(self.positions.reference)
+
+    @property
+    def whole_work(self) -> float:
+        """Of all trials."""
+        references = 1 if self.reference_once else self.trials
+        return self._work(0.0) * self.trials + self.positions.reference * references / self.passes
+
+    def _work(self, reference: float) -> float:
+        return self.positions.training + (self.positions.validation + reference) / self.passes
+
+
+def way(config: dict[str, Any]) -> Way:
+    """As the trial's config has it; as NeMo-Aligner by itself where an earlier version's does not say."""
+    compute = config.get("compute") or {}
+    cut = bool(compute.get("cut_padding"))
+    accelerator = config["trainer"]["accelerator"]
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not config["cluster"].get("gpus_per_node"))
+    usual = _CPU_MULTIPLE if cut and on_cpu else _STOCK_MULTIPLE
+    return Way(cut, bool(compute.get("cache_reference")), compute.get("length_multiple") or usual)
+
+
+def estimate(config: dict[str, Any], base: BaseModel | None, way: Way, trials: int = 1) -> Cost | None:
+    """None where the data's lengths are not known, or the steps are refused."""
+    model, trainer = config["model"], config["trainer"]
+    train, validation = (_lengths(config, split) for split in ("train", "validation"))
+    if train is None or validation is None:
+        return None
+    plan = disk.trial_plan(config, sum(part.rows for part in train))
+    if plan is None:
+        return None
+    ranks = trainer["num_nodes"] * trainer["devices"]
+    share = model["global_batch_size"] * model["tensor_model_parallel_size"] * model["pipeline_model_parallel_size"]
+    share = max(1, share // ranks)  # pairs of a global batch that one data-parallel rank has
+    alone = way.cut and model["pipeline_model_parallel_size"] == 1  # pipeline stages agree on one shape
+    trained, referred = (
+        micro if alone else share
+        for micro in (model["micro_batch_size"], model["dpo"]["log_prob_forward_micro_batch_size"])
+    )
+    pairs = plan.max_steps * model["global_batch_size"]
+    checked = _validated(plan, trainer["dpo"], model["global_batch_size"], sum(part.rows for part in validation))
+
+    def computed(count: float, parts: list[PairLengths], together: int) -> float:
+        return 2 * count * _mean(parts, together, share, way.multiple)
+
+    training, validating = computed(pairs, train, trained), computed(checked, validation, trained)
+    if alone and way.reference_once:  # each pair once, whatever trials and epochs
+        seen = min(pairs, sum(part.rows for part in train)), min(checked, sum(part.rows for part in validation))
+    else:
+        seen = pairs, checked
+    reference = computed(seen[0], train, referred) + computed(seen[1], validation, referred)
+    needed = 2 * (pairs + seen[0]) * _mean(train, 1, 1) + 2 * (checked + seen[1]) * _mean(validation, 1, 1)
+    positions = Positions(training, validating, reference, max(0.0, 1 - needed / (training + validating + reference)))
+    passes = _passes(base.under(config) if base else model)
+    cost = Cost(trials, positions, way.reference_once, passes, None, ranks, all(part.counted for part in train))
+    if base is None or not base.shaped or base.vocabulary is None:
+        return cost
+    weights = lora.parameters(base.config, base.vocabulary)
+    if not base.config.get("share_embeddings_and_output_weights", True):
+        weights -= base.vocabulary * base.config["hidden_size"]  # the embedding is looked up, not multiplied with
+    return replace(cost, flops=2.0 * weights * passes * cost.whole_work)
+
+
+def describe(cost: Cost, throughput: float | None, said: str) -> str:
+    """In a line: tokens and padding, then hours. `throughput` as in `seconds`; `said` where it comes from."""
+    about = "" if cost.counted else "about "
+    each = f"{about}{_count(cost.positions.training)} tokens a trial, {cost.positions.padding:.0%} padding"
+    parts = [each]
+    if cost.trials > 1:
+        parts.append("reference once for all" if cost.reference_once else "reference in each trial")
+    if throughput is not None:
+        hours = cost.whole_work / throughput / 3600
+        whole = f"{hours:.3g} rank-hours" if hours >= 0.1 else f"{hours * 3600:.0f} rank-seconds"
+        parts.append(f"{span(seconds(cost, throughput))} a trial, {whole} in all ({said})")
+    elif cost.flops is not None:
+        gpus = cost.flops / (H100_FLOPS * USUAL_SHARE) / 3600
+        if gpus >= 0.01:
+            parts.append(f"{cost.flops:.2g} FLOPs: {gpus:.2g} H100-hours at {USUAL_SHARE:.0%} of its peak")
+        else:
+            parts.append(f"{cost.flops:.2g} FLOPs")
+    return "; ".join(parts)
+
+
+def seconds(cost: Cost, throughput: float) -> float:
+    """Of training, validation and reference of the longest trial, at so many training positions a second and rank."""
+    return cost.work / (throughput * cost.ranks)
+
+
+def least_seconds(cost: Cost) -> float | None:
+    """What the longest trial takes at the very least, were each rank an H100 at its peak."""
+    if cost.flops is None:
+        return None
+    return cost.flops * cost.work / cost.whole_work / (H100_FLOPS * cost.ranks)
+
+
+def span(total: float) -> str:
+    """`40 s`, `12 min`, `3 h 20 min`."""
+    if total < 120:
+        return f"{total:.0f} s"
+    minutes = math.ceil(total / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _lengths(config: dict[str, Any], split: str) -> list[PairLengths] | None:
+    names = config["model"]["data"]["data_prefix"][split]
+    files = [Path(name) for name in names if not (is_weight(name) and len(names) > 1)]
+    found = [pair_lengths.load(file) for file in files]
+    known = [one for one in found if one is not None]
+    return known if known and len(known) == len(found) else None
+
+
+def _mean(parts: Sequence[PairLengths], together: int, share: int, multiple: int = 1) -> float:
+    """Expected padded length of a pair, where a rank's share is sorted and computed so many at a time."""
+    rows = sum(part.rows for part in parts)
+    mean = sum(part.padded(together, share) * part.rows for part in parts) / rows
+    return mean + (multiple - 1) / 2
+
+
+def _validated(plan: Plan, dpo: dict[str, Any], batch: int, rows: int) -> float:
+    """Held-out pairs that all validations of a trial compute together; a batch that is not whole is left out."""
+    batches = rows // batch
+    limit = dpo["limit_val_batches"]
+    batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    times = math.ceil(plan.max_steps / plan.val_check_interval)
+    return float(times * batches * batch)
+
+
+def _passes(model: dict[str, Any]) -> float:
+    passes = _LORA_PASSES if model["peft"]["peft_scheme"] == "lora" else _FULL_PASSES
+    return passes + (model.get("activations_checkpoint_granularity") == "full")  # the forward pass once more
+
+
+def _count(number: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"

@@ -1,0 +1,85 @@
+"""How fast trials are computed: as entered, or as the last trial of the same shape was."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.check import cost
+from launcher.nemo import base_model
+from launcher.sweep import find
+
+_SWEEPS = 8  # the last so many are looked through, since a submission has to stay quick
+#: What has to be the same for one trial's speed to say something about another's.
+_ALIKE = (
+    "pretrained_checkpoint.restore_from_path",
+    "trainer.num_nodes",
+    "trainer.devices",
+    "trainer.precision",
+    "trainer.accelerator",
+    "model.tensor_model_parallel_size",
+    "model.pipeline_model_parallel_size",
+    "model.micro_batch_size",
+    "model.peft.peft_scheme",
+    "model.activations_checkpoint_granularity",
+    "cluster.name",
+    "cluster.partition",
+    "cluster.constraint",
+)
+#: Phases of a trial that `cost` has figures for; the others take what they take, however many pairs there are.
+_COMPUTING = ("training", "validating", "reference")
+
+
+@dataclass(frozen=True)
+class Speed:
+    positions: float
+    """Training positions a second and rank."""
+    overhead: float
+    """Seconds of a trial besides: loading, saving, the evaluation at its end. 0 where nothing says."""
+    said: str
+    """Where the figure comes from."""
+
+
+def known(config: dict[str, Any]) -> Speed | None:
+    """None where none was entered, and no trial like this one has been done here."""
+    entered = config["cluster"].get("tokens_per_second")
+    if entered:
+        return Speed(float(entered), 0.0, f"at cluster.tokens_per_second={entered:g}")
+    for folder in islice(find.folders(), _SWEEPS):
+        for place in sorted(folder.glob("*/result.json"))[:1]:
+            speed = _of(place.parent, config)
+            if speed is not None:
+                return speed
+    return None
+
+
+def _of(trial: Path, config: dict[str, Any]) -> Speed | None:
+    """The speed of a done trial; None where it was another kind of trial, or its data have gone."""
+    try:
+        earlier = yaml.load((trial / "config.yaml").read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        result = json.loads((trial / "result.json").read_bytes())
+        if any(_at(earlier, key) != _at(config, key) for key in _ALIKE):
+            return None
+        phases = result["phase_seconds"]
+        base = base_model.load(Path(earlier["pretrained_checkpoint"]["restore_from_path"]))
+        computed = cost.estimate(earlier, base, cost.way(earlier))
+        spent = sum(phases.get(phase, 0.0) for phase in _COMPUTING)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # made by another version: says nothing
+        return None
+    if computed is None or not spent:
+        return None
+    overhead = sum(phases.values()) - spent
+    return Speed(computed.work / (spent * computed.ranks), overhead, f"as measured in {os.path.relpath(trial)}")
+
+
+def _at(config: dict[str, Any], dotted: str) -> Any:
+    found: Any = config
+    for name in dotted.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found

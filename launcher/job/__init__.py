@@ -1,0 +1,1 @@
+"""What runs in a Slurm job beside the ranks: begin, end, requeue. Standard library only."""

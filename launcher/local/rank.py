@@ -1,0 +1,85 @@
+"""What submitit runs in each local rank's process: one rank of one trial. Slurm's ranks begin in slurm_rank."""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import json
+import os
+import signal
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.findings import Refused
+from launcher.local.parent import die_with_parent
+from launcher.sweep import metrics
+
+if TYPE_CHECKING:
+    from submitit.core.job_environment import JobEnvironment
+
+TRAIN = "launcher.train:run_trial"
+
+
+@dataclass(frozen=True)
+class RunRank:
+    """The callable that submitit pickles: text and a number, no code and no config; those are read when it runs."""
+
+    folder: str
+    """The trial's folder."""
+    port: int
+    """Where rank 0 listens."""
+    entry: str = TRAIN
+    """module:function, called with the trial's folder."""
+
+    def __call__(self) -> None:
+        """Run this rank. Whatever ends it is noted in log/<job id>_<rank>_error.json, and raised on."""
+        import submitit
+
+        die_with_parent()
+        # submitit has SIGTERM ignored, and a rank that is asked to end must end.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        faulthandler.enable()  # a segmentation fault leaves a traceback in the log
+        env = submitit.JobEnvironment()
+        os.environ.update(rank_variables(env, self.port))
+        try:
+            if env.global_rank == 0:
+                metrics.append_phase(Path(self.folder) / "metrics.jsonl", metrics.STARTING, "importing NeMo")
+            module, _, function = self.entry.partition(":")
+            getattr(importlib.import_module(module), function)(Path(self.folder))
+        except BaseException as error:
+            if not (isinstance(error, SystemExit) and not error.code):
+                paths = env.paths
+                write_error(paths.folder / f"{env.job_id}_{env.global_rank}_error.json", error)
+            raise
+
+
+def rank_variables(env: JobEnvironment, port: int) -> dict[str, str]:
+    """The variables by which torch.distributed knows its ranks (env:// initialisation), all on this machine."""
+    return {
+        "RANK": str(env.global_rank),
+        "LOCAL_RANK": str(env.local_rank),
+        "WORLD_SIZE": str(env.num_tasks),
+        "LOCAL_WORLD_SIZE": str(env.num_tasks),
+        "NODE_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def write_error(path: Path, error: BaseException, **more: str) -> None:
+    """Note what ended a rank, with its time, so that the first of many failures can be told from what followed."""
+    refused = isinstance(error, Refused)
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    note = {
+        "time": time.time(),
+        "type": "" if refused else type(error).__name__,
+        "message": text,
+        "traceback": "".join(traceback.format_exception(error)),
+        **more,
+    }
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(note, indent=1), encoding="utf-8", errors="backslashreplace")
+    os.replace(beside, path)

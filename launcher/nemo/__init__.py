@@ -1,0 +1,1 @@
+"""Facts about .nemo files, base models and LoRA names, read without importing NeMo."""

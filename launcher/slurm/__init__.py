@@ -1,0 +1,1 @@
+"""The only package that runs Slurm's commands and reads their answers; batch scripts and containers."""

@@ -1,0 +1,328 @@
+"""What Slurm is asked and told: questions come back as the rows of `slurm_rows` and `slurm_site`.
+
+One question, one command, whatever the number of jobs: `squeue([array])` and `sacct([array])` answer for a whole sweep.
+How a command is run, and how that fails, is in `slurm_command`. Made for Slurm 22.05 and newer.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.slurm import rows, site
+from launcher.slurm.rows import AccountRow, QueueRow
+from launcher.slurm.run import (
+    PATIENCE,
+    Answer,
+    SlurmError,
+    SlurmMissing,
+    SlurmTimeout,
+    ask,
+    count,
+    environment,
+    hooks,
+    reading,
+    run,
+)
+from launcher.slurm.site import Association, Partition
+
+# -- is there a Slurm? -------------------------------------------------------------------------------------------------
+
+
+def available() -> bool:
+    """Whether Slurm's commands are on this machine. Runs none."""
+    return shutil.which("sbatch") is not None
+
+
+def configured() -> bool:
+    """Whether Slurm's commands find a cluster's configuration here, be its controller up or down.
+
+    A laptop may have the commands and no cluster. Runs a command only where the configuration is in none of the usual
+    places and may come by DNS (slurm.conf(5), "configless").
+    """
+    usual = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
+    if "SLURM_CONF" in os.environ or any(Path(name).exists() for name in usual):
+        return True
+    try:
+        ping()
+    except SlurmError as error:
+        return "configuration source" not in error.stderr
+    return True
+
+
+def version() -> tuple[int, ...]:
+    """Of the commands: (22, 5, 8). (The controller's may be one release newer.)"""
+    answer = ask("sbatch", "--version")
+    found = re.search(r"\d+(?:\.\d+)+", answer.stdout)
+    if not found:
+        raise SlurmError(answer, f"no version in {answer.stdout.strip()!r}")
+    return tuple(int(part) for part in found[0].split("."))
+
+
+def ping(timeout: float = 30) -> dict[str, bool]:
+    """The controllers and whether each answers: {"head1": True, "head2": False}."""
+    try:
+        text = ask("scontrol", "ping", timeout=timeout).stdout
+    except SlurmError as error:  # exit code 1 if none is up, but its lines say so all the same
+        text = error.answer.stdout
+        if "Slurmctld(" not in text:
+            raise
+    return {host: word == "UP" for host, word in re.findall(r"Slurmctld\(\w+\) at (\S+) is (\w+)", text)}
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What sbatch made."""
+
+    job_id: int
+    """The array's number, where it is an array."""
+    cluster: str
+    """Empty unless another cluster than this machine's took it (SBATCH_CLUSTERS, --clusters)."""
+    said: str
+    """Remarks of the site's submit plugin; mostly empty."""
+
+
+def sbatch(
+    script: str | os.PathLike[str] | None = None,
+    args: Sequence[str] = (),
+    *,
+    text: str = "",
+    script_args: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float = 2 * PATIENCE,
+) -> Submitted:
+    """Submits a script: a file, or its text. Raises SlurmError with Slurm's reason, SlurmTimeout if that stays unknown.
+
+    args   options such as `--partition=main`; they win over the script's #SBATCH lines
+    env    what sbatch, and so the job, finds in its environment (default: `environment()`)
+    """
+    if (script is None) == (not text):
+        raise ValueError("either a script or its text")
+    words = [] if script is None else [os.fspath(script), *script_args]
+    answer = run("sbatch", "--parsable", *args, *words, timeout=timeout, stdin=text, env=env, cwd=cwd)
+    said = _job_id(answer.stdout)
+    if said is None:
+        raise SlurmError(answer, f"no job id in {answer.stdout!r}")
+    return Submitted(*said, answer.stderr.strip())
+
+
+def submit(script: Path, receipt: Path, timeout: float = 2 * PATIENCE) -> int:
+    """Submits a script; its job's id is the first line of `receipt`, which sbatch writes itself, as its output.
+
+    So the id is on disk even if this process is killed while sbatch runs. What sbatch complains of goes into a file as
+    well (.err, beside the receipt): into a pipe whose reader is dead, a remark would end it before it writes the id.
+    Raises SlurmError, SlurmTimeout.
+    """
+    command = ("sbatch", "--parsable", os.fspath(script))
+    count["sbatch"] += 1
+    began = time.monotonic()
+    complaints = receipt.with_suffix(".err")
+    with receipt.open("wb") as output, complaints.open("wb") as errors:
+        try:
+            # A session of its own, so that Ctrl-C in the terminal does not reach it between the two.
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                env=environment(),
+                timeout=timeout,
+                start_new_session=True,
+                check=False,
+            )
+            code = done.returncode
+        except subprocess.TimeoutExpired:
+            raise SlurmTimeout(Answer(command, None, "", "", timeout), f"no answer in {timeout:.0f} s") from None
+        except FileNotFoundError:
+            missing = Answer(command, None, "", "", 0.0)
+            raise SlurmMissing(missing, "not found on the PATH: is this a machine of a Slurm cluster?") from None
+    stderr = complaints.read_text(encoding="utf-8", errors="replace")
+    if not stderr:
+        complaints.unlink()
+    answer = Answer(command, code, receipt.read_text(), stderr, time.monotonic() - began)
+    for hook in hooks:
+        hook(answer)
+    if code:
+        raise SlurmError(answer)
+    job_id = read_receipt(receipt)
+    if job_id is None:
+        raise SlurmError(answer, f"no job id in {answer.stdout!r}")
+    return job_id
+
+
+def read_receipt(receipt: Path) -> int | None:
+    """The job's id that sbatch wrote, None where it wrote none (yet)."""
+    said = _job_id(receipt.read_text()) if receipt.exists() else None
+    return said[0] if said else None
+
+
+def _job_id(text: str) -> tuple[int, str] | None:
+    """(id, cluster) from what `sbatch --parsable` wrote; a submit plugin may have talked before."""
+    for line in reversed(text.splitlines()):
+        if found := re.fullmatch(r"(\d+)(?:;(\S+))?", line.strip()):
+            return int(found[1]), found[2] or ""
+    return None
+
+
+def squeue(
+    jobs: Iterable[int | str] | None = None, *, name: str | None = None, ended: bool = False, user: str | None = None
+) -> list[QueueRow]:
+    """What the queue holds of some jobs or arrays (or all by a name; or all of a user, by default this one's).
+
+    Every element of an array is a row, the waiting ones as well. ended: with those that have ended, as long as the
+    queue knows them (MinJobAge, 5 minutes); ask sacct for older ones.
+    """
+    chosen = _chosen(jobs, name)
+    if chosen is None:
+        return []
+    whose = [f"--user={user}"] if user else [] if jobs is not None else ["--me"]
+    states = ["--states=all"] if ended else []
+    options = ["-r", "-h", *chosen, *whose, *states, "-O", rows.QUEUE_FORMAT]
+    # one forgotten id is an error, one among several is not
+    answer = ask("squeue", *options, tolerate=_GONE)
+    with reading(answer):
+        return rows.queue_rows(answer.stdout)
+
+
+def sacct(
+    jobs: Iterable[int | str] | None = None,
+    *,
+    name: str | None = None,
+    since: float | None = None,
+    every_run: bool = False,
+    arrays_only: bool = False,
+) -> list[AccountRow]:
+    """What the accounting knows of some jobs or arrays; or of this user's by a name, from `since` (default: today) on.
+
+    every_run     a job that was requeued has a row for each of its runs; else only for the latest
+    arrays_only   no rows but those of elements. For arrays, ask this way: in the first seconds the accounting (22.05)
+                  may show its last element as a plain job by the array's number, FAILED if that element has
+
+    It lags by a second, by five on a busy machine. Jobs that were held from the start are found by their number only.
+    An element that was cancelled by itself before it started has no row at all, here or in squeue (22.05).
+    """
+    chosen = _chosen(jobs, name)
+    if chosen is None:
+        return []
+    start = [] if since is None else ["--starttime", time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))]
+    runs = ["--duplicates"] if every_run else []
+    answer = ask("sacct", "-X", "-n", "-P", *chosen, *start, *runs, "-o", ",".join(rows.ACCOUNT_FIELDS))
+    with reading(answer):
+        found = rows.account_rows(answer.stdout)
+    return [row for row in found if row.task_id is not None] if arrays_only else found
+
+
+def scancel(jobs: Iterable[int | str], signal_name: str | None = None, *, batch: bool = False) -> None:
+    """Cancels jobs, arrays (`69`), elements (`69_2`, `69_[2-5]`), or sends them a signal. Those that are over are fine.
+
+    batch: the signal is for the batch script too, not only for its steps.
+    """
+    ids = [str(job) for job in jobs]
+    if ids:
+        options = [*([f"--signal={signal_name}"] if signal_name else []), *(["--full"] if batch else [])]
+        run("scancel", *options, *ids, tolerate=_GONE)
+
+
+def requeue(jobs: Iterable[int | str], *, hold: bool = False) -> None:
+    """Ends running jobs and puts them back into the queue; ended ones as well, while the queue still knows them.
+
+    They wait cred_expire (2 minutes by default) before they start again: `start_now` spares that.
+    """
+    if ids := ",".join(str(job) for job in jobs):
+        run("scontrol", "requeuehold" if hold else "requeue", ids)
+
+
+def start_now(jobs: Iterable[int | str]) -> None:
+    """Lets waiting jobs start as soon as there is room, whatever time they were to wait for.
+
+    Of a job that was requeued, not before 2 seconds have passed: a slurmd that is told to start what it was told to end
+    in the same second calls the credential revoked, and the job is FAILED (22.05).
+    """
+    if ids := ",".join(str(job) for job in jobs):
+        run("scontrol", "update", f"JobId={ids}", "StartTime=now", tolerate=_NOT_WAITING)
+
+
+_NOT_WAITING = "no longer pending|Invalid job id|Access/permission denied"  # it runs already, or is somebody else's
+_GONE = "Invalid job id|already completing or completed"
+
+
+def _chosen(jobs: Iterable[int | str] | None, name: str | None) -> list[str] | None:
+    """The options that choose jobs; None for an empty choice, which must not become all jobs."""
+    if name is not None and (odd := set(name) & set(",'\"[]")):
+        # sacct 22.05 would find nothing and call that success; a comma starts the next name
+        raise ValueError(f"name={name!r}: Slurm cannot look for a name with {' '.join(sorted(odd))} in it")
+    ids = None if jobs is None else [str(job) for job in jobs]
+    if ids == []:
+        return None
+    return [*(["-j", ",".join(ids)] if ids else []), *([f"--name={name}"] if name is not None else [])]
+
+
+# -- the cluster -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a cluster allows and has."""
+
+    settings: dict[str, str]
+    """`scontrol show config`, as written there."""
+    partitions: list[Partition]
+
+    @property
+    def name(self) -> str:
+        return self.settings["ClusterName"]
+
+    @property
+    def max_array_size(self) -> int:
+        """The highest index of an array is one less. (It does not cap how many elements there are.)"""
+        return int(self.settings["MaxArraySize"])
+
+    @property
+    def default_partition(self) -> Partition | None:
+        return next((partition for partition in self.partitions if partition.default), None)
+
+    def partition(self, name: str) -> Partition | None:
+        return next((partition for partition in self.partitions if partition.name == name), None)
+
+
+def cluster() -> Cluster:
+    """Configuration and partitions, hidden ones too, in two commands."""
+    # scontrol takes questions from its standard input; asked in one go they cost one command
+    asked = ask("scontrol", "--all", "--oneliner", stdin="show config\nshow partition\n")
+    nodes = ask("sinfo", "--all", "--exact", "-h", "-o", site.NODE_FORMAT)
+    # the prompt is there even where nobody sits; with libreadline on a line of its own, else in front of the answer
+    text = re.sub(r"^(?:scontrol: )+", "", asked.stdout, flags=re.MULTILINE)
+    with reading(nodes):
+        groups = site.node_groups(nodes.stdout)
+    with reading(asked):
+        found = Cluster(site.settings(text), site.partitions(text, groups))
+        _ = found.name, found.max_array_size
+        return found
+
+
+def associations(user: str | None = None) -> list[Association] | None:
+    """What a user (by default this one) may do under which account. None: this cluster keeps no accounts.
+
+    [] means that accounts are kept and this user has none: where they are enforced, sbatch refuses all jobs.
+    """
+    name = user or pwd.getpwuid(os.getuid()).pw_name
+    fields = f"format={','.join(site.ASSOCIATION_FIELDS)}"
+    try:
+        answer = ask("sacctmgr", "-n", "-P", "show", "user", name, "withassoc", fields)
+    except SlurmError as error:
+        if "not running a supported accounting_storage" in error.stderr + error.answer.stdout:
+            return None
+        raise
+    with reading(answer):
+        return site.associations(answer.stdout)

@@ -1,0 +1,317 @@
+"""What Slurm's commands print, as typed rows. Text in, rows out; `launcher.slurm.client` runs the commands.
+
+Checked against the output of Slurm 22.05.8; where another version is known to differ, the comment names it.
+Times are seconds since 1970 (the commands are run with SLURM_TIME_FORMAT=%s), durations are seconds, memory is MB.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+# -- states ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """What one of Slurm's state words says about a job."""
+
+    word: str
+    phase: str
+    """waiting, running, done (it ended well) or failed (it ended otherwise). An unknown word counts as running, so that
+    nobody starts the same work a second time."""
+    meaning: str
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in ("done", "failed")
+
+
+STATES: dict[str, State] = {
+    word: State(word, phase, meaning)
+    for word, phase, meaning in (
+        ("PENDING", "waiting", "waits for its turn"),
+        ("REQUEUED", "waiting", "went back into the queue"),  # an earlier run, in `sacct -D` only; squeue says PENDING
+        ("REQUEUE_FED", "waiting", "went back into another cluster's queue"),
+        ("REQUEUE_HOLD", "waiting", "went back into the queue and is held"),
+        ("RESV_DEL_HOLD", "waiting", "held, for its reservation was deleted"),
+        ("SPECIAL_EXIT", "waiting", "went back into the queue and is held, for its exit code"),
+        ("CONFIGURING", "running", "its nodes get ready"),
+        ("POWER_UP_NODE", "running", "its nodes are powered up"),
+        ("RUNNING", "running", "runs"),
+        ("RESIZING", "running", "changes its size"),
+        ("SIGNALING", "running", "is sent a signal"),
+        ("STAGE_OUT", "running", "stages its files out"),
+        ("STOPPED", "running", "is stopped and keeps its nodes"),
+        ("SUSPENDED", "running", "is suspended"),
+        ("COMPLETING", "running", "its nodes are being cleaned"),  # how it ended is not said before it is over
+        ("COMPLETED", "done", "ended with exit code 0 on every node"),
+        ("BOOT_FAIL", "failed", "a node did not boot"),
+        ("CANCELLED", "failed", "was cancelled"),  # sacct 22.05: `CANCELLED by 1000`
+        ("DEADLINE", "failed", "its deadline passed"),
+        ("FAILED", "failed", "ended with another exit code than 0"),
+        ("LAUNCH_FAILED", "failed", "could not be launched"),  # from 23.02 on; 22.05 says NODE_FAIL or FAILED
+        ("NODE_FAIL", "failed", "a node failed"),  # unless --no-requeue was given, a PENDING row follows at once
+        ("OUT_OF_MEMORY", "failed", "took more memory than it asked for"),  # 22.05 may say FAILED 9:0 or 1:0 of the job
+        ("PREEMPTED", "failed", "had to make room for another job"),  # where it is requeued, a PENDING row follows
+        ("RECONFIG_FAIL", "failed", "a node could not be reconfigured"),
+        ("REVOKED", "failed", "runs on another cluster of the federation"),
+        ("TIMEOUT", "failed", "reached its time limit"),
+    )
+}
+
+
+def state(text: str) -> State:
+    """The state in a column of squeue or sacct: `RUNNING`, `CANCELLED by 0`, `COMPLETED+` (cut by sacct without -P)."""
+    word = (text.split() or ["(none)"])[0].rstrip("+")
+    return STATES.get(word, State(word, "running", f"a state this launcher does not know: {text}"))
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+NOTHING = {"", "N/A", "n/a", "NONE", "None", "None assigned", "Unknown", "(null)", "NOT_SET", "INVALID"}
+NOTHING |= {"Partition_Limit"}  # sacct, of a job that has not started and asked for no limit of its own
+_WITHOUT_LIMIT = {"UNLIMITED", "infinite", "INFINITE"}
+
+
+def duration(text: str) -> float | None:
+    """Seconds. None if there is none, inf if there is no limit.
+
+    Reads what Slurm prints and what sbatch's --time takes: `minutes`, `minutes:seconds`, `hours:minutes:seconds`,
+    `days-hours`, `days-hours:minutes`, `days-hours:minutes:seconds`. Raises ValueError for anything else.
+    """
+    if text in NOTHING:
+        return None
+    if text in _WITHOUT_LIMIT:
+        return math.inf
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?(?:\.\d+)?", text)
+    if not found:
+        raise ValueError(f"{text!r} is no duration as Slurm writes them (such as 90, 1:30:00 or 2-12:00:00)")
+    days, *rest = found.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    if days is not None:  # after days, hours come first; without them, a single number is minutes
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    else:
+        hours, minutes, seconds = numbers if len(numbers) == 3 else [0, *numbers, 0][:3]
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+def moment(text: str) -> float | None:
+    """Seconds since 1970, or None (`Unknown`, `N/A`, `None`)."""
+    return None if text in NOTHING else float(text)
+
+
+def limit(text: str) -> float:
+    """A number that may be UNLIMITED (or absent, which means the same)."""
+    return math.inf if text in NOTHING | _WITHOUT_LIMIT else float(text)
+
+
+def resources(text: str) -> dict[str, float]:
+    """`cpu=32,mem=125G,gres/gpu=4` as numbers; memory in MB."""
+    pairs = (item.partition("=") for item in text.split(",") if "=" in item)
+    return {name: megabytes(value) if name == "mem" else float(value) for name, _, value in pairs}
+
+
+def megabytes(text: str) -> float:
+    """`64000`, `64000+` (sinfo, of unlike nodes), `62.50G`, `125G`, `1.5T`."""
+    number, unit = re.fullmatch(r"([\d.]+)([KMGTP]?)\+?", text).groups()  # type: ignore[union-attr]
+    return float(number) * 1024.0 ** {"K": -1, "": 0, "M": 0, "G": 1, "T": 2, "P": 3}[unit]
+
+
+def gpus(gres: str) -> dict[str, int]:
+    """GPUs of a node by type: `gpu:8` is {"": 8}, `gpu:a100:4(S:0-1),gpu:v100:2,shard:8` is {"a100": 4, "v100": 2}."""
+    found: dict[str, int] = {}
+    for kind, count in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)(?![^,(])", gres):
+        found[kind] = found.get(kind, 0) + int(count)
+    return found
+
+
+def tasks(spec: str) -> list[int]:
+    """The indices of an array: `0-2,7`, `0-90:30`, with or without a `%2` at the end. Raises ValueError."""
+    indices: list[int] = []
+    for part in spec.partition("%")[0].split(","):
+        found = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+        if not found:
+            raise ValueError(f"{spec!r} is no array specification")
+        first, last, step = found.groups()
+        indices += range(int(first), int(last or first) + 1, int(step or 1))
+    return indices
+
+
+def array_spec(indices: Iterable[int], at_once: int | None = None) -> str:
+    """The shortest --array for indices: [0, 1, 2, 7] is `0-2,7`; `at_once` adds `%N`. ValueError if there are none."""
+    spans: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if spans and index == spans[-1][1] + 1:
+            spans[-1][1] = index
+        else:
+            spans.append([index, index])
+    if not spans:
+        raise ValueError("an array of no elements")
+    spec = ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
+    return spec if at_once is None else f"{spec}%{at_once}"
+
+
+# -- squeue ------------------------------------------------------------------------------------------------------------
+
+SEPARATOR = "|"
+# No free text but the reason, which comes last: a job's name or comment may hold any letter, even a newline.
+QUEUE_FIELDS = (
+    "JobID", "ArrayJobID", "ArrayTaskID", "State", "SubmitTime", "StartTime", "TimeUsed", "TimeLimit", "RestartCnt",
+    "NumNodes", "NodeList", "Partition", "Reason",
+)  # fmt: skip
+# -O and not -o, which has no letter for the restarts. `:` and a suffix switches off the cut at 20 letters.
+QUEUE_FORMAT = ",".join(f"{name}:{SEPARATOR}" for name in QUEUE_FIELDS)
+
+
+@dataclass(frozen=True)
+class QueueRow:
+    """A job, or one element of an array, that squeue shows: waiting, running or ended a short while ago."""
+
+    job_id: int
+    """Its own number. An element gets one only when it starts; until then it is the array's."""
+    array_id: int | None
+    task_id: int | None
+    """None if it is no element of an array."""
+    state: State
+    reason: str
+    """Why it waits; "" if there is nothing to say. Mostly one word, but Slurm may write a sentence here."""
+    submitted: float | None
+    started: float | None
+    """While it waits: when Slurm expects it to start, if it knows."""
+    elapsed: float
+    limit: float
+    """inf: no limit."""
+    restarts: int
+    node_count: int
+    nodes: str
+    """Such as `node[1-2]`; "" while it waits."""
+    partition: str
+
+    @property
+    def name(self) -> str:
+        """How scancel, sacct and scontrol want it: `69_2`, or `70`."""
+        return f"{self.job_id}" if self.task_id is None else f"{self.array_id}_{self.task_id}"
+
+
+def queue_rows(text: str) -> list[QueueRow]:
+    """Rows of `squeue -r -h -O QUEUE_FORMAT`. Raises ValueError with the line that is none."""
+    return [_queue_row(parts) for parts in records(text, len(QUEUE_FIELDS))]
+
+
+def _queue_row(parts: list[str]) -> QueueRow:
+    job, array, task, word, submitted, started, elapsed, most, restarts, count, nodes, partition, reason = parts
+    single = task in NOTHING  # ArrayJobID then repeats the job's own number
+    return QueueRow(
+        job_id=int(job),
+        array_id=None if single else int(array),
+        task_id=None if single else int(task),
+        state=state(word),
+        reason="" if (reason := reason.rstrip(SEPARATOR)) in NOTHING else reason,
+        submitted=moment(submitted),
+        started=moment(started),
+        elapsed=duration(elapsed) or 0.0,
+        limit=math.inf if (seconds := duration(most)) is None else seconds,
+        restarts=int(restarts),
+        node_count=int(count),
+        nodes="" if nodes in NOTHING else nodes,
+        partition=partition,
+    )
+
+
+def records(text: str, fields: int) -> Iterator[list[str]]:
+    """Lines cut into so many fields; the last one keeps whatever separators it has."""
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("CLUSTER: "):  # the header of -M, which -h leaves
+            continue
+        parts = line.split(SEPARATOR, fields - 1)
+        if len(parts) != fields:
+            raise ValueError(f"{fields} fields expected: {line!r}")
+        yield parts
+
+
+# -- sacct -------------------------------------------------------------------------------------------------------------
+
+ACCOUNT_FIELDS = (
+    "JobID", "JobIDRaw", "State", "ExitCode", "DerivedExitCode", "Submit", "Start", "End", "ElapsedRaw", "TimelimitRaw",
+    "NNodes", "NodeList", "Partition", "Account", "QOS", "AllocTRES", "Reason",
+)  # fmt: skip
+# `Restarts` exists from 23.11 on only: count the REQUEUED and NODE_FAIL rows of `sacct -D` instead.
+
+
+@dataclass(frozen=True)
+class AccountRow:
+    """A job, or one element of an array, as the accounting remembers it; seconds later than squeue."""
+
+    job_id: int
+    """Its own number (JobIDRaw); the array's, for an element that has not started."""
+    array_id: int | None
+    task_id: int | None
+    state: State
+    exit_code: int
+    exit_signal: int
+    """The batch script's; a step that failed without failing the script shows only in the derived ones."""
+    derived_exit_code: int
+    derived_signal: int
+    """The highest of all steps. Exit code 9 of a job with derived signal 9: killed, often for its memory."""
+    submitted: float | None
+    started: float | None
+    ended: float | None
+    elapsed: float
+    limit: float | None
+    """inf: no limit; None: the partition's."""
+    node_count: int
+    nodes: str
+    partition: str
+    account: str
+    qos: str
+    allocated: dict[str, float]
+    """What it got: cpu, node, mem (MB), gres/gpu."""
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.job_id}" if self.task_id is None else f"{self.array_id}_{self.task_id}"
+
+
+def account_rows(text: str) -> list[AccountRow]:
+    """Rows of `sacct -X -n -P -o ...`; the one line for all waiting elements, `69_[2-3%2]`, becomes a row for each."""
+    return [row for parts in records(text, len(ACCOUNT_FIELDS)) for row in _account_rows(parts)]
+
+
+def _account_rows(parts: list[str]) -> Iterator[AccountRow]:
+    name, raw, word, code, derived, submitted, started, ended, elapsed, most, count, nodes, *rest, reason = parts
+    partition, account, qos, allocated = rest
+    array, _, spec = name.partition("_")
+    elements: list[int] | list[None] = tasks(spec.strip("[]")) if spec else [None]
+    for task in elements:
+        yield AccountRow(
+            job_id=int(raw),
+            array_id=None if task is None else int(array),
+            task_id=task,
+            state=state(word),
+            exit_code=_codes(code)[0],
+            exit_signal=_codes(code)[1],
+            derived_exit_code=_codes(derived)[0],
+            derived_signal=_codes(derived)[1],
+            submitted=moment(submitted),
+            started=moment(started),
+            ended=moment(ended),
+            elapsed=float(elapsed or 0),
+            limit=duration(most),
+            node_count=int(count or 0),
+            nodes="" if nodes in NOTHING else nodes,
+            partition=partition,
+            account=account,
+            qos=qos,
+            allocated=resources(allocated),
+            reason="" if reason in NOTHING else reason,
+        )
+
+
+def _codes(text: str) -> tuple[int, int]:
+    """`3:0` is exit code 3, `0:9` signal 9; empty while it has not ended."""
+    code, _, number = (text or "0:0").partition(":")
+    return int(code), int(number or 0)

@@ -1,0 +1,192 @@
+"""The text of a sweep's sbatch script: a request in, text out. Printing it is the dry run."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.findings import Finding, Refused
+from launcher.slurm import template
+
+#: Keys of `cluster` that are sbatch's own options, under submitit's names for them.
+PLAIN = (
+    "partition", "account", "qos", "constraint", "exclude", "nodelist", "mail_type", "mail_user", "comment",
+    "cpus_per_task", "gpus_per_node", "exclusive",
+)  # fmt: skip
+#: Options that follow from the trial or that the launcher needs for itself.
+OWN = (
+    "nodes", "ntasks_per_node", "array", "output", "error", "open-mode", "job_name", "signal", "requeue", "no-requeue",
+    "no_requeue", "parsable",
+)  # fmt: skip
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayRequest:
+    """All that one array of trials is asked with."""
+
+    sweep: Path
+    name: str
+    """Job name."""
+    trials: Sequence[int]
+    """The number of the trial that each array element runs. MaxArraySize caps the index, so each array starts at 0."""
+    nodes: int
+    ranks_per_node: int
+    cluster: Mapping[str, Any]
+    """The trials' `cluster` config."""
+    share: int = 1
+    """Trials that one element runs side by side on its node."""
+    python: str
+    """Shell words that run Python in the job."""
+    python_here: str = sys.executable
+    """The Python that sees to restarts, on the node itself: outside of any container, as Slurm's commands are."""
+    srun_args: Sequence[str] = ()
+    pythonpath: str = ""
+    """What has to be on PYTHONPATH for `launcher` to be found in the job."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    after: Sequence[int] = ()
+    """Jobs that have to be done before; if one of them fails, the array is cancelled."""
+
+
+def text(request: ArrayRequest) -> str:
+    """The script. Raises Refused where an option cannot be written into one."""
+    cluster = request.cluster
+    return template.render(
+        template.read("sweep"),
+        nodes=request.nodes,
+        ranks_per_node=request.ranks_per_node,
+        share=request.share,
+        trials=request.trials,
+        sweep=request.sweep,
+        opens_output="\n" in str(request.sweep),
+        directives=directives(request),
+        environment=exports(request.environment),
+        pythonpath=request.pythonpath,
+        setup=cluster.get("setup") or [],
+        teardown=cluster.get("teardown") or [],
+        srun_args=[*request.srun_args, *(cluster.get("srun_args") or [])],
+        python=request.python,
+        python_here=request.python_here,
+    )
+
+
+def directives(request: ArrayRequest) -> list[str]:
+    """The #SBATCH lines, made by submitit, so that every parameter it knows means here what it means there."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    made = _make_sbatch_string(command="", folder=request.sweep / "slurm", **parameters(request))
+    return [line for line in made.splitlines() if line.startswith("#SBATCH")]
+
+
+def parameters(request: ArrayRequest) -> dict[str, Any]:
+    """submitit's parameters for a request. Raises Refused with what it does not take."""
+    cluster = request.cluster
+    known: dict[str, Any] = {
+        "job_name": one_line(request.name),
+        "nodes": request.nodes,
+        "ntasks_per_node": request.ranks_per_node * request.share,
+        "time": cluster["time"],
+        "signal_delay_s": cluster["signal_delay_s"],
+        "stderr_to_stdout": True,
+        "wckey": None,  # submitit's default is one that no site has
+        **{name: cluster.get(name) for name in PLAIN},
+    }
+    if cluster.get("mem_gb") is not None:
+        known["mem"] = f"{math.ceil(cluster['mem_gb'] * 1024)}M"  # sbatch takes no fractions
+    if cluster.get("gpus_per_node"):
+        known["gpus_per_node"] = cluster["gpus_per_node"] * request.share
+    free: dict[str, Any] = {}
+    findings = []
+    for option, value in (cluster.get("sbatch") or {}).items():
+        name = str(option).replace("-", "_")
+        if not _NAME.fullmatch(name) or str(option).startswith(("-", "_")):
+            findings.append(
+                Finding(f"cluster.sbatch.{option}", "", "is no name of an option", "write it without dashes")
+            )
+        elif str(option) in OWN or name in OWN:
+            findings.append(Finding(f"cluster.sbatch.{option}", str(value), "is set by the launcher itself", "drop it"))
+        elif name in _submitit_names():
+            known[name] = value
+        else:
+            free[str(option)] = value
+    chosen = {str(option).replace("-", "_") for option in cluster.get("sbatch") or {}}
+    if request.share > 1 and not chosen & {"ntasks_per_core", "threads_per_core", "hint"}:
+        free["ntasks-per-core"] = 1  # a step takes whole cores: with half of one for each, every other one would wait
+    if cluster.get("reservation") is not None:
+        free["reservation"] = cluster["reservation"]
+    if request.after:
+        done_first = f"afterok:{':'.join(str(job) for job in request.after)}"
+        known["dependency"] = ",".join(filter(None, [known.get("dependency"), done_first]))
+        free["kill-on-invalid-dep"] = "yes"
+    for name, value in [*known.items(), *free.items()]:
+        if name != "comment" and "\n" in str(value):
+            findings.append(Finding(f"cluster.{name}", str(value), "has a line break", "write it in one line"))
+    if findings:
+        raise Refused(findings)
+    if known.get("comment") is not None:
+        known["comment"] = one_line(str(known["comment"]))
+    count = math.ceil(len(request.trials) / request.share)
+    at_once = max(1, int(cluster["array_parallelism"]) // request.share)
+    free |= {
+        "array": f"0-{count - 1}%{min(count, at_once)}",
+        "output": output(request.sweep),
+        "requeue" if cluster.get("requeue", True) else "no-requeue": True,
+    }
+    given = {name: value for name, value in known.items() if value is not None or name == "wckey"}
+    return {**given, "additional_parameters": free}
+
+
+def output(sweep: Path) -> str:
+    """For --output: Slurm puts values in the place of a % and a letter, and a #SBATCH line ends where the line does."""
+    name = str(sweep).replace("%", "%%")
+    return f"{name}/slurm/%A_%a.out" if "\n" not in name else "/dev/null"  # then the script itself opens the file
+
+
+def one_line(value: str) -> str:
+    """Free text for a #SBATCH line, which ends where the line does."""
+    return " ".join(value.split())
+
+
+def share(cluster: Mapping[str, Any], trials: int) -> int:
+    """How many of so many trials an element runs: at most cluster.trials_per_node, dealt out evenly."""
+    elements = math.ceil(trials / int(cluster.get("trials_per_node") or 1))
+    return math.ceil(trials / elements)
+
+
+def findings(cluster: Mapping[str, Any]) -> list[Finding]:
+    """Everything under `cluster` that cannot be written into a script, known before there is a sweep."""
+    probe = ArrayRequest(sweep=Path("/"), name="", trials=[0], nodes=1, ranks_per_node=1, cluster=cluster, python="")
+    found = []
+    for written in (lambda: parameters(probe), lambda: exports(cluster.get("environment") or {})):
+        try:
+            written()
+        except Refused as refused:
+            found += refused.findings
+    return found
+
+
+def exports(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Variables for a script, by name. Raises Refused where a name is none that a shell takes."""
+    wrong = [name for name in environment if not _NAME.fullmatch(str(name))]
+    if wrong:
+        why = "is no name of a variable"
+        raise Refused([Finding(f"cluster.environment.{name}", "", why, "letters, digits and _ only") for name in wrong])
+    return sorted(environment.items())
+
+
+def _submitit_names() -> set[str]:
+    from submitit.slurm.slurm import _get_default_parameters
+
+    return set(_get_default_parameters()) - {
+        "additional_parameters",
+        "map_count",
+        "setup",
+        "teardown",
+        "srun_args",
+        "use_srun",
+    }

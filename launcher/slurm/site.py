@@ -1,0 +1,175 @@
+"""What a Slurm cluster has and what a user may do on it: partitions, configuration, accounts. Text in, rows out.
+
+As in `launcher.slurm.rows`: checked against Slurm 22.05.8, and nothing here runs a command.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from launcher.slurm.rows import NOTHING, SEPARATOR, duration, gpus, limit, megabytes, records, resources
+
+# -- partitions, configuration -----------------------------------------------------------------------------------------
+
+NODE_FIELDS = ("%R", "%T", "%D", "%c", "%m", "%G")
+NODE_FORMAT = SEPARATOR.join(NODE_FIELDS)  # for sinfo -o: partition, state, nodes, CPUs, MB, GRES
+
+
+@dataclass(frozen=True)
+class NodeGroup:
+    """Nodes of a partition that are alike."""
+
+    state: str
+    """idle, mixed, allocated, down, drained, ... without the mark sinfo puts behind it (`down*`: does not answer)."""
+    count: int
+    cpus: int
+    memory: float
+    """MB a node."""
+    gpus: dict[str, int]
+    """GPUs a node, by type; the type is "" where the site names none."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether a job could get these nodes without an administrator's help. (`inval`: configured wrongly.)"""
+        return not self.state.startswith(("down", "drain", "fail", "inval", "unk", "maint", "futu"))
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition, with what it admits and what its nodes have."""
+
+    name: str
+    state: str
+    """UP, DOWN, DRAIN or INACTIVE; only UP starts jobs."""
+    default: bool
+    max_time: float
+    default_time: float | None
+    max_nodes: float
+    """Most nodes a job may have; inf: as many as there are."""
+    total_nodes: int
+    accounts: frozenset[str] | None
+    """The accounts it admits; None: all but `denied_accounts`."""
+    denied_accounts: frozenset[str]
+    qos: frozenset[str] | None
+    denied_qos: frozenset[str]
+    groups: tuple[NodeGroup, ...]
+
+    def admits_account(self, account: str) -> bool:
+        return account not in self.denied_accounts and (self.accounts is None or account in self.accounts)
+
+    def admits_qos(self, qos: str) -> bool:
+        return qos not in self.denied_qos and (self.qos is None or qos in self.qos)
+
+    @property
+    def gpus_per_node(self) -> int:
+        """GPUs of its best equipped nodes."""
+        return max((sum(group.gpus.values()) for group in self.groups), default=0)
+
+    @property
+    def memory_per_node(self) -> float:
+        """MB of its largest nodes."""
+        return max((group.memory for group in self.groups), default=0.0)
+
+    def nodes_with(self, gpus: int = 0, memory: float = 0, cpus: int = 0, usable: bool = False) -> int:
+        """How many of its nodes have that much (and are usable now)."""
+        fit = (g for g in self.groups if sum(g.gpus.values()) >= gpus and g.memory >= memory and g.cpus >= cpus)
+        return sum(group.count for group in fit if group.usable or not usable)
+
+
+def node_groups(text: str) -> dict[str, list[NodeGroup]]:
+    """Rows of `sinfo -a -e -h -o NODE_FORMAT`, by partition."""
+    groups: dict[str, list[NodeGroup]] = {}
+    for name, word, count, cpus, memory, gres in records(text, len(NODE_FIELDS)):
+        group = NodeGroup(word.rstrip("*~#!%$@^-+"), int(count), int(cpus.rstrip("+")), megabytes(memory), gpus(gres))
+        groups.setdefault(name, []).append(group)
+    return groups
+
+
+def partitions(text: str, groups: dict[str, list[NodeGroup]]) -> list[Partition]:
+    """Lines of `scontrol -o show partition`, joined with sinfo's `node_groups`."""
+    found = []
+    for line in text.splitlines():
+        if not line.startswith("PartitionName="):
+            continue
+        keys = dict(item.split("=", 1) for item in line.split() if "=" in item)
+        name = keys["PartitionName"]
+        found.append(
+            Partition(
+                name=name,
+                state=keys["State"],
+                default=keys["Default"] == "YES",
+                max_time=math.inf if (seconds := duration(keys["MaxTime"])) is None else seconds,
+                default_time=duration(keys["DefaultTime"]),
+                max_nodes=limit(keys["MaxNodes"]),
+                total_nodes=int(keys["TotalNodes"]),
+                accounts=_names(keys.get("AllowAccounts", "ALL")),
+                denied_accounts=_names(keys.get("DenyAccounts", "")) or frozenset(),
+                qos=_names(keys.get("AllowQos", "ALL")),
+                denied_qos=_names(keys.get("DenyQos", "")) or frozenset(),
+                groups=tuple(groups.get(name, ())),
+            )
+        )
+    return found
+
+
+def _names(text: str) -> frozenset[str] | None:
+    """A list of names; None for ALL."""
+    return None if text == "ALL" else frozenset(name for name in text.split(",") if name not in NOTHING)
+
+
+def settings(text: str) -> dict[str, str]:
+    """`scontrol show config`: `MaxArraySize            = 1001` and so on."""
+    pairs = (line.partition(" = ") for line in text.splitlines())
+    return {key.strip(): value.strip() for key, found, value in pairs if found and " " not in key.strip()}
+
+
+# -- accounts ----------------------------------------------------------------------------------------------------------
+
+ASSOCIATION_FIELDS = (
+    "cluster", "account", "partition", "defaultaccount", "qos", "defaultqos", "maxsubmitjobs", "maxwall", "maxtres",
+    "grptres",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Association:
+    """What a user may do under one account (and, where the site says so, in one partition only)."""
+
+    cluster: str
+    account: str
+    partition: str
+    """Empty: in any."""
+    default: bool
+    """Whether this is the account of a job that names none."""
+    qos: frozenset[str]
+    default_qos: str
+    max_submit: float
+    """Jobs that may wait or run at once; each element of an array counts."""
+    max_wall: float
+    max_per_job: dict[str, float]
+    """What one job may have at most, such as {"gres/gpu": 8, "node": 4}."""
+    group: dict[str, float]
+    """What all jobs under it may have at once; a job that alone wants more waits for ever (AssocGrpGRES)."""
+
+
+def associations(text: str) -> list[Association]:
+    """Rows of `sacctmgr -n -P show user NAME withassoc format=...`."""
+    found = []
+    for parts in records(text, len(ASSOCIATION_FIELDS)):
+        cluster, account, partition, default, qos, default_qos, submit, wall, each, group = parts
+        found.append(
+            Association(
+                cluster=cluster,
+                account=account,
+                partition=partition,
+                default=account == default,
+                qos=_names(qos) or frozenset(),
+                default_qos=default_qos,
+                max_submit=limit(submit),
+                max_wall=math.inf if (seconds := duration(wall)) is None else seconds,
+                max_per_job=resources(each),
+                group=resources(group),
+            )
+        )
+    return found

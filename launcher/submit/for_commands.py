@@ -1,0 +1,56 @@
+"""Hydra's composing for other commands: the trials of some overrides, given to a function instead of being run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from launcher.compose import hydra_state
+from launcher.findings import Finding, Refused
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """What launcher/main.py takes, for a command that hands it on."""
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, as launcher/main.py takes them")
+    parser.add_argument("-m", "--multirun", action="store_true", help="taken for granted where there is a sweep")
+    parser.add_argument("--config-dir", metavar="DIR", help="more configs, such as your site's cluster")
+    # Else argparse refuses overrides that stand behind an option.
+    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]
+
+
+def words(args: argparse.Namespace, *, multirun: bool) -> list[str]:
+    """The words for launcher/main.py; a sweep is one even if -m is not there."""
+    options = ["--config-dir", args.config_dir] if args.config_dir else []
+    return [*options, *(["--multirun"] if multirun else []), *args.overrides]
+
+
+def trials(line: Sequence[str], command: Sequence[str], take: Callable[[Any, Any], Any]) -> int:
+    """Compose the trials of a command line and call take(launcher, overrides of each). Returns the exit code.
+
+    `command` is what sweep.json says that was called. What `take` raises is said as launcher/main.py says it.
+    """
+    from launcher.main import main
+
+    def taken(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Any:
+        from launcher.submit.to_slurm import needs_values
+
+        if needs_values(launcher):
+            why = "chooses trials by the results of others, so what would be submitted is not known beforehand"
+            raise Refused([Finding("hydra/sweeper", "", why, "run it with launcher/main.py")])
+        hydra_state.command = list(command)
+        return take(launcher, job_overrides)
+
+    hydra_state.take = taken
+    try:
+        return main([*line, "hydra/launcher=preference_handover"])
+    finally:
+        hydra_state.take = None
+
+
+def refuse_without_slurm(config: dict[str, Any]) -> None:
+    """Raises Refused where the config is no Slurm cluster's."""
+    if "array_parallelism" not in config["cluster"]:
+        name = str(config["cluster"]["name"])
+        why = "runs on this machine, without Slurm and without sbatch scripts"
+        raise Refused([Finding("cluster", name, why, "name a Slurm cluster, such as cluster=slurm")])

@@ -1,0 +1,196 @@
+"""What the Hydra launcher `preference_slurm` does: check, write the sweep's folder, submit it as one array, return."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+
+import launcher as package
+from launcher.check import cluster_limits, preflight
+from launcher.compose.trials import TrialConfig
+from launcher.findings import Finding, Refused
+from launcher.slurm import client, container, script
+from launcher.slurm.script import ArrayRequest
+from launcher.submit import prepare
+from launcher.submit.prepare import Check, Warn, folder_of
+from launcher.sweep import bad_nodes
+from launcher.sweep.folder import Sweep, Trial
+
+
+class SubmissionFailed(Exception):
+    """sbatch failed half-way through a sweep, or did not say whether it did. str() is one line."""
+
+    exit_code = 1
+
+
+_ROOT = str(Path(package.__file__).resolve().parents[1])  # where the package `launcher` lies
+_TOGETHER = ("num_nodes", "devices")  # of `trainer`: with `cluster`, what the trials of one array have to share
+
+
+def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+    """Raises Refused with nothing submitted. Returns at once, unless `wait` is set or a sweeper needs values."""
+    site = cluster_limits.Site()
+    composed = prepare.composed(launcher, job_overrides)
+    prepare.refuse(launcher, composed, *checks(launcher, site))
+    sweep, trials = prepare.written(launcher, composed)
+    configs = {trial.number: one.config for trial, one in zip(trials, composed, strict=True)}
+    requests = list(arrays(sweep, trials, configs, site.cluster.max_array_size))
+    submit(sweep, requests)
+    first = configs[trials[0].number]
+    print(submitted(sweep, requests, first), flush=True)
+    if first["wait"] or needs_values(launcher):
+        from launcher.submit.wait import wait_for
+
+        return wait_for(sweep, trials)
+    return [unfinished(trial) for trial in trials]
+
+
+def arrays(
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    configs: Mapping[int, dict[str, Any]],
+    max_array_size: int,
+    after: Sequence[int] = (),
+) -> Iterator[ArrayRequest]:
+    """The arrays that a sweep becomes: one, unless its trials differ in what they ask Slurm for, or are too many."""
+
+    def shape(trial: Trial) -> str:
+        config = configs[trial.number]
+        return repr([config["cluster"], [config["trainer"][key] for key in _TOGETHER]])
+
+    for _, alike in itertools.groupby(sorted(trials, key=shape), key=shape):
+        numbers = sorted(trial.number for trial in alike)
+        most = max_array_size * script.share(configs[numbers[0]]["cluster"], len(numbers))
+        for first in range(0, len(numbers), most):
+            chunk = numbers[first : first + most]
+            yield _request(sweep, chunk, configs[chunk[0]], after)
+
+
+def _request(sweep: Sweep, trials: list[int], config: dict[str, Any], after: Sequence[int]) -> ArrayRequest:
+    cluster, trainer = config["cluster"], config["trainer"]
+    bad = [node.name for node in bad_nodes.read(sweep.folder)]  # of a retry; a new sweep knows none
+    if bad:
+        cluster = {**cluster, "exclude": ",".join([*([cluster["exclude"]] if cluster["exclude"] else []), *bad])}
+    inside = container.words(config, sweep.folder, _ROOT)
+    if inside.mounted and config["paths"].get("cache"):
+        Path(config["paths"]["cache"]).mkdir(parents=True, exist_ok=True)  # what is mounted has to be there
+    return ArrayRequest(
+        sweep=sweep.folder,
+        name=f"{config['experiment']['name']}-{sweep.data['id']}",
+        trials=trials,
+        nodes=trainer["num_nodes"],
+        ranks_per_node=trainer["devices"],
+        cluster=cluster,
+        share=script.share(cluster, len(trials)),
+        srun_args=inside.srun_args,
+        python=" ".join([*inside.prefix, cluster["python"] or shlex.quote(sys.executable)]),
+        pythonpath="" if "site-packages" in _ROOT and not inside.mounted else _ROOT,
+        environment={str(name): str(value) for name, value in cluster["environment"].items()},
+        after=after,
+    )
+
+
+def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
+    """Write each array's script into the sweep's folder and hand it to sbatch.
+
+    sbatch writes the array's id straight into that folder. If this process dies, even by kill -9, either no sbatch
+    was started and there is no array, or there is one and its id is there. Raises Refused where sbatch takes none of
+    them, SubmissionFailed where it may have taken some.
+    """
+    folder = sweep.folder / "slurm"
+    folder.mkdir(exist_ok=True)
+    taken = len(list(folder.glob("[0-9]*.sbatch")))
+    for number, request in enumerate(requests, taken):
+        path = folder / f"{number}.sbatch"
+        path.write_text(script.text(request), encoding="utf-8")
+        path.chmod(0o700)
+        beside = {"share": request.share} if request.share > 1 else {}
+        sweep.record_job("slurm", "", request.trials, script=path.name, name=request.name, **beside)
+        try:
+            client.submit(path, receipt=sweep.receipt(path.name))
+        except client.SlurmError as error:
+            if number == taken and error.code:
+                why = f"sbatch refused it ({error.said or f'exit code {error.code}'})"
+                raise Refused([Finding(str(path), "", why, "correct the keys of cluster that it names")]) from error
+            missing = sum(len(request.trials) for request in requests[number - taken :])
+            raise SubmissionFailed(
+                f"error: {error}; {missing} of {len(sweep.trials)} trials are not known to be submitted: see"
+                f" `python -m launcher status {shlex.quote(os.path.relpath(sweep.folder))}`"
+            ) from error
+
+
+def checks(launcher: Any, site: cluster_limits.Site) -> tuple[Check, Warn]:
+    """What a cluster would refuse or never start, and what it may not have room for."""
+
+    def findings(configs: Sequence[TrialConfig]) -> list[Finding]:
+        return [*_check(site, configs, folder_of(launcher)), *_folder(launcher)]
+
+    def warnings(configs: Sequence[TrialConfig], folder: Path) -> list[Finding]:
+        return cluster_limits.warnings(site, configs, folder)
+
+    return findings, warnings
+
+
+def _check(site: cluster_limits.Site, trials: Sequence[TrialConfig], folder: Path) -> list[Finding]:
+    found: dict[Finding, None] = {}
+    seen = set()
+    for trial in trials:
+        asked = repr([trial.config["cluster"], [trial.config["trainer"][key] for key in _TOGETHER]])
+        if asked not in seen:
+            seen.add(asked)
+            unfit = cluster_limits.findings(site, trial.config, len(trials))
+            unfit += script.findings(trial.config["cluster"]) + container.findings(trial.config, folder, _ROOT)
+            found.update(dict.fromkeys(unfit))
+    return list(found)
+
+
+def _folder(launcher: Any) -> list[Finding]:
+    """sbatch(1), "filename pattern": a backslash in it turns all patterns off and is itself dropped."""
+    folder = str(folder_of(launcher))
+    if "\\" not in folder:
+        return []
+    why = "has a backslash, which Slurm drops from the names of output files"
+    return [Finding("hydra.sweep.dir", folder, why, "choose a folder without (paths.runs, experiment.name)")]
+
+
+def submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: dict[str, Any]) -> str:
+    ids = [job["id"] for job in sweep.submitted() if job["id"]][-len(requests) :]
+    trials = sum(len(request.trials) for request in requests)
+    shape = f"{config['trainer']['num_nodes']} nodes x {config['trainer']['devices']} ranks"
+    if requests[0].share > 1:
+        shape += f", {requests[0].share} trials on a node"
+    many = "s" if len(ids) > 1 else ""
+    folder = shlex.quote(os.path.relpath(sweep.folder))
+    return "\n".join(
+        (
+            f"array{many} {', '.join(ids)}: {trials} trial{'s' * (trials > 1)} x {shape}, job {requests[0].name}",
+            f"  folder     {sweep.folder}",
+            preflight.summary(config, trials),
+            f"  how it is  python -m launcher status {folder}",
+            f"  follow it  python -m launcher watch {folder}",
+            f"  stop it    python -m launcher cancel {folder}",
+        )
+    )
+
+
+def needs_values(launcher: Any) -> bool:
+    """Whether the sweeper chooses its next trials by the results of these; ours and Hydra's own do not."""
+    target = str(launcher.config.hydra.sweeper._target_)
+    return not target.startswith(("hydra_plugins.preference_launcher.", "hydra._internal.core_plugins."))
+
+
+def unfinished(trial: Trial) -> JobReturn:
+    """Hydra is told no result that does not exist: the status says unknown, and asking for a value raises."""
+    answer = JobReturn(overrides=list(trial.overrides))
+    answer.status = JobStatus.UNKNOWN
+    return answer
+
+
+__all__ = ["arrays", "launch", "submit"]

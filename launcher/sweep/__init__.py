@@ -1,0 +1,1 @@
+"""A sweep's folder: find it and read its starts, logs, checkpoints and metrics."""

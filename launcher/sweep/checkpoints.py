@@ -1,0 +1,140 @@
+"""Which of a trial's checkpoints are whole: by a manifest beside each, written last. Standard library only.
+
+<trial>/results/checkpoints/NAME.ckpt, mp_rank_0N/NAME.ckpt or NAME/       what NeMo writes, one of the three
+<trial>/results/checkpoints/NAME.manifest.json                             its step, and each file's size and SHA-256
+
+A process killed while it saves, a full disk, or a node that lost what it had not yet written out leave files that look
+like a checkpoint. Only what its manifest describes byte for byte is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import whole_file
+
+FOLDER = Path("results") / "checkpoints"
+SUFFIX = ".manifest.json"
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint."""
+
+    path: Path
+    """As NeMo names it: NAME.ckpt (with tensor parallelism there is one in each mp_rank_0N/ instead), or a folder."""
+    step: int
+    """Optimizer steps done."""
+    consumed_samples: int
+    """Training pairs seen, all ranks together."""
+    written: float
+    """Seconds since the epoch."""
+
+
+def last_good(trial_dir: Path | str, hashes: bool = True) -> Checkpoint | None:
+    """The whole checkpoint of the highest step, of equal ones the last written; None where there is none.
+
+    Without `hashes` only sizes are compared, which reads no checkpoint.
+    """
+    return newest(Path(trial_dir) / FOLDER, hashes)
+
+
+def newest(folder: Path, hashes: bool = True) -> Checkpoint | None:
+    """As last_good, of a folder of checkpoints."""
+    found = [read for path in folder.glob("*.ckpt" + SUFFIX) if (read := _read(path))]
+    for manifest in sorted(found, key=lambda one: (one["step"], one["time"]), reverse=True):
+        if matches(folder, manifest, hashes):
+            path = folder / manifest["name"]
+            return Checkpoint(path, manifest["step"], manifest["consumed_samples"], manifest["time"])
+    return None
+
+
+def manifest_of(path: Path) -> Path:
+    """Where the manifest of a checkpoint lies (or of a .nemo): NeMo's name of it is the same with and without .ckpt."""
+    name = path.name if path.suffix in (".ckpt", ".nemo") else path.name + ".ckpt"
+    return path.with_name(name + SUFFIX)
+
+
+def is_whole(path: Path, hashes: bool = True) -> bool:
+    """Whether a checkpoint, or a .nemo, has a manifest, and is what it says."""
+    manifest = _read(manifest_of(path))
+    return manifest is not None and matches(path.parent, manifest, hashes)
+
+
+def step_and_time(path: Path) -> tuple[int, float]:
+    """By the manifest of a checkpoint; (-1, 0) where it has none."""
+    manifest = _read(manifest_of(path))
+    return (manifest["step"], manifest["time"]) if manifest else (-1, 0.0)
+
+
+def matches(folder: Path, manifest: Mapping[str, Any], hashes: bool = True) -> bool:
+    """Whether all files of a manifest are there as it describes them."""
+    try:
+        for name, (size, digest) in manifest["files"].items():
+            if (folder / name).stat().st_size != size or (hashes and sha256(folder / name) != digest):
+                return False
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def parts_of(path: Path) -> list[Path]:
+    """What there is of a checkpoint (or a .nemo): its folder, its file, or the files of its model-parallel ranks."""
+    bare = path.with_suffix("") if path.suffix == ".ckpt" else path
+    if bare.is_dir():
+        return [bare]
+    return [each for each in (path, *sorted(path.parent.glob(f"*_rank_*/{path.name}"))) if each.is_file()]
+
+
+def files_of(path: Path) -> list[str]:
+    """The files that make a checkpoint (or a .nemo), relative to its folder, sorted."""
+    files: list[Path] = []
+    for part in parts_of(path):
+        files += (each for each in part.rglob("*") if each.is_file()) if part.is_dir() else [part]
+    return sorted(str(file.relative_to(path.parent)) for file in files)
+
+
+def describe(file: Path) -> tuple[int, str]:
+    """(bytes, SHA-256) of a file, which is on the disk when this returns, not only in the machine's memory."""
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    return file.stat().st_size, sha256(file)
+
+
+def write_manifest(path: Path, files: Mapping[str, tuple[int, str]], step: int, consumed_samples: int) -> None:
+    """Declare a checkpoint (or a .nemo) whole. `files` is what describe() says of each of files_of(path)."""
+    name = path.with_suffix("").name if path.with_suffix("").is_dir() else path.name
+    manifest = {"name": name, "step": step, "consumed_samples": consumed_samples, "time": time.time(), "files": files}
+    whole_file.write_json(manifest_of(path), manifest)
+
+
+def sha256(file: Path) -> str:
+    found = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            found.update(block)
+    return found.hexdigest()
+
+
+def all_of(folder: Path) -> list[Path]:
+    """Everything in a folder of checkpoints that looks like one, whole or not."""
+    files: Iterable[Path] = (*folder.glob("*.ckpt"), *folder.glob("*_rank_*/*.ckpt"))
+    names = {file.name for file in files}
+    folders = [each for each in folder.glob("*") if each.is_dir() and "_rank_" not in each.name]
+    return sorted([*(folder / name for name in names), *folders])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads(path.read_bytes())
+        return {**manifest, "step": int(manifest["step"]), "files": dict(manifest["files"])}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # of a node that died while it wrote
+        return None

@@ -1,0 +1,370 @@
+"""The sweep folder: sweep.json and a folder a trial. Whoever has it has the whole truth; no other state is kept.
+
+SWEEP/sweep.json         what was asked for, by whom, when, with what; the jobs that were submitted for it
+SWEEP/<n>/config.yaml    the whole config of trial n
+SWEEP/<n>/metrics.jsonl  written as training goes
+SWEEP/<n>/result.json    written at the very end, only on success: a trial is done only if it is there
+SWEEP/<n>/log/           what each rank printed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import importlib.metadata
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from launcher import whole_file
+from launcher.findings import Finding, Refused
+from launcher.slurm import client
+from launcher.sweep import metrics, yamltext
+from launcher.sweep.metrics import Progress
+
+if TYPE_CHECKING:
+    import pandas
+
+_ELSEWHERE = "choose another folder (hydra.sweep.dir)"
+FORMAT = 1  # of sweep.json; a reader refuses a newer one
+BETA = "model.dpo.ref_policy_kl_penalty"
+_DISTRIBUTIONS = ("dpo-launcher", "hydra-core", "hydra-submitit-launcher", "submitit", "nemo-aligner", "nemo_toolkit")
+# submitit (and Slurm, in --output) put ids in the place of these wherever they stand in a path.
+_PLACEHOLDERS = re.compile("%[jtAa]")
+
+State = Literal["WAITING", "RUNNING", "STOPPING", "DONE", "FAILED", "CANCELLED"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One config, one folder."""
+
+    number: int
+    overrides: tuple[str, ...]
+    beta: float | None
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """For people: `0 (beta 0.05)`."""
+        return f"{self.number} (beta {self.beta:g})" if self.beta is not None else str(self.number)
+
+    def config(self) -> dict[str, Any]:
+        """The whole config, read anew at each call."""
+        import yaml
+
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        with (self.folder / "config.yaml").open("rb") as stream:
+            loaded: dict[str, Any] = yaml.load(stream, Loader=loader)
+        return loaded
+
+    def result(self) -> dict[str, Any] | None:
+        """result.json, or None where there is none or none that is whole."""
+        try:
+            loaded = json.loads((self.folder / "result.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return loaded if isinstance(loaded, dict) else None
+
+    def metrics_rows(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl, a half-written last one left out."""
+        return metrics.read_all(self.folder / "metrics.jsonl")
+
+    def metrics(self) -> pandas.DataFrame:
+        """metrics.jsonl as a table for notebooks: a row a train step or validation, indexed by step, a column a metric.
+
+        `time` is in seconds since 1970. Steps that a restart has done again are there once, as done last. Empty where
+        the trial has not begun. Raises ImportError without pandas.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("Trial.metrics() needs pandas: pip install pandas (metrics_rows() does not)") from error
+        rows = [row for row in self.metrics_rows() if "train/loss" in row or "val/loss" in row]
+        if not rows:
+            return pandas.DataFrame(columns=["time"], index=pandas.Index([], name="step", dtype="int64"))
+        # a validation after a step has a line of its own: both become one row
+        return pandas.DataFrame(rows).groupby("step").last()
+
+    def progress(self, now: float | None = None) -> Progress:
+        """How far it is, from the last lines of metrics.jsonl."""
+        return metrics.read_progress(self.folder / "metrics.jsonl", now)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial, or what is becoming of it."""
+
+    trial: Trial
+    state: State
+    error: str = ""
+    """The first failed rank's exception in one line; for a DONE trial, what went wrong after its result was written."""
+    log: Path | None = None
+    """The file to read: the first failed rank's, else rank 0's."""
+    seconds: float | None = None
+    """Wall time; of a trial that was done before, what its result says."""
+
+
+class Sweep:
+    """A sweep folder that exists. Made by `create`, opened by `load`."""
+
+    def __init__(self, folder: Path, data: dict[str, Any]) -> None:
+        self.folder = folder
+        self.data = data
+        """sweep.json as it was when read."""
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path | str,
+        *,
+        command: Sequence[str],
+        experiment: dict[str, Any],
+        trials: Sequence[tuple[Sequence[str], dict[str, Any]]],
+        mode: int = 0o700,
+    ) -> Sweep:
+        """Write the folder, complete or not at all. A trial is (overrides, whole resolved config).
+
+        `folder` may exist already, with Hydra's files in it, but not a sweep. Raises Refused.
+        """
+        sweep = cls.planned(folder, command=command, experiment=experiment, trials=trials)
+        folder, data = sweep.folder, sweep.data
+        if (folder / "sweep.json").exists():
+            raise Refused([Finding(str(folder), "", "holds a sweep already", _ELSEWHERE)])
+        beside = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
+        try:
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            beside.mkdir(mode=mode)
+            beside.chmod(mode)  # mkdir's mode is cut by the umask
+            _write_configs(beside, enumerate(config for _, config in trials))
+            whole_file.write_json(beside / "sweep.json", data)
+            _put_in_place(beside, folder, mode)
+        except OSError as error:
+            why = f"cannot be written ({error.strerror or error})"
+            raise Refused([Finding(str(folder), "", why, _ELSEWHERE)]) from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)  # gone already where all went well
+        return sweep
+
+    @classmethod
+    def planned(
+        cls,
+        folder: Path | str,
+        *,
+        command: Sequence[str],
+        experiment: dict[str, Any],
+        trials: Sequence[tuple[Sequence[str], dict[str, Any]]],
+    ) -> Sweep:
+        """What `create` would write, unwritten. Raises Refused where the folder's name cannot be used."""
+        folder = Path(os.path.abspath(Path(folder).expanduser()))
+        if _PLACEHOLDERS.search(str(folder)):
+            why = "submitit and Slurm put ids in the place of %j, %t, %A and %a in paths"
+            raise Refused([Finding(str(folder), "", why, "choose a folder without them")])
+        data: dict[str, Any] = {
+            "format": FORMAT,
+            "id": f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+            "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": list(command),
+            "cwd": os.getcwd(),
+            "user": _user(),
+            "host": socket.gethostname(),
+            "git": _git_state(),
+            "versions": _versions(),
+            "experiment": experiment,
+            "trials": [_entry(number, *trial) for number, trial in enumerate(trials)],
+            "jobs": [],
+        }
+        return cls(folder, data)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Sweep:
+        """Open a sweep folder. Raises Refused where it is none."""
+        folder = Path(os.path.abspath(Path(path).expanduser()))
+        try:
+            data = json.loads((folder / "sweep.json").read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            why = "is no sweep folder (it has no sweep.json)"
+            raise Refused([Finding(str(folder), "", why, "name the folder that a sweep printed")]) from error
+        except (OSError, ValueError) as error:
+            raise Refused([Finding(str(folder / "sweep.json"), "", f"cannot be read ({error})")]) from error
+        if not isinstance(data, dict) or not isinstance(data.get("format"), int) or data["format"] > FORMAT:
+            why = f"has a format that this version does not know (it knows up to {FORMAT})"
+            raise Refused([Finding(str(folder / "sweep.json"), "", why, "use a newer version")])
+        return cls(folder, data)
+
+    @property
+    def shown(self) -> str:
+        """The folder as people read it: from the current folder on, where it lies in that."""
+        here = os.getcwd() + os.sep
+        return str(self.folder).removeprefix(here)
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials, by number."""
+        return [
+            Trial(entry["number"], tuple(entry["overrides"]), entry["beta"], self.folder / str(entry["number"]))
+            for entry in self.data["trials"]
+        ]
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        """The `experiment` part of the config: name, hypotheses."""
+        experiment: dict[str, Any] = self.data["experiment"]
+        return experiment
+
+    @property
+    def jobs(self) -> list[dict[str, Any]]:
+        """What was submitted for this sweep, oldest first: {"kind", "id", "trials", ...}."""
+        jobs: list[dict[str, Any]] = self.data["jobs"]
+        return jobs
+
+    def submitted(self) -> list[dict[str, Any]]:
+        """`jobs`, with the ids of Slurm's arrays as sbatch itself wrote them, "" where it wrote none.
+
+        With them what trials' own jobs have submitted to go on: arrays of one element, whose index is "first".
+        """
+        found = []
+        for job in self.jobs:
+            if job["kind"] == "slurm" and not job["id"]:
+                job = {**job, "id": str(client.read_receipt(self.receipt(job["script"])) or "")}
+            found.append(job)
+        return sorted([*found, *self._continuations()], key=lambda job: datetime.fromisoformat(job["submitted"]))
+
+    def _continuations(self) -> Iterator[dict[str, Any]]:
+        """What launcher.job.slurm_job.continuation has noted: trial<n>-after-<array>_<index>.id"""
+        for path in (self.folder / "slurm").glob("trial*-after-*_*.id"):
+            trial, index = path.stem.partition("-")[0].removeprefix("trial"), path.stem.rpartition("_")[2]
+            when = datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat()
+            note = {"kind": "slurm", "id": path.read_text().strip(), "trials": [int(trial)], "first": int(index)}
+            yield {**note, "submitted": when, "script": path.name, "name": ""}
+
+    def receipt(self, script: str) -> Path:
+        """Where sbatch writes the id of the array that `script` (its name in the folder slurm/) became."""
+        return (self.folder / "slurm" / script).with_suffix(".id")
+
+    def add_trials(self, trials: Sequence[tuple[Sequence[str], dict[str, Any]]]) -> list[Trial]:
+        """More trials for the same sweep, numbered on; for sweepers that choose them batch by batch."""
+        with self._changing() as data:
+            first = len(data["trials"])
+            _write_configs(self.folder, enumerate((config for _, config in trials), first))
+            data["trials"] += [_entry(number, *trial) for number, trial in enumerate(trials, first)]
+        return self.trials[first:]
+
+    def record_job(self, kind: str, job_id: str, trials: Iterable[int], **more: Any) -> None:
+        """Note in sweep.json what was submitted: kind "local" or "slurm", its id, the numbers of its trials."""
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        with self._changing() as data:
+            data["jobs"].append({"kind": kind, "id": job_id, "trials": list(trials), "submitted": now, **more})
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        """sweep.json as it is now, written back afterwards; one writer at a time, readers see the old or the new."""
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            data = json.loads((self.folder / "sweep.json").read_bytes())
+            yield data
+            whole_file.write_json(self.folder / "sweep.json", data)
+            self.data = data
+
+
+def labels(trials: Sequence[Trial]) -> dict[int, str]:
+    """What tells the trials apart besides beta: the overrides that not all of them have, by trial number."""
+    shared = set.intersection(*(set(trial.overrides) for trial in trials)) if trials else set()
+    return {
+        trial.number: " ".join(
+            override.lstrip("+")
+            for override in trial.overrides
+            if override not in shared and override.lstrip("+").partition("=")[0] != BETA
+        )
+        for trial in trials
+    }
+
+
+def clock(seconds: float) -> str:
+    """A time as people say it: `42 s`, `3:05`, `2:10:00`, `5 d 3 h`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 100:
+        return f"{hours // 24} d {hours % 24} h"
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
+
+
+def _entry(number: int, overrides: Sequence[str], config: dict[str, Any]) -> dict[str, Any]:
+    return {"number": number, "overrides": list(overrides), "beta": _beta(config)}
+
+
+def _beta(config: dict[str, Any]) -> float | None:
+    node: Any = config
+    for key in BETA.split("."):
+        node = node.get(key) if isinstance(node, dict) else None
+    return float(node) if isinstance(node, (int, float)) and not isinstance(node, bool) else None
+
+
+def _write_configs(folder: Path, configs: Iterable[tuple[int, dict[str, Any]]]) -> None:
+    for number, config in configs:
+        trial = folder / str(number)
+        trial.mkdir()
+        (trial / "config.yaml").write_text(yamltext.dump(config), encoding="utf-8")
+
+
+def _put_in_place(beside: Path, folder: Path, mode: int) -> None:
+    """Rename `beside` to `folder`; where that has files of its own, move the contents, sweep.json last."""
+    try:
+        os.rename(beside, folder)
+        return
+    except OSError:
+        if not folder.is_dir():
+            raise
+    moved: list[Path] = []
+    names = sorted((path.name for path in beside.iterdir()), key=lambda name: name == "sweep.json")
+    try:
+        folder.chmod(mode)
+        for name in names:
+            os.rename(beside / name, folder / name)
+            moved.append(folder / name)
+    except BaseException:
+        for path in moved:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())  # in a container: an id without a name
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the current folder, and whether tracked files were changed since; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no git here, or a work tree too large to wait for: the record goes without
+    if done.returncode != 0:
+        return None
+    commit, dirty, _ = done.stdout.strip().partition("-dirty")
+    return {"commit": commit, "dirty": bool(dirty)}
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

@@ -1,0 +1,1 @@
+"""The engine: the only package of the launcher that imports NeMo."""

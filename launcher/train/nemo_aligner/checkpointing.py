@@ -1,0 +1,180 @@
+"""Checkpoints that a trial can be resumed from as if nothing had happened: what is in them, which are whole.
+
+Import only after launcher.train.nemo_aligner.standins.install().
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from omegaconf import DictConfig
+
+from launcher.findings import Finding, Refused
+from launcher.sweep import checkpoints
+from launcher.sweep.checkpoints import Checkpoint
+from launcher.train import ownership
+from launcher.train.nemo_aligner import random_state
+
+#: Beside NeMo's folder of checkpoints: those that turned out not to be whole.
+BROKEN = "broken"
+
+
+class TrialState(Callback):
+    """What NeMo's checkpoints lack. Lightning saves it with them, under this class's name, and restores it."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
+        """Last known metrics, under the names that may be monitored: train_loss, val_loss, ..."""
+        self.validation_owed = False
+        """Whether the validation of this step was left out, to stop in time."""
+        self.random: list[dict[str, Any]] | None = None
+        """Random states of all ranks, as restored."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every rank has to call it."""
+        states = random_state.of_all_ranks()
+        return {"latest": dict(self.latest), "validation_owed": self.validation_owed, "random": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.latest = dict(state_dict["latest"])
+        self.validation_owed = state_dict["validation_owed"]
+        self.random = state_dict["random"]
+
+    def restore_random(self) -> str:
+        """Put this rank's random states back, once; says why where they are of no use."""
+        states, self.random = self.random, None
+        ranks = torch.distributed.get_world_size()
+        if states is None:
+            return ""
+        if len(states) != ranks:
+            return f"saved by {len(states)} ranks, resumed by {ranks}: LoRA's dropout goes on with other random numbers"
+        random_state.put(states[torch.distributed.get_rank()])
+        return ""
+
+
+def resume_point(options: DictConfig) -> Checkpoint | None:
+    """What to go on from, by exp_manager's `options`; the same on all ranks, which all have to ask.
+
+    The trial's last whole checkpoint, else resume_from_checkpoint. What is not whole is put aside. Raises Refused where
+    there is nothing and resume_ignore_no_checkpoint is false.
+    """
+    answer: list[Any] = [None]
+    if torch.distributed.get_rank() == 0:
+        folder = Path(options.explicit_log_dir) / "checkpoints"
+        found = None
+        if options.resume_if_exists:
+            found = checkpoints.newest(folder)
+            put_aside(folder, found)
+        answer = [found or _named(options.resume_from_checkpoint)]
+    torch.distributed.broadcast_object_list(answer)
+    found = answer[0]
+    if found is None and options.resume_if_exists and not options.resume_ignore_no_checkpoint:
+        why = "there is no checkpoint to go on from"
+        raise Refused([Finding("exp_manager.resume_ignore_no_checkpoint", "false", why, "set it to true")])
+    return found
+
+
+def put_aside(folder: Path, newest: Checkpoint | None) -> None:
+    """Move what is not whole out of the way, so that nothing resumes from it and no new file takes another name."""
+    marked = {each.name.removesuffix("-unfinished") for each in folder.glob("*-unfinished")}  # NeMo removes these
+    for path in checkpoints.all_of(folder):
+        whole = checkpoints.is_whole(path, hashes=False)
+        if whole and newest is not None and checkpoints.step_and_time(path) <= (newest.step, newest.written):
+            continue
+        print(f"{path.name} is not whole: not used", flush=True)
+        checkpoints.manifest_of(path).unlink(missing_ok=True)
+        if path.name.removesuffix(".ckpt") not in marked:
+            for part in checkpoints.parts_of(path):
+                place = folder.parent / BROKEN / part.relative_to(folder)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if place.is_dir():
+                    shutil.rmtree(place)
+                os.replace(part, place)
+    for path in folder.glob("*.nemo"):
+        if not checkpoints.is_whole(path):
+            path.unlink()
+
+
+def _named(path: str | None) -> Checkpoint | None:
+    """A checkpoint that the user names; NeMo keeps the counters in its name."""
+    if not path:
+        return None
+    name = Path(path).name
+
+    def number(key: str) -> int:
+        found = re.search(rf"(?:^|-){key}=(\d+)", name)
+        return int(found[1]) if found else 0
+
+    return Checkpoint(Path(path), number("step"), number("consumed_samples"), 0.0)
+
+
+def keep_whole(callback: ModelCheckpoint, counters: Callable[[], Mapping[str, int]]) -> None:
+    """Have NeMo's checkpoint callback declare each checkpoint whole once it is, before it removes an older one.
+
+    `counters` gives step and consumed_samples. On the instance: checkpoints carry the callback's state under the name
+    of its class.
+    """
+    save, remove = callback._save_checkpoint, callback._remove_checkpoint
+    trial_dir = Path(str(callback.dirpath)).parent.parent
+
+    def save_whole(trainer: Any, filepath: str) -> None:
+        ownership.check(trial_dir)
+        if torch.distributed.get_rank() == 0:
+            checkpoints.manifest_of(Path(filepath)).unlink(missing_ok=True)
+        save(trainer, filepath)
+        ownership.check(trial_dir)
+        seal(Path(filepath), counters())
+
+    def remove_whole(trainer: Any, filepath: str, **arguments: Any) -> None:
+        if torch.distributed.get_rank() == 0:
+            checkpoints.manifest_of(Path(filepath)).unlink(missing_ok=True)
+        remove(trainer, filepath, **arguments)
+
+    callback._save_checkpoint = save_whole  # type: ignore[method-assign]
+    callback._remove_checkpoint = remove_whole  # type: ignore[method-assign]
+
+
+def seal(path: Path, counters: Mapping[str, int]) -> None:
+    """Write a checkpoint's manifest (or a .nemo's), once all its files are on the disk. Every rank has to call it.
+
+    Each reads its share of the files, of those that it sees: on a network disk a file's writer sees it first.
+    """
+    torch.distributed.barrier()
+    seen: list[list[str]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(seen, checkpoints.files_of(path))
+    mine = {}
+    for number, name in enumerate(sorted({name for names in seen for name in names})):
+        readers = [rank for rank, names in enumerate(seen) if name in names]
+        if readers[number % len(readers)] == torch.distributed.get_rank():
+            mine[name] = checkpoints.describe(path.parent / name)
+    shares: list[dict[str, tuple[int, str]]] = [{}] * len(seen)
+    torch.distributed.all_gather_object(shares, mine)
+    if torch.distributed.get_rank() == 0:
+        files = {name: told for share in shares for name, told in share.items()}
+        checkpoints.write_manifest(path, files, counters["step"], counters["consumed_samples"])
+    torch.distributed.barrier()
+
+
+def drop_orphans(callback: ModelCheckpoint, kept: Checkpoint) -> None:
+    """Remove what a killed predecessor had replaced and not yet removed; rank 0 does it."""
+    if torch.distributed.get_rank() or not callback.best_k_models:
+        return
+    known = {Path(str(path)).name for path in (*callback.best_k_models, callback.last_model_path, kept.path)}
+    for path in checkpoints.all_of(kept.path.parent):
+        if not {path.name, f"{path.name}.ckpt"} & known:
+            checkpoints.manifest_of(path).unlink(missing_ok=True)
+            for part in checkpoints.parts_of(path):
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def save_last(callback: Any, trainer: Any, candidates: dict[str, torch.Tensor]) -> None:
+    """Save what a trial goes on from and nothing else, as NeMo-Aligner's custom_save does beside the best ones."""
+    if isinstance(callback, ModelCheckpoint):
+        callback._save_last_checkpoint(trainer, candidates)

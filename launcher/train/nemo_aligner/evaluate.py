@@ -1,0 +1,307 @@
+"""Evaluation of a trained policy: exact KL to the reference policy and log-ratios on held-out pairs, greedy samples.
+
+Runs at the end of each trial (`evaluate`, called by launcher.train.run), or later on a finished one:
+
+    python -m launcher.train.nemo_aligner.evaluate TRIAL_DIR
+
+Config keys, all optional: evaluation.kl_pairs (32), evaluation.samples (3), evaluation.sample_tokens (32); 0 leaves a
+part out. The result goes to result.json under "evaluation".
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher import whole_file
+from launcher.findings import Finding, Refused
+from launcher.nemo.nemo_file import unpack_tokenizer
+from launcher.train import result as results
+from launcher.train.metrics_file import EVERY, MetricsFile
+from launcher.train.nemo_aligner import log_filter, settings, standins
+from launcher.train.ranks import Ranks, settle_cpu, settle_device
+
+DEFAULTS = {"kl_pairs": 32, "samples": 3, "sample_tokens": 32}
+#: What is kept of every pair: sums over the response's tokens, in nats, and their number.
+PER_PAIR = ("kl_chosen", "kl_rejected", "log_ratio_chosen", "log_ratio_rejected", "tokens_chosen", "tokens_rejected")
+
+
+def evaluate(model: Any, config: Any, pairs: Any, progress: MetricsFile) -> dict[str, Any]:
+    """Evaluate `model` (NeMo-Aligner's DPO model) on the first pairs of `pairs` (its validation data set).
+
+    All ranks have to call it, and all get the same. Keys: `kl_per_token` {"mean", "standard_error"}: KL(policy ||
+    reference) in nats, mean over all tokens of both responses, the standard error over pairs; the same of
+    `kl_per_token_chosen` and `kl_per_token_rejected`; `pairs`, `tokens`; `per_pair` (columns PER_PAIR, in the data's
+    order); `samples` [{"prompt", "chosen", "reference", "policy", ..}]; `seconds`. Where the model's parallelism is one
+    that it cannot handle: {"skipped": why}.
+    """
+    why = obstacle(model.cfg)
+    if why:
+        return {"skipped": why}
+    asked = {**DEFAULTS, **(config.get("evaluation") or {})}
+    began = time.time()
+    progress.phase("evaluating")
+    model.prepare_for_validation_step()  # dropout off
+    try:
+        per_pair = _per_pair(model, pairs, min(asked["kl_pairs"], len(pairs)), progress)
+        samples = _samples(model, pairs, asked["samples"], asked["sample_tokens"], progress)
+    finally:
+        model.finish_validation_step()
+    return {**summarise(per_pair), "per_pair": per_pair, "samples": samples, "seconds": round(time.time() - began, 3)}
+
+
+def obstacle(config: Any) -> str:
+    """Why the divergence cannot be computed with a model config, "" where it can."""
+    for key in ("pipeline_model_parallel_size", "context_parallel_size"):
+        if (config.get(key) or 1) > 1:
+            return f"model.{key}={config.get(key)}: the evaluation knows tensor and data parallelism only"
+    if config.data.data_impl == "packed_jsonl":
+        return "model.data.data_impl=packed_jsonl: the evaluation knows unpacked pairs only"
+    return ""
+
+
+def summarise(per_pair: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Means and standard errors of the KL, from the columns PER_PAIR."""
+    found: dict[str, Any] = {"pairs": len(per_pair["kl_chosen"])}
+    chosen, rejected = per_pair["kl_chosen"], per_pair["kl_rejected"]
+    tokens_chosen, tokens_rejected = per_pair["tokens_chosen"], per_pair["tokens_rejected"]
+    both = [a + b for a, b in zip(chosen, rejected, strict=True)]
+    tokens = [a + b for a, b in zip(tokens_chosen, tokens_rejected, strict=True)]
+    found["tokens"] = int(sum(tokens))
+    found["kl_per_token"] = ratio(both, tokens)
+    found["kl_per_token_chosen"] = ratio(chosen, tokens_chosen)
+    found["kl_per_token_rejected"] = ratio(rejected, tokens_rejected)
+    return found
+
+
+def ratio(sums: Sequence[float], sizes: Sequence[float]) -> dict[str, float | None]:
+    """Mean over all tokens, from each pair's sum and number of tokens, and the standard error over pairs.
+
+    Tokens of a pair depend on each other, so that the pair is the unit: the ratio estimator (Cochran 1977, eq. 6.9).
+    None where there is no token, or but one pair.
+    """
+    n, size = len(sums), sum(sizes)
+    if not size:
+        return {"mean": None, "standard_error": None}
+    mean = sum(sums) / size
+    error = None
+    if n > 1:
+        squares = sum((total - mean * tokens) ** 2 for total, tokens in zip(sums, sizes, strict=True))
+        error = math.sqrt(n * squares / (n - 1)) / size
+    return {"mean": mean, "standard_error": error}
+
+
+def _per_pair(model: Any, pairs: Any, count: int, progress: MetricsFile) -> dict[str, list[float]]:
+    import torch
+    from nemo_aligner.utils import parallel_state
+
+    from launcher.train.nemo_aligner import divergence
+
+    rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    mine = {index: pairs[index] for index in range(rank, count, ranks)}
+    policy = {}
+    for index, pair in mine.items():
+        progress.beat(f"KL, policy, pair {index + 1} of {count}")
+        policy[index] = _hidden(model, pair).cpu()
+    weight = divergence.output_weight(model)
+    if not model.use_peft:
+        weight = weight.clone()  # the reference's takes its place
+    found = {}
+    with divergence.reference(model):
+        base_weight = divergence.output_weight(model)
+        for index, pair in mine.items():
+            progress.beat(f"KL, reference, pair {index + 1} of {count}")
+            base = _hidden(model, pair)
+            labels = torch.cat([_answer(pair["chosen_labels"]), _answer(pair["rejected_labels"])])
+            compared = divergence.compare(policy.pop(index).to(base.device), base, labels, (weight, base_weight))
+            found[index] = _sums(compared, len(_answer(pair["chosen_labels"])))
+    shares: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(shares, found, group=parallel_state.get_data_parallel_group())
+    whole = {index: row for share in shares for index, row in share.items()}
+    return {name: [whole[index][name] for index in range(count)] for name in PER_PAIR}
+
+
+def _answer(labels: Any) -> Any:
+    """The response's tokens: the labels of prompt and padding are -100."""
+    return labels[labels > -1]
+
+
+def _hidden(model: Any, pair: Mapping[str, Any]) -> Any:
+    """[tokens of both responses, hidden], chosen first."""
+    import torch
+
+    from launcher.train.nemo_aligner import divergence
+
+    # A pair's two sides are padded to the same length.
+    hidden = divergence.hidden_states(model, torch.stack([pair["chosen"], pair["rejected"]]))
+    return hidden[torch.stack([pair["chosen_labels"], pair["rejected_labels"]]).to(hidden.device) > -1]
+
+
+def _sums(compared: Any, chosen: int) -> dict[str, float]:
+    """A pair's row of PER_PAIR; its first `chosen` tokens are the chosen response's."""
+    row: dict[str, float] = {}
+    for name, part in (("chosen", slice(None, chosen)), ("rejected", slice(chosen, None))):
+        row[f"kl_{name}"] = round(float(compared.kl[part].double().sum()), 6)
+        row[f"log_ratio_{name}"] = round(float(compared.log_ratio[part].double().sum()), 6)
+        row[f"tokens_{name}"] = len(compared.kl[part])
+    return row
+
+
+def _samples(model: Any, pairs: Any, count: int, length: int, progress: MetricsFile) -> list[dict[str, Any]]:
+    from launcher.train.nemo_aligner import divergence, samples
+
+    asked = samples.prompts(pairs, count) if length > 0 else []
+    if not asked:
+        return []
+    begun = [prompt for prompt, _ in asked]
+    policy = samples.greedy(model, begun, length, lambda made: progress.beat(f"policy, token {made} of {length}"))
+    with divergence.reference(model):
+        base = samples.greedy(model, begun, length, lambda made: progress.beat(f"reference, token {made} of {length}"))
+    text = model.tokenizer.ids_to_text
+    return [
+        {
+            "prompt": text(prompt),
+            "chosen": text(response),
+            "reference": text(before),
+            "reference_ended": before_ended,
+            "policy": text(after),
+            "policy_ended": after_ended,
+        }
+        for (prompt, response), (before, before_ended), (after, after_ended) in zip(asked, base, policy, strict=True)
+    ]
+
+
+def evaluate_trial(trial_dir: Path) -> dict[str, Any]:
+    """Evaluate a finished trial, in this process, and write the outcome into its result.json; returns it.
+
+    Ranks as in training, but as few as the model needs: as many as its tensor parallelism. Raises Refused.
+    """
+    trial_dir = trial_dir.absolute()
+    result, config = check(trial_dir)
+    ranks = Ranks.from_environment()
+    need = config.model.tensor_model_parallel_size
+    if ranks.world_size != need:
+        why = f"needs {need} ranks to be evaluated, but {ranks.world_size} are running"
+        remedy = f"torchrun --nproc-per-node {need} -m launcher.train.nemo_aligner.evaluate {trial_dir}"
+        raise Refused([Finding(str(trial_dir), "", why, remedy)])
+    config.trainer.num_nodes, config.trainer.devices = 1, need
+    ranks.export()
+    progress = MetricsFile(None)
+    log_filter.quiet()
+    standins.install()
+    device = settle_device(config.trainer.accelerator, config.trainer.precision)
+    if device.accelerator == "cpu":
+        settle_cpu(ranks)
+    settings.settle(config, trial_dir, ranks, device)
+    if ranks.rank == 0:
+        progress = _Spoken()
+        progress.phase("importing NeMo")
+    from launcher.train.nemo_aligner import session
+
+    log_filter.files_only()
+    progress.phase("loading model", Path(config.pretrained_checkpoint.restore_from_path).name)
+    model, pairs = _load(config, trial_dir, result["nemo"])
+    found = evaluate(model, config, pairs, progress)
+    if ranks.rank == 0:
+        whole_file.write_json(trial_dir / "result.json", {**result, "evaluation": found})
+    session.shut_down()
+    return found
+
+
+def check(trial_dir: Path) -> tuple[dict[str, Any], Any]:
+    """(result, config) of a trial that can be evaluated. Raises Refused; imports no torch."""
+    result, config = results.read_result(trial_dir / "result.json"), settings.load(trial_dir)
+    if result is None:
+        raise Refused([Finding(str(trial_dir), "", "has no result.json, so it is not done", "let it finish first")])
+    if config.model.peft.peft_scheme == "none":
+        why = "trained all weights; the reference policy is not there any more"
+        raise Refused([Finding(str(trial_dir), "", why, "such a trial is evaluated at its end only")])
+    nemo = result.get("nemo")
+    if not nemo or not Path(nemo).is_file():
+        why = "the adapters are gone" if nemo else "has no adapters (exp_manager save_nemo_on_train_end)"
+        raise Refused([Finding(str(trial_dir), str(nemo or ""), why, "train it again, or leave it out")])
+    return result, config
+
+
+def _load(config: Any, trial_dir: Path, adapters: str) -> tuple[Any, Any]:
+    """(model with its trained adapters, held-out pairs); nothing is written but the tokenizer."""
+    from nemo.collections.nlp.parts.peft_config import PEFT_CONFIG_MAP
+    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
+    from nemo_aligner.utils.train_script_utils import init_distributed, resolve_and_create_trainer
+    from nemo_aligner.utils.utils import load_and_override_model_config, load_from_nemo
+
+    from launcher.train.nemo_aligner import session
+
+    path = config.pretrained_checkpoint.restore_from_path
+    config.model = load_and_override_model_config(path, config.model)
+    if str(config.model.tokenizer.type or "").startswith("nemo:"):
+        config.model.tokenizer.type = str(unpack_tokenizer(Path(path), trial_dir / "tokenizer"))
+    lightning = resolve_and_create_trainer(config, "dpo")
+    model = load_from_nemo(
+        MegatronGPTDPOModel, config.model, lightning, strict=True, load_base_model_only=False, restore_path=path
+    )
+    init_distributed(lightning, model, config.model.get("transformer_engine", False))
+    # init_peft does this and logs it with a format string that has no place for its argument.
+    model.load_adapters(adapters, PEFT_CONFIG_MAP[config.model.peft.peft_scheme](config.model))
+    model.setup_complete = True
+    _, pairs, _ = session.datasets(config.model, model.tokenizer)
+    return model, pairs
+
+
+class _Spoken(MetricsFile):
+    """Progress on stdout: metrics.jsonl is the record of the training, which is over."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    @property
+    def writes(self) -> bool:
+        return True
+
+    def phase(self, phase: str, detail: str = "") -> None:
+        self._phase = phase
+        self._say(phase, detail)
+
+    def beat(self, detail: str) -> None:
+        if time.time() - self._spoke >= EVERY:
+            self._say(self._phase, detail)
+
+    def _say(self, phase: str, detail: str) -> None:
+        self._spoke = time.time()
+        print(f"{phase}{', ' if detail else ''}{detail}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 done; 2 refused."""
+    what = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m launcher.train.nemo_aligner.evaluate", description=what)
+    parser.add_argument("trial_dir", type=Path, metavar="TRIAL_DIR", help="the folder of a trial that is done")
+    try:
+        found = evaluate_trial(parser.parse_args(argv).trial_dir)
+    except Refused as refused:
+        for finding in refused.findings:
+            print(f"error: {finding}", file=sys.stderr)
+        return Refused.exit_code
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(_in_words(found), flush=True)
+    return 0
+
+
+def _in_words(found: Mapping[str, Any]) -> str:
+    if "skipped" in found:
+        return f"not evaluated: {found['skipped']}"
+    kl, error = found["kl_per_token"]["mean"], found["kl_per_token"]["standard_error"]
+    if kl is None:
+        return "evaluated, without a KL (evaluation.kl_pairs=0)"
+    about = f" +- {error:.5f}" if error is not None else ""
+    return f"KL to the reference {kl:.5f}{about} nats a token, {found['pairs']} pairs, {found['tokens']} tokens"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The random states that training draws from (LoRA's dropout), so that a resumed trial draws what it would have drawn.
+
+Import only after launcher.train.nemo_aligner.standins.install().
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+
+def get() -> dict[str, Any]:
+    """This rank's: torch's on the CPU and on its device, Megatron's tracker, numpy's, Python's."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),
+        "megatron": dict(get_cuda_rng_tracker().get_states()),
+        "numpy": (str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)),
+        "python": random.getstate(),
+    }
+
+
+def put(state: dict[str, Any]) -> None:
+    """The reverse of get()."""
+    torch.cuda.set_rng_state(state["device"].cpu())
+    torch.set_rng_state(state["torch"].cpu())  # after the device's, which is the same one where the CPU stands in
+    get_cuda_rng_tracker().set_states({name: each.cpu() for name, each in state["megatron"].items()})
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    random.setstate(state["python"])
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """What is drawn within has no effect on what is drawn after it: validations do not change the training."""
+    before = get()
+    try:
+        yield
+    finally:
+        put(before)
+
+
+def of_all_ranks() -> list[dict[str, Any]]:
+    """get() of every rank, on every rank; some 10 kB each."""
+    states: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, get())
+    return states

@@ -1,0 +1,59 @@
+"""Greedy answers of reference policy and policy to the same prompts: what a beta does to the text, seen.
+
+Import only after launcher.train.nemo_aligner.standins.install().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from launcher.train.nemo_aligner import divergence
+
+
+def prompts(pairs: Any, count: int) -> list[tuple[list[int], list[int]]]:
+    """(tokens of the prompt, tokens of the chosen response) of the first `count` pairs whose prompts differ."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for index in range(len(pairs)):
+        if len(found) >= count:
+            break
+        pair = pairs[index]
+        labels = pair["chosen_labels"]
+        # Labels are shifted by one and those of the prompt are -100, so that one of the prompt's is missing.
+        begin = int((labels > -1).int().argmax()) + 1
+        prompt = tuple(pair["chosen"][:begin].tolist())
+        found.setdefault(prompt, labels[labels > -1].tolist())
+    return [(list(prompt), response) for prompt, response in found.items()]
+
+
+def greedy(
+    model: Any, begun: Sequence[Sequence[int]], length: int, beat: Callable[[int], None]
+) -> list[tuple[list[int], bool]]:
+    """The most likely continuation of every sequence of tokens, up to `length` tokens; (tokens, whether it ended).
+
+    The whole sequence is computed anew for every token: few and short answers need no cache. `beat` is called with the
+    number of tokens made.
+    """
+    eos = model.tokenizer.eos_id
+    room = model.cfg.encoder_seq_length - length
+    sequences = [list(tokens[-room:]) for tokens in begun]
+    starts = [len(tokens) for tokens in sequences]
+    ended = [False] * len(sequences)
+    for made in range(length):
+        if all(ended):
+            break
+        longest = max(map(len, sequences))
+        batch = torch.tensor([tokens + [eos] * (longest - len(tokens)) for tokens in sequences])
+        hidden = divergence.hidden_states(model, batch)
+        last = torch.stack([hidden[row, len(tokens) - 1] for row, tokens in enumerate(sequences)])
+        for row, token in enumerate(divergence.most_likely(model, last).tolist()):
+            if not ended[row]:
+                sequences[row].append(token)
+                ended[row] = token == eos
+        beat(made + 1)
+    answers = []
+    for tokens, start, end in zip(sequences, starts, ended, strict=True):
+        answers.append((tokens[start : len(tokens) - end], end))
+    return answers

@@ -1,0 +1,1 @@
+"""Computation that NeMo-Aligner repeats or wastes and that a step can do without."""

@@ -1,0 +1,99 @@
+"""What a step need not compute, left out: keys under `compute`, all of them on unless the config says otherwise.
+
+None of it changes the loss or the pairs of a step; each is off by itself where the trial's parallelism or data do not
+go with it, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.train.metrics_file import MetricsFile
+from launcher.train.nemo_aligner.savings import micro_batches, reference, reference_key, response_logits
+from launcher.train.nemo_aligner.savings.reference_cache import Cache
+
+DEFAULTS = {"cut_padding": True, "length_multiple": None, "skip_prompt_logits": True, "cache_reference": True}
+
+_EACH = "the reference policy is run for every batch"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs of one kind, and which of them a trial will take."""
+
+    pairs: Any
+    batches: Any
+    """A data loader of this rank's share of global batches, that nobody has begun to read."""
+    count: int
+    """Global batches that are taken; more than the loader has where there are several epochs."""
+
+
+def install(config: Any, trainer: Any, splits: Mapping[str, Split], progress: MetricsFile) -> None:
+    """Have `trainer` (NeMo-Aligner's DPOTrainer, ready to train) save what can be saved.
+
+    `splits` are "train" and "validation". All ranks have to call it.
+    """
+    asked = {**DEFAULTS, **(config.get("compute") or {})}
+    model = trainer.model
+    how = {"length_multiple": 0, "skip_prompt_logits": False}
+    if _wanted(asked["cut_padding"], "padding is computed", micro_batches.obstacle(model.cfg), progress):
+        how["length_multiple"] = micro_batches.length_multiple(model.cfg, _multiple(config, trainer, asked))
+        micro_batches.install(model, how["length_multiple"])
+        collate = trainer.collate_fn
+        trainer.collate_fn = lambda pairs, **options: collate(micro_batches.longest_first(pairs), **options)
+    if _wanted(asked["skip_prompt_logits"], "prompts get logits", response_logits.obstacle(model.cfg), progress):
+        how["skip_prompt_logits"] = True
+        response_logits.install(model)
+    if _wanted(asked["cache_reference"], _EACH, reference_key.obstacle(config, model.cfg), progress):
+        _cached_reference(config, trainer, splits, how, progress)
+
+
+def _wanted(asked: bool, otherwise: str, obstacle: str, progress: MetricsFile) -> bool:
+    if asked and obstacle and progress.writes:
+        print(f"{otherwise}: {obstacle}", flush=True)
+    return asked and not obstacle
+
+
+def _multiple(config: Any, trainer: Any, asked: dict[str, Any]) -> int:
+    """Tensor cores want lengths in steps, which NeMo-Aligner's padding respects; a CPU takes them as they are."""
+    if asked["length_multiple"]:
+        return int(asked["length_multiple"])
+    if config.trainer.accelerator == "gpu":
+        return int(trainer.pad_seq_length_to_mult)
+    return int(config.model.data.get("pad_length_to_multiple_of") or 1)
+
+
+def _cached_reference(
+    config: Any, trainer: Any, splits: Mapping[str, Split], how: dict[str, Any], progress: MetricsFile
+) -> None:
+    root = Path(config.paths.cache)
+    described: list[Any] = [None]
+    if torch.distributed.get_rank() == 0:
+        progress.phase("reference", "looking for what is known")
+        try:
+            key = reference_key.of_model(config, trainer.model.cfg, how, root / "files")
+            data = {split: reference_key.of_pairs(config, split, root / "files") for split in splits}
+            Cache(root / "reference", key)
+            described = [(key, data)]
+        except OSError as error:
+            print(f"{_EACH}: paths.cache={root} cannot be used ({error.strerror})", flush=True)
+    torch.distributed.broadcast_object_list(described, 0)
+    if described[0] is None:
+        return
+    key, data = described[0]
+    collate = partial(trainer.collate_fn, pad_length_to_multiple_of=trainer.pad_seq_length_to_mult)
+    owner = str(Path(config.exp_manager.explicit_log_dir).absolute())
+    cached = reference.Reference(trainer.model, collate, Cache(root / "reference", key), owner, progress)
+    ranks = reference.data_parallel_ranks()
+    wanted = []
+    for name, split in splits.items():
+        places = reference.places(split.batches.batch_sampler, split.count, len(split.pairs))
+        wanted += reference.groups(split.pairs, places, data[name], reference.PAIRS_A_RANK * ranks)
+    cached.fill(wanted, lambda so_far: setattr(trainer, "doing", so_far))
+    trainer.doing = ""

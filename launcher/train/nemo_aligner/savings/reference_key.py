@@ -1,0 +1,99 @@
+"""All that the reference policy's log-probabilities depend on, spelled out, so that they can be kept under its digest.
+
+What could be left out is named here; anything else in the model's config makes another key, so that a key that NeMo or
+a user adds leads to numbers computed anew, not to wrong ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from launcher.compose.trials import is_weight
+from launcher.train import result
+from launcher.train.nemo_aligner.savings.reference_cache import file_digest
+
+#: Of the model's config: what says how the policy is trained, or where things lie.
+_NOT_OF_THE_REFERENCE = (
+    "dpo", "peft", "optim", "data", "tokenizer", "seed", "micro_batch_size", "global_batch_size", "restore_from_path",
+    "resume_from_checkpoint", "nsys_profile", "target", "nemo_version", "overwrite_base_config",
+)  # fmt: skip
+#: Of model.data: where things lie and how they are read; the rest says how a row becomes tokens.
+_NOT_OF_THE_TOKENS = (
+    "data_prefix", "data_impl", "num_workers", "index_mapping_dir", "skip_warmup", "splits_string",
+    "default_chosen_reward", "default_rejected_reward",
+)  # fmt: skip
+#: Modules of the launcher's whose code the numbers come from.
+_CODE = ("savings/micro_batches.py", "savings/reference.py", "savings/response_logits.py", "standins.py")
+
+
+def obstacle(config: Any, model_config: Any) -> str:
+    """Why a trial's reference log-probabilities cannot be kept, "" where they can."""
+    if not config.paths.get("cache"):
+        return "paths.cache is not set"
+    if model_config.data.data_impl == "packed_jsonl":
+        return "packed pairs are no rows of their own"
+    if (model_config.get("context_parallel_size") or 1) > 1:
+        return "context parallelism splits a pair's log-probabilities"
+    if model_config.data.get("reset_attention_mask") or model_config.data.get("reset_position_ids"):
+        return "with reset_attention_mask or reset_position_ids they depend on the pairs beside"
+    for name in ("hidden_dropout", "attention_dropout", "ffn_dropout"):
+        if model_config.get(name):
+            return f"the base model's {name} makes the reference policy random"
+    pairs = max(model_config.micro_batch_size, model_config.dpo.log_prob_forward_micro_batch_size)
+    if config.trainer.accelerator == "gpu" and str(config.trainer.precision) != "32" and pairs > 1:
+        # Policy and reference have to round alike, and a GPU's kernels are chosen by the shape of what they multiply.
+        return "in bf16 a pair is rounded with those beside it; model.micro_batch_size=1 has none"
+    return ""
+
+
+def of_model(config: Any, model_config: Any, how: dict[str, Any], notes: Path) -> dict[str, Any]:
+    """Of the base model and the way it is run; `notes` is a folder to remember files' digests in."""
+    model = OmegaConf.to_container(model_config, resolve=True)
+    assert isinstance(model, dict)
+    tokenizer = dict(model.get("tokenizer") or {})
+    folder = Path(str(tokenizer.get("type") or ""))
+    if folder.is_dir():  # each trial unpacks its own
+        tokenizer["type"] = file_digest(folder)
+    return {
+        "base": file_digest(Path(config.pretrained_checkpoint.restore_from_path), notes),
+        "tokenizer": tokenizer,
+        "model": {name: value for name, value in sorted(model.items()) if name not in _NOT_OF_THE_REFERENCE},
+        "all_weights": model["peft"]["peft_scheme"] == "none",
+        "micro_batch": model["dpo"]["log_prob_forward_micro_batch_size"],
+        "precision": str(config.trainer.precision),
+        "device": _device(config.trainer.accelerator),
+        "code": {**result.versions(), "launcher": _own_code()},
+        **how,
+    }
+
+
+def of_pairs(config: Any, split: str, notes: Path) -> dict[str, Any]:
+    """Of one split's rows and of how they become tokens."""
+    data = OmegaConf.to_container(config.model.data, resolve=True)
+    assert isinstance(data, dict)
+    names = [str(name) for name in data["data_prefix"][split]]
+    return {
+        "split": split,
+        "files": [name if is_weight(name) else file_digest(Path(name), notes) for name in names],
+        "tokens": {name: value for name, value in sorted(data.items()) if name not in _NOT_OF_THE_TOKENS},
+        "seed": config.model.seed if len(names) > 1 else None,  # a blend's rows are drawn
+    }
+
+
+def _device(accelerator: str) -> str:
+    import torch
+
+    from launcher.train.ranks import cpu_name
+
+    return torch.cuda.get_device_name() if accelerator == "gpu" else cpu_name()
+
+
+def _own_code() -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in _CODE:
+        digest.update((Path(__file__).parents[1] / name).read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,73 @@
+"""From a trial's config.yaml to the config that NeMo-Aligner is given: what `auto` means here, fractions in steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from launcher.check.steps import Plan, plan
+from launcher.findings import Finding, Refused
+from launcher.train.ranks import Device, Ranks
+
+#: NeMo's name for a cluster whose processes are started from outside and described by torch.distributed's variables;
+#: with it Lightning launches nothing itself, and takes no notice of Slurm's variables (nor of a job named "bash").
+RANKS_FROM_OUTSIDE = "BCP"
+
+
+def load(trial_dir: Path) -> DictConfig:
+    """config.yaml of a trial. Raises Refused where there is none."""
+    path = trial_dir / "config.yaml"
+    if not path.is_file():
+        raise Refused([Finding(str(path), "", "no such file", "name a trial's folder, such as SWEEP/0")])
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, device: Device) -> Plan:
+    """Write into `config` what only the job can know; returns the steps. Raises Refused."""
+    trainer, model = config.trainer, config.model
+    asked = trainer.num_nodes * trainer.devices
+    if asked != ranks.world_size:
+        why = f"with trainer.num_nodes={trainer.num_nodes} that makes {asked} ranks, but {ranks.world_size} are running"
+        raise Refused([Finding("trainer.devices", str(trainer.devices), why, "set WORLD_SIZE, RANK, ... accordingly")])
+    steps = _plan(config)
+
+    config.cluster_type = RANKS_FROM_OUTSIDE
+    trainer.accelerator = device.accelerator
+    trainer.precision = config.precision = model.precision = device.precision
+    if device.precision == "32":
+        model.megatron_amp_O2 = False  # fp32 main copies of fp32 weights: NeMo's Float16Module refuses them
+    trainer.dpo.max_steps = trainer.max_steps = steps.max_steps
+    trainer.max_epochs = trainer.dpo.max_epochs
+    trainer.dpo.val_check_interval = steps.val_check_interval
+    trainer.dpo.save_interval = steps.save_interval
+    if not config.exp_manager.explicit_log_dir:
+        config.exp_manager.explicit_log_dir = str(trial_dir / "results")
+    config.exp_manager.seconds_to_sleep = 0  # by all ranks but the first, which they wait for soon after anyway
+    return steps
+
+
+def _plan(config: DictConfig) -> Plan:
+    dpo, batch = config.trainer.dpo, config.model.global_batch_size
+    rows = sum(pairs(Path(name)) for name in config.model.data.data_prefix.train)
+    limit = dpo.get("limit_train_batches", 1.0)
+    return plan(rows, batch, dpo.max_epochs, dpo.max_steps, dpo.val_check_interval, dpo.save_interval, limit)
+
+
+def pairs(path: Path) -> int:
+    """Rows of a JSONL file. Raises Refused where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return sum(1 for _ in stream)
+    except OSError as error:
+        raise Refused([Finding(str(path), "", f"cannot be read ({error.strerror})", "prepare the data")]) from error
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """As builtin dicts and lists, for loggers."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

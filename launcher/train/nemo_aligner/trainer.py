@@ -1,0 +1,150 @@
+"""NeMo-Aligner's DPOTrainer, with a validation before the first step, a stop in time, and words on what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from nemo_aligner.algorithms.dpo import DPOTrainer
+from nemo_aligner.utils.trainer_utils import check_progress
+
+from launcher.train.metrics_file import MetricsFile
+from launcher.train.nemo_aligner import random_state
+from launcher.train.nemo_aligner.checkpointing import TrialState, save_last
+from launcher.train.timer import RunTimer, Stopped
+
+
+class PreferenceTrainer(DPOTrainer):
+    """Trains exactly as DPOTrainer does; `logger` has to be a TrialLogger, `run_timer` a RunTimer.
+
+    `state` is what a checkpoint keeps beside NeMo's own.
+    """
+
+    limit_val_batches: int
+    run_timer: RunTimer
+    doing: str
+    """What micro batches are computed for, where it is not the next step."""
+
+    def __init__(self, *, state: TrialState, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.state = state
+        self.saved_step = 0
+        """Steps that nobody can take away any more."""
+        self.doing = ""
+        make_forward = self.model.get_forward_output_and_loss_func
+
+        def make_watched(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+            """On a CPU a step can take a minute; each micro batch of policy and reference is a sign of life."""
+            forward = make_forward(*args, **kwargs)
+
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                self.progress.beat(self.doing or f"micro batch of step {self.step + 1}")
+                return forward(*args, **kwargs)
+
+            return watched
+
+        # On the instance: a class of our own would be named in the .nemo that NeMo saves, which others have to load.
+        self.model.get_forward_output_and_loss_func = make_watched
+
+    @property
+    def progress(self) -> MetricsFile:
+        """Where phases are reported."""
+        file: MetricsFile = self.logger.file
+        return file
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.saved_step = self.step
+
+    def validate_baseline(self, whole: bool) -> float:
+        """Validate before the first step, and log it as step 0; returns the preference loss.
+
+        `whole` takes all validation batches, else the first alone: an untrained adapter's values are all known
+        beforehand (loss ln 2, log-ratios 0), so that one batch is enough to see whether they come out.
+        """
+        batches = self.limit_val_batches
+        self.limit_val_batches = batches if whole else min(1, batches)
+        try:
+            _, metrics = self.run_validation()
+        finally:
+            self.limit_val_batches = batches
+        self.logger.log_metrics(metrics, step=0, prefix="val/")
+        return float(metrics["preference_loss"])
+
+    def validate_owed(self) -> dict[str, float]:
+        """Make up for the validation that was left out of this step, to stop in time."""
+        _, metrics = self.run_validation()
+        self.logger.log_metrics(metrics, step=self.step, prefix="val/")
+        self.state.validation_owed = False
+        return {f"val_{key}": value for key, value in metrics.items()}
+
+    def save_owed(self, metrics: dict[str, float]) -> None:
+        """What would have been saved after that validation: the step's last checkpoint is there, the best is not."""
+        if self._due()[1]:
+            self.progress.phase("saving", f"checkpoint of step {self.step}")
+            candidates = self._candidates(metrics)
+            self.ckpt_callback.custom_save(monitor_candidates=candidates, save_top_only=True)
+
+    def fit(self) -> None:
+        """Raises Stopped where all ranks agreed to stop before the last step; by then they have saved."""
+        self.progress.phase("training", f"from step {self.step}")
+        try:
+            done = -1
+            # An epoch cut by limit_train_batches can end early, where the data begin anew; NeMo counts it as whole.
+            while done < self.step < self.max_steps:
+                done = self.step
+                super().fit()
+        except Stopped:
+            if self.step > self.saved_step:
+                self._save_to_go_on()
+            raise
+
+    def augment_dataloader(self, dataloader: Any) -> Iterator[Any]:
+        """As DPOTrainer's; training begins at what is consumed, which a loader with workers has left behind."""
+        if dataloader is self.train_dataloader:
+            dataloader.batch_sampler.consumed_samples = self.consumed_samples
+        batches: Iterator[Any] = super().augment_dataloader(dataloader)
+        return batches
+
+    def run_validation(self) -> tuple[float, dict[str, float]]:
+        self.progress.phase("validating", f"{self.limit_val_batches} batches")
+        with random_state.untouched():
+            answer: tuple[float, dict[str, float]] = super().run_validation()
+        self.progress.phase("training")
+        return answer
+
+    def validation_step(self, global_batch: Any) -> Any:
+        """A validation can take longer than a warning leaves; it is stopped where there are steps to save."""
+        if self.step > self.saved_step:
+            self.run_timer.is_finished()
+        return super().validation_step(global_batch)
+
+    def save(self, extra_candidates: Any = None, is_train_end: bool = False) -> None:
+        self.progress.phase("saving", f"checkpoint of step {self.step}")
+        with self.run_timer.saving():
+            self.logger.save()
+            super().save(extra_candidates, is_train_end=is_train_end)
+        self.saved_step = self.step
+        self.progress.phase("training")
+
+    def _save_to_go_on(self) -> None:
+        """The state after this step, without a validation, which takes its time."""
+        self.state.validation_owed = self._due()[0]
+        self.progress.phase("saving", f"checkpoint of step {self.step}")
+        with self.run_timer.saving():
+            self.logger.save()
+            torch.distributed.barrier()
+            save_last(self.ckpt_callback, self.model.trainer, self._candidates(self.state.latest))
+        self.saved_step = self.step
+
+    def _due(self) -> tuple[bool, bool]:
+        """Whether a validation, and a save, belong to this step."""
+        val, save, limit = self.val_check_interval, self.cfg.save_interval, self.limit_val_batches
+        validation, saving, _ = check_progress(self.step, self.max_steps, val, save, limit)
+        return bool(validation), bool(saving)
+
+    def _candidates(self, metrics: dict[str, float]) -> dict[str, torch.Tensor]:
+        """What a checkpoint's name is made of, as DPOTrainer.save gives it."""
+        counters = {key: torch.tensor(value, dtype=torch.int32) for key, value in self.state_dict().items()}
+        return {**counters, **{key: torch.as_tensor(value) for key, value in metrics.items()}}

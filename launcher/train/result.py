@@ -1,0 +1,97 @@
+"""result.json: what a finished trial leaves, made from its metrics.jsonl, so that a resumed one is whole too."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from launcher import whole_file
+from launcher.sweep.metrics import STARTING, Line
+
+PACKAGES = (
+    "torch",
+    "nemo_toolkit",
+    "nemo-aligner",
+    "megatron-core",
+    "lightning",
+    "transformers",
+    "numpy",
+    "omegaconf",
+    "apex",
+    "transformer-engine",
+)
+
+
+def summarise(lines: Sequence[Line]) -> dict[str, Any]:
+    """The part of a result that metrics.jsonl knows. Steps that a resumed trial made twice count as last made.
+
+    Keys: `steps`; `consumed_samples` (pairs); `seconds` (wall time of all attempts, without the gaps between them, with
+    what a sudden death undid);
+    `train_seconds` (the share of it in phase "training") and `phase_seconds`; metrics, each with its `step`:
+    `baseline` (validation before the first step), `first` (first train step), `final` (last validation and last train
+    step), `best` (validation with the lowest loss after the first step). A metric that was NaN is None.
+    """
+    train = {line["step"]: line for line in lines if "train/loss" in line}
+    validations = {line["step"]: line for line in lines if "val/loss" in line}
+    trained = [line for step, line in sorted(validations.items()) if step > 0]
+    steps = max(train, default=0)
+    seconds = _phase_seconds(lines)
+    known = [line for line in trained if line["val/loss"] is not None]
+    return {
+        "steps": steps,
+        "consumed_samples": int(train[steps]["train/consumed_samples"]) if train else 0,
+        "seconds": round(sum(seconds.values()), 3),
+        "train_seconds": round(seconds.get("training", 0.0), 3),
+        "phase_seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+        "baseline": _metrics(validations.get(0)),
+        "first": _metrics(train[min(train)]) if train else {},
+        "final": {**_metrics(trained[-1] if trained else None), **_metrics(train.get(steps))},
+        "best": _metrics(min(known, key=lambda line: line["val/loss"], default=None)),
+    }
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Whole or not at all; a reader never sees half of it."""
+    whole_file.write_json(path, {**result, "finished": datetime.now().astimezone().isoformat(timespec="seconds")})
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """None where there is none, that is, where the trial is not done."""
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on, of those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _metrics(line: Line | None) -> dict[str, Any]:
+    if line is None:
+        return {}
+    return {key: value for key, value in line.items() if key == "step" or "/" in key}
+
+
+def _phase_seconds(lines: Sequence[Line]) -> dict[str, float]:
+    """Seconds in each phase, over all attempts; an attempt ends with its last line."""
+    seconds: dict[str, float] = {}
+    phase, since = "", 0.0
+    for line in lines:
+        if phase and line.get("phase") != STARTING:
+            seconds[phase] = seconds.get(phase, 0.0) + line["time"] - since
+        phase, since = str(line.get("phase", phase)), line["time"]
+    return seconds
