@@ -16,7 +16,7 @@ from pathlib import Path
 if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # run as a script: the package lies one folder above
 
-from launcher.findings import Refused
+from launcher.findings import LauncherError
 
 COMMANDS = {
     "status": "how each trial is, in one table (or --json)",
@@ -58,10 +58,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         return _run(name, rest)
-    except Refused as refused:
-        for finding in refused.findings:
-            print(f"error: {finding}", file=sys.stderr)
-        return Refused.exit_code
+    except LauncherError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `... | head` has seen enough
@@ -70,8 +70,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(name: str, words: list[str]) -> int:
-    from launcher.slurm.client import SlurmError
-
     module = importlib.import_module(f"launcher.commands.{name}")
     parser = argparse.ArgumentParser(
         prog=f"python -m launcher {name}",
@@ -83,16 +81,7 @@ def _run(name: str, words: list[str]) -> int:
     args = parser.parse_args(words)
     with contextlib.suppress(AttributeError):  # not the real stdout, in a test
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # LANG=C knows no "…"
-    try:
-        code: int = module.run(args)
-    except SlurmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if not hasattr(error, "exit_code") or isinstance(error, Refused):
-            raise
-        print(error, file=sys.stderr)  # launcher.submit's, whose modules are not loaded for a status
-        return int(error.exit_code)
+    code: int = module.run(args)
     return code
 
 

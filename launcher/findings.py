@@ -25,8 +25,17 @@ class Finding:
         return " ".join(line.split())  # one finding is one line, whatever a value contains
 
 
-class Refused(Exception):
-    """Raised before anything was started or written; carries every finding. CLIs print it and exit with `exit_code`."""
+class LauncherError(Exception):
+    """An error that commands report in words, without a traceback: str() is the message.
+
+    `exit_code` is what the process then exits with: 1 something failed, 2 refused before anything was started.
+    """
+
+    exit_code = 1
+
+
+class Refused(LauncherError):
+    """The request was refused before anything was started or written. Carries every finding."""
 
     exit_code = 2
 

@@ -18,7 +18,7 @@ if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == HERE:
 sys.path.insert(1, str(HERE / "plugins"))  # Hydra takes plugins from the namespace hydra_plugins only
 
 from launcher.compose import hydra_state  # noqa: E402
-from launcher.findings import Refused  # noqa: E402
+from launcher.findings import LauncherError, Refused  # noqa: E402
 
 
 def config_root() -> Path:
@@ -62,11 +62,11 @@ def _run_hydra(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted, nothing was started", file=sys.stderr)
         return 130
-    except Exception as error:
-        if not hasattr(error, "exit_code") or isinstance(error, Refused):
-            raise
-        print(error, file=sys.stderr)  # launcher.local.run.Stopped, whose module is not loaded for a --help
-        return int(error.exit_code)
+    except Refused:
+        raise
+    except LauncherError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return hydra_state.exit_code
 
 

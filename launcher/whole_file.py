@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,13 +15,13 @@ from typing import Any, BinaryIO
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content takes the place of `path` once the block ends without an exception.
 
-    The content is written beside `path` under a name of this process's own, flushed to the disk and renamed. The
+    The content is written beside `path` under a name of this thread's own, flushed to the disk and renamed. The
     temporary file is never one that exists already: a link planted under its name is not followed. It is removed when
-    the block raises. Several processes may write the same `path`; the last one to finish wins.
+    the block raises. Several processes and threads may write the same `path`; the last one to finish wins.
     """
-    beside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.new")
+    beside = path.with_name(f".{path.name}.{os.uname().nodename}.{threading.get_native_id()}.new")
     with contextlib.suppress(FileNotFoundError):
-        beside.unlink()  # a process of the same id was killed while it wrote
+        beside.unlink()  # a thread of the same id was killed while it wrote
     try:
         with open(beside, "xb") as stream:
             yield stream

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launcher import units
 from launcher.check import disk, pair_lengths
 from launcher.check.pair_lengths import PairLengths
 from launcher.check.steps import Plan
@@ -141,14 +142,14 @@ def estimate(config: dict[str, Any], base: BaseModel | None, way: Way, trials: i
 def describe(cost: Cost, throughput: float | None, said: str) -> str:
     """In a line: tokens and padding, then hours. `throughput` as in `seconds`; `said` where it comes from."""
     about = "" if cost.counted else "about "
-    each = f"{about}{_count(cost.positions.training)} tokens a trial, {cost.positions.padding:.0%} padding"
+    each = f"{about}{units.short_count(cost.positions.training)} tokens a trial, {cost.positions.padding:.0%} padding"
     parts = [each]
     if cost.trials > 1:
         parts.append("reference once for all" if cost.reference_once else "reference in each trial")
     if throughput is not None:
         hours = cost.whole_work / throughput / 3600
         whole = f"{hours:.3g} rank-hours" if hours >= 0.1 else f"{hours * 3600:.0f} rank-seconds"
-        parts.append(f"{span(seconds(cost, throughput))} a trial, {whole} in all ({said})")
+        parts.append(f"{units.estimate(seconds(cost, throughput))} a trial, {whole} in all ({said})")
     elif cost.flops is not None:
         gpus = cost.flops / (H100_FLOPS * USUAL_SHARE) / 3600
         if gpus >= 0.01:
@@ -168,14 +169,6 @@ def least_seconds(cost: Cost) -> float | None:
     if cost.flops is None:
         return None
     return cost.flops * cost.work / cost.whole_work / (H100_FLOPS * cost.ranks)
-
-
-def span(total: float) -> str:
-    """`40 s`, `12 min`, `3 h 20 min`."""
-    if total < 120:
-        return f"{total:.0f} s"
-    minutes = math.ceil(total / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _lengths(config: dict[str, Any], split: str) -> list[PairLengths] | None:
@@ -205,10 +198,3 @@ def _validated(plan: Plan, dpo: dict[str, Any], batch: int, rows: int) -> float:
 def _passes(model: dict[str, Any]) -> float:
     passes = _LORA_PASSES if model["peft"]["peft_scheme"] == "lora" else _FULL_PASSES
     return passes + (model.get("activations_checkpoint_granularity") == "full")  # the forward pass once more
-
-
-def _count(number: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"

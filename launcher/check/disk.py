@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from launcher.check import steps
 from launcher.findings import Finding, Refused
 from launcher.nemo import lora
 from launcher.nemo.base_model import BaseModel
+from launcher.units import size
 
 TIGHT = 0.8
 """A sweep that takes more than this share of the free space is warned of: others write there as well."""
@@ -105,15 +105,6 @@ def room(each: Sequence[Checkpoints], folder: Path, at_once: int) -> tuple[list[
     remedy = "free some, set paths.runs to a larger file system, or lower save_top_k in exp_manager"
     finding = [Finding("paths.runs", str(folder), why, remedy)]
     return (finding, []) if need > free else ([], finding)
-
-
-def size(count: float) -> str:
-    """12.3 GB; decimal, as df -H has it."""
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    power = min(4, int(math.log10(count)) // 3)
-    number = count / 1000**power
-    return f"{number:.{0 if number >= 100 else 1}f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def trial_plan(trial: dict[str, Any], rows: int) -> steps.Plan | None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import gpus, machine
+from launcher import gpus, machine, units
 from launcher.check import disk
 from launcher.train.ranks import cpu_has_bf16
 
@@ -175,8 +175,10 @@ def _space(topic: str, folder: Path, why: str) -> Line:
     if room.f_files and room.f_favail == 0:
         return Line(topic, WARNING, f"no files can be made on the disk of {folder}: it is out of inodes", "delete some")
     if free < _SPACE:
-        return Line(topic, WARNING, f"only {disk.size(free)} free in {folder}; {why}", "free some, or use another disk")
-    return Line(topic, OK, f"{disk.size(free)} free in {folder} (quotas are not counted)")
+        return Line(
+            topic, WARNING, f"only {units.size(free)} free in {folder}; {why}", "free some, or use another disk"
+        )
+    return Line(topic, OK, f"{units.size(free)} free in {folder} (quotas are not counted)")
 
 
 def _clock(folder: Path) -> Line:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
+from launcher import units
 from launcher.check.cluster_limits import Site
 from launcher.check.doctor import MISSING, OK, WARNING, Line
 from launcher.slurm import client
@@ -89,7 +90,7 @@ def _partition(partition: Partition) -> Line:
         for kind, count in group.gpus.items():
             kinds[kind] = max(kinds.get(kind, 0), count)
     cards = ", ".join(f"{count} {kind or 'GPUs'}" for kind, count in kinds.items()) or "no GPUs"
-    limit = "no time limit" if partition.max_time == math.inf else f"at most {_time(partition.max_time)}"
+    limit = "no time limit" if partition.max_time == math.inf else f"at most {units.time_limit(partition.max_time)}"
     name = f"{partition.name}{' (default)' if partition.default else ''}"
     what = f"{name}: {usable} of {total} nodes usable, {cards} a node, {limit}"
     if partition.state != "UP":
@@ -97,11 +98,6 @@ def _partition(partition: Partition) -> Line:
     if usable == 0:
         return Line("partitions", WARNING, f"{what}: jobs wait until nodes are back", "`sinfo -R` says why")
     return Line("partitions", OK, what)
-
-
-def _time(seconds: float) -> str:
-    days, hours = divmod(seconds / 3600, 24)
-    return f"{days:g} d" if not hours else f"{seconds / 3600:g} h" if seconds >= 3600 else f"{seconds / 60:g} min"
 
 
 def _accounts(site: Site) -> Iterator[Line]:
@@ -124,7 +120,7 @@ def _accounts(site: Site) -> Iterator[Line]:
 
 
 def _account(row: Association) -> str:
-    limits = [f"at most {_time(row.max_wall)} a job"] if row.max_wall < math.inf else []
+    limits = [f"at most {units.time_limit(row.max_wall)} a job"] if row.max_wall < math.inf else []
     limits += [f"at most {row.max_submit:g} jobs at once"] if row.max_submit < math.inf else []
     limits += [f"{count:g} {name} a job" for name, count in row.max_per_job.items()]
     limits += [f"{count:g} {name} in all" for name, count in row.group.items()]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import gpus, machine
+from launcher import gpus, machine, units
 from launcher.check import cost, disk, files, memory, steps, throughput
 from launcher.compose.trials import TrialConfig, is_weight
 from launcher.findings import Finding, Refused
@@ -89,10 +89,10 @@ def _too_short(trials: Sequence[TrialConfig]) -> list[Finding]:
         speed = throughput.known(like)
         if speed:
             needed = cost.seconds(computed, speed.positions) + speed.overhead
-            why = f"a trial takes about {cost.span(needed)} {speed.said}"
+            why = f"a trial takes about {units.estimate(needed)} {speed.said}"
         else:
             needed = cost.least_seconds(computed) or 0.0
-            why = f"a trial takes {cost.span(needed)} at the very least, were every rank an H100 at its peak"
+            why = f"a trial takes {units.estimate(needed)} at the very least, were every rank an H100 at its peak"
         if needed > seconds:
             remedy = f"write at least {math.ceil(1.2 * needed / 60)} (minutes), or give it more ranks"
             found.append(Finding("cluster.time", limit, why, remedy))

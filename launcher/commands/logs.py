@@ -20,8 +20,9 @@ from launcher.status.states import ENDED_BADLY, TrialState
 from launcher.status.table import remark
 from launcher.sweep import find
 from launcher.sweep import starts as history
+from launcher.sweep.elements import elements
 from launcher.sweep.folder import Sweep, Trial
-from launcher.sweep.logs import Attempt, attempts, failure, srun_log, tail
+from launcher.sweep.logs import StartLogs, by_start, failure, srun_log, tail
 
 _POLL_S = 0.5
 _ASK_S = 30.0  # between two questions to Slurm while following
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     (trial,) = chosen
     if args.batch:
         return _batch(sweep, trial)
-    starts = attempts(trial.folder)
+    starts = by_start(trial.folder)
     if args.rank is not None and starts and not any(args.rank in start.logs for start in starts):
         ranks = sorted({rank for start in starts for rank in start.logs})
         raise Refused([Finding("--rank", str(args.rank), "has no log", f"there are: {_few(ranks)}")])
@@ -70,13 +71,13 @@ def _place(sweep: Sweep, trial: Trial) -> int:
     return [each.number for each in sweep.trials].index(trial.number)
 
 
-def _why(sweep: Sweep, state: TrialState, starts: list[Attempt]) -> int:
+def _why(sweep: Sweep, state: TrialState, starts: list[StartLogs]) -> int:
     """What matters of a failed trial: how each start ended, and the first failed rank's error in full."""
     code = f", exit code {state.exit_code}" if state.exit_code else ""
     word = f" ({state.slurm}{code})" if state.slurm else code
     print(f"trial {state.trial.name} {state.state.lower()}{word}: {remark(state)}")
     batch = states.batch_log(sweep, state)
-    said = {start.attempt: start.why for start in state.starts}
+    said = {start.name: start.why for start in state.starts}
     for place, start in enumerate(starts, 1):
         found = failure(start, batch if start is starts[-1] else ())
         if place < len(starts):
@@ -98,9 +99,9 @@ def _why(sweep: Sweep, state: TrialState, starts: list[Attempt]) -> int:
 
 
 def _batch(sweep: Sweep, trial: Trial) -> int:
-    parts = states.elements(sweep.submitted()).get(trial.number, [])
+    parts = elements(sweep.submitted()).get(trial.number, [])
     printed = [sweep.folder / "slurm" / f"{part.name}.out" for part in parts]
-    printed += [srun_log(trial.folder, start.attempt) for start in history.read(trial.folder)]
+    printed += [srun_log(trial.folder, start.name) for start in history.read(trial.folder)]
     there = [path for path in printed if path.exists()]
     for path in there:
         print(f"==> {path} <==")
@@ -110,15 +111,15 @@ def _batch(sweep: Sweep, trial: Trial) -> int:
     return 0
 
 
-def _whole(start: Attempt, rank: int) -> None:
+def _whole(start: StartLogs, rank: int) -> None:
     log = start.logs.get(rank)
     if log is not None:
         print(_head(start, rank), flush=True)
         _copy(log)
 
 
-def _head(start: Attempt, rank: int) -> str:
-    why = next((one.why for one in history.read(start.folder.parent) if one.attempt == start.name), "")
+def _head(start: StartLogs, rank: int) -> str:
+    why = next((one.why for one in history.read(start.folder.parent) if one.name == start.name), "")
     return f"==> job {start.name}, rank {rank}: {start.logs[rank]}{f' (ended: {why})' if why else ''} <=="
 
 
@@ -148,7 +149,7 @@ def _followed(sweep: Sweep, trial: Trial, rank: int) -> Iterator[str]:
     read: dict[Path, int] = {}
     asked, ended = -_ASK_S, ""
     while True:
-        for start in attempts(trial.folder):
+        for start in by_start(trial.folder):
             if rank in start.logs:
                 log = start.logs[rank]
                 if log not in read:

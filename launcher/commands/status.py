@@ -12,7 +12,7 @@ be known). A trial is done only if its result.json is there.
   trials   [{number, overrides, beta, folder, state, reason, error, rank, slurm, slurm_reason, exit_code, job,
              nodes, node_count, elapsed, limit, restarts, expected_start, phase, step, max_steps, loss, accuracy,
              val_loss, val_accuracy, seconds_left, silent, log, starts}]
-  starts   [{attempt, nodes, began, first_step, ended, last_step, kind, why, then, blamed}] of a trial on Slurm
+  starts   [{name, nodes, began, first_step, ended, last_step, kind, why, then, blamed}] of a trial on Slurm
   bad_nodes  [{name, cluster, why, trial, time}] that the sweep keeps away from
   state    WAITING RUNNING STOPPING DONE FAILED CANCELLED, UNSUBMITTED (sbatch never took it), UNKNOWN (Slurm is away)
   slurm    Slurm's own word, such as TIMEOUT; exit_code as sacct writes it, such as 3:0

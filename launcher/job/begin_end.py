@@ -67,7 +67,7 @@ def begin(trial: Path, me: Me, beside: bool = False) -> int:
     chain = [start for start in starts if start.chain == me.chain]
     step = last_step(trial)
     decision = Decision(True, "")
-    if chain and chain[-1].kind is None and chain[-1].attempt != me.attempt:
+    if chain and chain[-1].kind is None and chain[-1].name != me.attempt:
         chain[-1], decision = _without_a_word(trial, chain, step, cluster, me)
     if beside and (trial / "result.json").exists():
         return DONE
@@ -75,9 +75,9 @@ def begin(trial: Path, me: Me, beside: bool = False) -> int:
         print(f"trial {trial.name} {chain[-1].then}", flush=True)
         return 1
     if beside and chain and starts[-1].chain != me.chain:
-        print(f"trial {trial.name} has been submitted again since, and goes on there: {starts[-1].attempt}", flush=True)
+        print(f"trial {trial.name} has been submitted again since, and goes on there: {starts[-1].name}", flush=True)
         return 1
-    start = Start(attempt=me.attempt, chain=me.chain, nodes=me.nodes, began=round(time.time(), 3), first_step=step)
+    start = Start(name=me.attempt, chain=me.chain, nodes=me.nodes, began=round(time.time(), 3), first_step=step)
     print(MARK.format(attempt=me.attempt), f"trial {trial.name} on {me.nodes}", _story(chain), flush=True)
     if (trial / "result.json").exists():
         history.take_over(trial, me.attempt)
@@ -98,10 +98,10 @@ def _without_a_word(
 ) -> tuple[Start, Decision]:
     """How the last start ended, of which its own script could not tell: Slurm requeued it, or its node is lost."""
     last = chain[-1]
-    kind, why = _BY_SLURM.get(slurm_job.how_it_ended(me.element, last.attempt), ("requeued", SAID["requeued"]))
+    kind, why = _BY_SLURM.get(slurm_job.how_it_ended(me.element, last.name), ("requeued", SAID["requeued"]))
     decision = decide(chain[:-1], last, Ending(kind, why, step), cluster, {})
     then = "requeued by Slurm" if decision.go_on else f"{GAVE_UP}{decision.why}"
-    history.ended(trial, last.attempt, kind, why, step, then)
+    history.ended(trial, last.name, kind, why, step, then)
     return replace(last, kind=kind, why=why, last_step=step, then=then), decision
 
 
@@ -135,9 +135,9 @@ def _story(chain: Sequence[Start]) -> str:
 def end(trial: Path, me: Me, code: int, script: Sequence[str] = ()) -> int:
     """Decide whether the trial goes on, and see to it if a `script` with its words is given; the exit code for that."""
     starts = history.read(trial)
-    now = next((start for start in starts if start.attempt == me.attempt), None)
+    now = next((start for start in starts if start.name == me.attempt), None)
     if now is None:  # the disk was full as it began
-        now = Start(attempt=me.attempt, chain=me.chain, nodes=me.nodes, began=time.time(), first_step=last_step(trial))
+        now = Start(name=me.attempt, chain=me.chain, nodes=me.nodes, began=time.time(), first_step=last_step(trial))
     if (trial / "result.json").exists():
         history.ended(trial, me.attempt, "done", "", last_step(trial))
         return 0
@@ -175,7 +175,7 @@ def again(trials: Sequence[Path], me: Me, script: Sequence[str]) -> int:
     left = [trial for trial in trials if not (trial / "result.json").exists()]
     waiting = []
     for trial in left:
-        now = next((start for start in history.read(trial) if start.attempt == me.attempt), None)
+        now = next((start for start in history.read(trial) if start.name == me.attempt), None)
         waiting += [trial] if now and now.then == _LATER else []
     if waiting:
         word = slurm_job.ask(me.element)

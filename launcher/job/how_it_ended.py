@@ -33,7 +33,7 @@ def how(trial: Path, me: Me, code: int, word: Word) -> Ending:
     if word.reason == "TimeLimit" or code == _LATE:
         return Ending("timeout", "reached its time limit; it did not save in time", step)
     batch = _batch(trial, me, word.fields.get("StdOut", ""))
-    found = next((one for one in logs.attempts(trial) if one.name == me.attempt), None)
+    found = next((one for one in logs.by_start(trial) if one.name == me.attempt), None)
     failure = logs.failure(found, batch) if found else None
     reported = logs.srun_reported(batch)
     node = _node(trial, me, failure.rank if failure else None) or (reported.node if reported else "")

@@ -21,14 +21,14 @@ _NOTICED_LATE_S = 0.5
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt went wrong; `error` is "" where nothing did."""
+    """How a start went wrong; `error` is "" where nothing did."""
 
     error: str
     log: Path
 
 
 def read(folder: Path, job_id: str, ranks: int, controller_code: int) -> Ending:
-    """The first failure among `ranks` of attempt `job_id`, whose files lie in `folder`."""
+    """The first failure among `ranks` of the start `job_id`, whose files lie in `folder`."""
     first = log_of(folder, job_id, 0)
     if controller_code == BUSY:
         return Ending("is being run by another launcher", first)

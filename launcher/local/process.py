@@ -67,9 +67,9 @@ class TrialExecutor(LocalExecutor):
 
 
 def start(task: Any, folder: Path, ranks: int, env: dict[str, str]) -> tuple[str, subprocess.Popen[bytes]]:
-    """Run `task` in `ranks` processes, whose files go to `folder`. Returns the attempt's name and its controller."""
+    """Run `task` in `ranks` processes, whose files go to `folder`. Returns the start's name and its controller."""
     folder.mkdir(exist_ok=True)
-    job_id = _new_attempt(folder)
+    job_id = _new_start(folder)
     executor = TrialExecutor(folder, job_id, env)
     executor.update_parameters(tasks_per_node=ranks, timeout_min=_FOR_EVER_MIN)
     job = executor.submit(task)
@@ -77,7 +77,7 @@ def start(task: Any, folder: Path, ranks: int, env: dict[str, str]) -> tuple[str
     return job_id, job._process
 
 
-def _new_attempt(folder: Path) -> str:
+def _new_start(folder: Path) -> str:
     """local1, local2, ...: a second run of a trial leaves the first one's files alone."""
     known = [re.match(r"local(\d+)_", path.name) for path in folder.iterdir()]
     number = max((int(found.group(1)) for found in known if found), default=0) + 1
@@ -108,7 +108,7 @@ def environment(*, threads: int, gpus: tuple[str, ...] | None, grace_s: float) -
 
 
 def tidy(folder: Path, job_id: str) -> None:
-    """Drop submitit's pickles of an attempt that has ended: nothing reads them, and they are no record."""
+    """Drop submitit's pickles of a start that has ended: nothing reads them, and they are no record."""
     for path in folder.glob(f"{job_id}_*.pkl"):
         path.unlink(missing_ok=True)
 

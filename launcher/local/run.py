@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import IO, Any
 
-from launcher.findings import Finding
+from launcher.findings import Finding, LauncherError
 from launcher.job import ports
 from launcher.local import ending, process
 from launcher.local.rank import TRAIN, RunRank
@@ -31,7 +31,7 @@ _WORTH_WAITING = 0.25
 OnUpdate = Callable[[Mapping[int, Outcome]], None]
 
 
-class Stopped(Exception):
+class Stopped(LauncherError):
     """The launcher was asked to stop (Ctrl-C, SIGTERM, SIGHUP), and has: no rank is left running."""
 
     def __init__(self, signum: int, outcomes: list[Outcome]) -> None:

@@ -34,7 +34,7 @@ class Cost:
     """What a trial took. Seconds of wall time."""
 
     seconds: float | None
-    """Of all attempts, without the gaps between them."""
+    """Of all starts, without the gaps between them."""
     ranks: int | None
     device: str
     """"gpu", "cpu", "" where nobody said."""
@@ -265,17 +265,17 @@ def _cost(
     config: Mapping[str, Any],
     state: Any,
 ) -> Cost:
-    attempts: list[list[float]] = []
+    starts: list[list[float]] = []
     before = ""
     for line in lines:
         phase = str(line.get("phase", "training"))
-        if not attempts or (phase == metrics.STARTING and before != metrics.STARTING):
-            attempts.append([line["time"], line["time"]])
-        attempts[-1][1] = line["time"]
+        if not starts or (phase == metrics.STARTING and before != metrics.STARTING):
+            starts.append([line["time"], line["time"]])
+        starts[-1][1] = line["time"]
         before = phase
     seconds = _number(result.get("seconds"))
-    if seconds is None and attempts:
-        seconds = sum(last - first for first, last in attempts)
+    if seconds is None and starts:
+        seconds = sum(last - first for first, last in starts)
     devices, nodes = _at(config, "trainer.devices"), _at(config, "trainer.num_nodes")
     ranks = _integer(result.get("ranks"))
     if ranks is None and isinstance(devices, int) and isinstance(nodes, int):
@@ -284,8 +284,8 @@ def _cost(
         seconds=seconds,
         ranks=ranks,
         device=str(result.get("device") or "").partition(",")[0],
-        waited=max(0.0, attempts[0][0] - begun) if attempts and (begun := _submitted(sweep, trial)) else None,
-        restarts=max(getattr(state, "restarts", 0) or 0, len(attempts) - 1, 0),
+        waited=max(0.0, starts[0][0] - begun) if starts and (begun := _submitted(sweep, trial)) else None,
+        restarts=max(getattr(state, "restarts", 0) or 0, len(starts) - 1, 0),
     )
 
 

@@ -9,10 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from launcher import units
 from launcher.report import figures, judge
 from launcher.report.figures import Figure
 from launcher.report.gather import Report, TrialReport
-from launcher.sweep.folder import clock
 
 SEEDS = "One seed a beta: the errors say nothing of how another seed would have come out."
 
@@ -116,7 +116,7 @@ def costs(report: Report) -> tuple[list[str], list[list[str]], str]:
         [
             trial.name,
             "-" if trial.cost.ranks is None else str(trial.cost.ranks),
-            "-" if trial.cost.hours is None else _hours(trial.cost.hours),
+            "-" if trial.cost.hours is None else units.hours(trial.cost.hours),
             _clock(trial.cost.seconds),
             _clock(trial.cost.waited),
             str(trial.cost.restarts),
@@ -125,7 +125,8 @@ def costs(report: Report) -> tuple[list[str], list[list[str]], str]:
     ]
     known = [trial.cost for trial in report.trials]
     hours = sum(cost.hours or 0.0 for cost in known)
-    total = f"{_hours(hours)} {cost_unit(report)} in all, {clock(sum(cost.seconds or 0.0 for cost in known))} of wall "
+    seconds = sum(cost.seconds or 0.0 for cost in known)
+    total = f"{units.hours(hours)} {cost_unit(report)} in all, {units.clock(seconds)} of wall "
     total += f"time of trials one after the other, {sum(cost.restarts for cost in known)} restarts."
     if cost_unit(report) == "CPU-hours":
         total += " CPU-hours: wall time x ranks."
@@ -231,9 +232,5 @@ def _pipes(cells: Sequence[str]) -> str:
     return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.1f}" if hours >= 10 else f"{hours:.2g}"
-
-
 def _clock(seconds: float | None) -> str:
-    return "-" if seconds is None else clock(seconds)
+    return "-" if seconds is None else units.clock(seconds)

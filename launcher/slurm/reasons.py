@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launcher.slurm.rows import AccountRow, QueueRow
-from launcher.sweep.folder import clock
+from launcher.units import clock
 
 #: What squeue's reason means for whoever waits; with what to do where it will never start by itself.
 WAITS: dict[str, str] = {

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launcher.findings import LauncherError
+
 PATIENCE = 60.0
 """Seconds a command may take. By itself Slurm 22.05 gives up after 18 s without controller, 60 s without slurm.conf."""
 
@@ -35,7 +37,7 @@ class Answer:
     seconds: float
 
 
-class SlurmError(Exception):
+class SlurmError(LauncherError):
     """A command of Slurm failed, or said what cannot be read. `answer` has all of it; str() is one line."""
 
     def __init__(self, answer: Answer, why: str = "") -> None:

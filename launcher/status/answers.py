@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.slurm import client
 from launcher.slurm.rows import AccountRow, QueueRow
+from launcher.sweep.elements import Element, elements, has_array_id
 from launcher.sweep.folder import Sweep
 
 
@@ -36,28 +37,6 @@ class Answers:
         ]
 
 
-@dataclass(frozen=True)
-class Element:
-    """A trial as a part of something submitted."""
-
-    job: Mapping[str, Any]
-    index: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.job['id']}_{self.index}"
-
-
-def elements(jobs: Sequence[Mapping[str, Any]]) -> dict[int, list[Element]]:
-    """By trial, what was submitted for it, oldest first. An element may have several trials (trials_per_node)."""
-    found: dict[int, list[Element]] = {}
-    for job in jobs:
-        for place, number in enumerate(job["trials"]):
-            index = job.get("first", 0) + place // job.get("share", 1)
-            found.setdefault(number, []).append(Element(job, index))
-    return found
-
-
 def ask(sweep: Sweep) -> Answers:
     """One squeue for all arrays that have a trial without a result, one sacct if that does not say enough.
 
@@ -66,7 +45,7 @@ def ask(sweep: Sweep) -> Answers:
     claimed = _claim(sweep)
     parts = elements(Answers(0.0, claimed=claimed).jobs(sweep))
     open_ = [parts.get(trial.number, []) for trial in sweep.trials if trial.result() is None]
-    ids = sorted({int(part.job["id"]) for those in open_ for part in those if in_slurm(part)})
+    ids = sorted({int(part.job["id"]) for those in open_ for part in those if part.in_slurm})
     now = time.time()
     if not ids:
         return Answers(now, claimed=claimed)
@@ -77,7 +56,7 @@ def ask(sweep: Sweep) -> Answers:
         queue = {row.name: row for row in client.squeue(ids, ended=True)}
     except client.SlurmError as error:
         troubles.append(f"squeue does not answer ({_said(error)}): what waits and what runs is not known for certain")
-    if queue is None or any(any(map(in_slurm, those)) and not _alive(those, queue) for those in open_):
+    if queue is None or any(any(part.in_slurm for part in those) and not _alive(those, queue) for those in open_):
         try:
             account = {row.name: row for row in client.sacct(ids)}
         except client.SlurmError as error:
@@ -98,20 +77,14 @@ def _claim(sweep: Sweep) -> dict[str, str]:
         rows = client.squeue(name=" ".join(nameless[-1]["name"].split()), user=sweep.data["user"], ended=True)
     except client.SlurmError:
         return {}
-    strangers = sorted({row.array_id for row in rows if row.array_id} - {int(j["id"]) for j in known if has_id(j)})
+    strangers = sorted(
+        {row.array_id for row in rows if row.array_id} - {int(j["id"]) for j in known if has_array_id(j)}
+    )
     if len(strangers) != 1:
         return {}
     size = len({row.task_id for row in rows if row.array_id == strangers[0]})
     same = [job for job in nameless if math.ceil(len(job["trials"]) / job.get("share", 1)) == size]
     return {same[-1]["script"]: str(strangers[0])} if same else {}
-
-
-def has_id(job: Mapping[str, Any]) -> bool:
-    return job["kind"] == "slurm" and bool(job["id"])
-
-
-def in_slurm(part: Element) -> bool:
-    return has_id(part.job)
 
 
 def _alive(parts: Iterable[Element], queue: Mapping[str, QueueRow]) -> bool:

@@ -26,7 +26,7 @@ def state(trial: Trial, job: Mapping[str, Any]) -> TrialState:
     host, _, pid = str(job["id"]).rpartition(":")
     here = host == socket.gethostname()
     submitted = datetime.fromisoformat(job["submitted"]).timestamp()
-    started = [start for start in logs.attempts(trial.folder) if start.job_id is None and _age(start) >= submitted]
+    started = [start for start in logs.by_start(trial.folder) if start.job_id is None and _age(start) >= submitted]
     if locked(trial.folder / "log" / "lock"):
         return TrialState(trial=trial, state="RUNNING", job=str(job["id"]), nodes=host, node_count=1)
     launcher_lives = here and alive(int(pid), submitted)
@@ -51,7 +51,7 @@ def state(trial: Trial, job: Mapping[str, Any]) -> TrialState:
     return _ended(trial, job, last, exits)
 
 
-def _ended(trial: Trial, job: Mapping[str, Any], last: logs.Attempt, exits: list[dict[str, Any]]) -> TrialState:
+def _ended(trial: Trial, job: Mapping[str, Any], last: logs.StartLogs, exits: list[dict[str, Any]]) -> TrialState:
     from launcher.status.states import TrialState
 
     own = [note for note in exits if note["code"] and not note["ended_by_launcher"]]
@@ -85,7 +85,7 @@ def _died(code: int) -> str:
         return f"killed by signal {-code}"
 
 
-def _exits(start: logs.Attempt) -> list[dict[str, Any]] | None:
+def _exits(start: logs.StartLogs) -> list[dict[str, Any]] | None:
     try:
         noted: list[dict[str, Any]] = json.loads((start.folder / f"{start.name}_exit.json").read_bytes())
     except (FileNotFoundError, ValueError):
@@ -93,7 +93,7 @@ def _exits(start: logs.Attempt) -> list[dict[str, Any]] | None:
     return noted
 
 
-def _age(start: logs.Attempt) -> float:
+def _age(start: logs.StartLogs) -> float:
     return max(log.stat().st_mtime for log in start.logs.values())
 
 

@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from launcher.sweep.folder import Outcome, Trial, clock, labels
+from launcher.sweep.folder import Outcome, Trial, labels
 from launcher.sweep.metrics import Progress
+from launcher.units import clock
 
 if TYPE_CHECKING:
     from rich.console import Group

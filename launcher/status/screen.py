@@ -24,10 +24,11 @@ from launcher.findings import Refused
 from launcher.slurm.client import SlurmError
 from launcher.status import states
 from launcher.status.states import ENDED_BADLY, LIVE, Look, TrialState
-from launcher.status.table import cut, figure, remark, when
+from launcher.status.table import cut, figure, remark
 from launcher.status.watcher import ASCII, BLOCKS, Losses, Watcher, sparkline
 from launcher.submit import actions
-from launcher.sweep.folder import Sweep, clock, labels
+from launcher.sweep.folder import Sweep, labels
+from launcher.units import clock, when
 
 _COLOURS = {"DONE": "green", "FAILED": "red", "UNSUBMITTED": "red", "CANCELLED": "yellow", "STOPPING": "yellow"}
 _COLOURS |= {"WAITING": "dim", "UNKNOWN": "magenta"}

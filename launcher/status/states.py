@@ -15,9 +15,10 @@ from typing import Literal
 
 from launcher.slurm import reasons
 from launcher.slurm.rows import AccountRow, QueueRow
-from launcher.status.answers import Answers, Element, ask, elements, in_slurm
+from launcher.status.answers import Answers, ask
 from launcher.sweep import logs
 from launcher.sweep import starts as history
+from launcher.sweep.elements import Element, elements
 from launcher.sweep.folder import Sweep, Trial
 from launcher.sweep.metrics import Progress, read_progress
 
@@ -192,7 +193,7 @@ def _timed(done: TrialState, parts: Sequence[Element], answers: Answers) -> Tria
 def _last_name(parts: Sequence[Element]) -> str:
     if not parts:
         return ""
-    return parts[-1].name if in_slurm(parts[-1]) else str(parts[-1].job["id"])
+    return parts[-1].name if parts[-1].in_slurm else str(parts[-1].job["id"])
 
 
 def _live(trial: Trial, row: QueueRow) -> TrialState:
@@ -301,12 +302,12 @@ def _left_logs_since(trial: Trial, part: Element) -> bool:
     from datetime import datetime
 
     since = datetime.fromisoformat(part.job["submitted"]).timestamp()
-    return any(log.stat().st_mtime >= since for attempt in logs.attempts(trial.folder) for log in attempt.logs.values())
+    return any(log.stat().st_mtime >= since for start in logs.by_start(trial.folder) for log in start.logs.values())
 
 
 def _with_folder(state: TrialState, short: bool) -> TrialState:
     """With what the trial's folder says: how far it is, how often it started, its log."""
-    starts = logs.attempts(state.trial.folder)
+    starts = logs.by_start(state.trial.folder)
     if not starts:
         return state
     last = starts[-1]
@@ -343,7 +344,7 @@ def _with_error(sweep: Sweep, state: TrialState) -> TrialState:
     """With the line that says why it failed, from its ranks' logs or what the batch script printed."""
     if state.state != "FAILED" or state.error:
         return state
-    starts = logs.attempts(state.trial.folder)
+    starts = logs.by_start(state.trial.folder)
     limit = bool(state.starts) and state.starts[-1].kind == "timeout"  # then its script has ended the ranks
     own_end = limit or state.slurm in ("TIMEOUT", "NODE_FAIL", "PREEMPTED", "COMPLETED")
     # srun's complaints about ranks that Slurm itself ended say nothing
@@ -374,7 +375,7 @@ def batch_log(sweep: Sweep, state: TrialState) -> list[str]:
     Beside other trials, what its own srun printed: the batch script tells of the others as well.
     """
     starts = history.read(state.trial.folder)
-    own = logs.srun_log(state.trial.folder, starts[-1].attempt) if starts else None
+    own = logs.srun_log(state.trial.folder, starts[-1].name) if starts else None
     if own and own.exists():
         return logs.tail(own, 16384)
     return logs.tail(_batch_file(sweep.folder, state.job), 16384) if "_" in state.job else []

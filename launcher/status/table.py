@@ -13,7 +13,8 @@ from itertools import groupby
 
 from launcher.status.states import ENDED_BADLY, Look, TrialState
 from launcher.sweep import bad_nodes
-from launcher.sweep.folder import clock, labels
+from launcher.sweep.folder import labels
+from launcher.units import clock, when
 
 COLOURS = {
     "DONE": "32", "FAILED": "31", "CANCELLED": "33", "STOPPING": "33", "WAITING": "2", "UNKNOWN": "35",
@@ -157,15 +158,6 @@ def _alive(state: TrialState) -> str:
 
 def figure(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def when(moment: float, now: float | None = None) -> str:
-    """`14:05`, on another day `Tue 14:05`, further away the date."""
-    now = time.time() if now is None else now
-    then, today = time.localtime(moment), time.localtime(now)
-    if then[:3] == today[:3]:
-        return time.strftime("%H:%M", then)
-    return time.strftime("%a %H:%M" if abs(moment - now) < 6 * 86400 else "%Y-%m-%d", then)
 
 
 def cut(text: str, width: int, middle: bool = False) -> str:

@@ -16,9 +16,10 @@ from launcher.slurm import client
 from launcher.status import states
 from launcher.status.progress import cell
 from launcher.status.states import LIVE, Answers, Look
-from launcher.status.table import remark, when
+from launcher.status.table import remark
 from launcher.submit import actions
-from launcher.sweep.folder import Sweep, clock, labels
+from launcher.sweep.folder import Sweep, labels
+from launcher.units import clock, when
 
 ASK_S = 30.0  # between two questions to Slurm, each of at most two commands
 COMMANDS_A_MINUTE = 4

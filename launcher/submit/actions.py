@@ -14,8 +14,9 @@ from pathlib import Path
 from launcher.findings import Finding, Refused
 from launcher.slurm import client
 from launcher.slurm.rows import QueueRow, array_spec
-from launcher.status import local_states, states
+from launcher.status import local_states
 from launcher.status.states import LIVE, Look, TrialState
+from launcher.sweep.elements import elements
 from launcher.sweep.folder import Sweep, Trial
 
 _SETTLED_S = 3.0  # see slurm.start_now
@@ -195,7 +196,7 @@ def alone(sweep: Sweep) -> Iterator[None]:
 
 def of_local(sweep: Sweep, trial: Trial) -> bool:
     """Whether the trial was last started on this machine; if it never was, whether its config says so."""
-    parts = states.elements(sweep.submitted()).get(trial.number)
+    parts = elements(sweep.submitted()).get(trial.number)
     if parts:
         return bool(parts[-1].job["kind"] == "local")
     return str((trial.config().get("cluster") or {}).get("name")) == "local"

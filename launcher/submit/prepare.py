@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from launcher.check import preflight
 from launcher.compose import hydra_state, trials
 from launcher.compose.trials import TrialConfig
-from launcher.findings import Finding, Refused
+from launcher.findings import Finding, LauncherError, Refused
 from launcher.sweep.folder import Sweep, Trial
 
 Check = Callable[[Sequence[TrialConfig]], list[Finding]]
@@ -75,10 +75,8 @@ def written(launcher: Any, configs: Sequence[TrialConfig]) -> tuple[Sweep, list[
     return launcher.sweep, launcher.sweep.trials
 
 
-class NoResult(Exception):
+class NoResult(LauncherError):
     """What a sweeper gets that asks for the value of a trial that has none. str() is one line."""
-
-    exit_code = 1
 
 
 def job_return(trial: Trial, error: str = "") -> JobReturn:
@@ -90,5 +88,5 @@ def job_return(trial: Trial, error: str = "") -> JobReturn:
         answer.return_value = result["final"]["val/loss"]
     else:
         answer.status = JobStatus.FAILED
-        answer.return_value = NoResult(f"error: trial {trial.name} has no result: {error or 'it did not end'}")
+        answer.return_value = NoResult(f"trial {trial.name} has no result: {error or 'it did not end'}")
     return answer

@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 import launcher as package
 from launcher.check import cluster_limits, preflight
 from launcher.compose.trials import TrialConfig
-from launcher.findings import Finding, Refused
+from launcher.findings import Finding, LauncherError, Refused
 from launcher.slurm import client, container, script
 from launcher.slurm.script import ArrayRequest
 from launcher.submit import prepare
@@ -24,10 +24,8 @@ from launcher.sweep import bad_nodes
 from launcher.sweep.folder import Sweep, Trial
 
 
-class SubmissionFailed(Exception):
+class SubmissionFailed(LauncherError):
     """sbatch failed half-way through a sweep, or did not say whether it did. str() is one line."""
-
-    exit_code = 1
 
 
 _ROOT = str(Path(package.__file__).resolve().parents[1])  # where the package `launcher` lies
@@ -121,7 +119,7 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
                 raise Refused([Finding(str(path), "", why, "correct the keys of cluster that it names")]) from error
             missing = sum(len(request.trials) for request in requests[number - taken :])
             raise SubmissionFailed(
-                f"error: {error}; {missing} of {len(sweep.trials)} trials are not known to be submitted: see"
+                f"{error}; {missing} of {len(sweep.trials)} trials are not known to be submitted: see"
                 f" `python -m launcher status {shlex.quote(os.path.relpath(sweep.folder))}`"
             ) from error
 

@@ -13,10 +13,10 @@ from launcher.compose import hydra_state
 from launcher.report.ending_table import render
 from launcher.slurm import client
 from launcher.slurm.rows import QueueRow
-from launcher.status.answers import elements, in_slurm
 from launcher.status.progress import view
 from launcher.submit import actions
 from launcher.submit.prepare import job_return
+from launcher.sweep.elements import elements
 from launcher.sweep.folder import Outcome, Sweep, Trial
 
 _ASK_S = 15.0  # between two questions to Slurm
@@ -62,7 +62,7 @@ def wait_for(sweep: Sweep, trials: Sequence[Trial]) -> list[JobReturn]:
 
 def _rows(sweep: Sweep) -> dict[int, QueueRow]:
     """What the queue says of each trial, by number; the latest array that a trial is in counts."""
-    parts = {number: [p for p in each if in_slurm(p)] for number, each in elements(sweep.submitted()).items()}
+    parts = {number: [p for p in each if p.in_slurm] for number, each in elements(sweep.submitted()).items()}
     answer = client.squeue({part.job["id"] for each in parts.values() for part in each}, ended=True)
     rows = {row.name: row for row in answer}
     known = {number: [rows[part.name] for part in each if part.name in rows] for number, each in parts.items()}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from launcher.findings import Finding, Refused
-from launcher.status.answers import elements
+from launcher.sweep.elements import elements
 from launcher.sweep.folder import Sweep, Trial
 
 LAST = "last"

@@ -290,17 +290,6 @@ def labels(trials: Sequence[Trial]) -> dict[int, str]:
     }
 
 
-def clock(seconds: float) -> str:
-    """A time as people say it: `42 s`, `3:05`, `2:10:00`, `5 d 3 h`."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 100:
-        return f"{hours // 24} d {hours % 24} h"
-    if hours:
-        return f"{hours}:{minutes:02d}:{rest:02d}"
-    return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
-
-
 def _entry(number: int, overrides: Sequence[str], config: dict[str, Any]) -> dict[str, Any]:
     return {"number": number, "overrides": list(overrides), "beta": _beta(config)}
 

@@ -42,8 +42,8 @@ _NOISE = re.compile(r"(?:srun|slurmstepd(?:-\w+)?): ")
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One start of a trial."""
+class StartLogs:
+    """What the ranks of one start of a trial printed."""
 
     name: str
     """`1234.0` (Slurm's own number of the element, and how often it had been requeued), `local2`."""
@@ -59,9 +59,9 @@ class Attempt:
         return next(iter(self.logs.values())).parent
 
 
-def attempts(trial_folder: Path) -> list[Attempt]:
+def by_start(trial_folder: Path) -> list[StartLogs]:
     """A trial's starts, in order; [] where it has not started. Local ones, of which a Slurm sweep has none, first."""
-    found: dict[str, Attempt] = {}
+    found: dict[str, StartLogs] = {}
     try:
         names = os.listdir(trial_folder / "log")
     except (FileNotFoundError, NotADirectoryError):
@@ -71,19 +71,19 @@ def attempts(trial_folder: Path) -> list[Attempt]:
         if match:
             job = int(match["job"]) if match["job"] else None
             number = int(match["local"] or match["restart"] or 0)
-            attempt = found.setdefault(match["name"], Attempt(match["name"], job, number))
-            attempt.logs[int(match["rank"])] = trial_folder / "log" / name
-    return sorted(found.values(), key=lambda attempt: (attempt.job_id or 0, attempt.number))
+            start = found.setdefault(match["name"], StartLogs(match["name"], job, number))
+            start.logs[int(match["rank"])] = trial_folder / "log" / name
+    return sorted(found.values(), key=lambda start: (start.job_id or 0, start.number))
 
 
-def srun_log(trial_folder: Path, attempt: str) -> Path:
+def srun_log(trial_folder: Path, start: str) -> Path:
     """Where srun's complaints are, if the trial shared its job; else they are in what the batch script printed."""
-    return trial_folder / "log" / f"{attempt}_srun.out"
+    return trial_folder / "log" / f"{start}_srun.out"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The first failure of an attempt."""
+    """The first failure of a start."""
 
     rank: int | None
     """None: no rank said anything, this is from what the batch script printed."""
@@ -96,26 +96,26 @@ class Failure:
     """The exception's name, `Refused` of a config that cannot be run; "" where it was none."""
 
 
-def failure(attempt: Attempt, batch: Sequence[str] = ()) -> Failure | None:
-    """What the rank that failed first said. None where no rank of the attempt said anything that looks like an error.
+def failure(start: StartLogs, batch: Sequence[str] = ()) -> Failure | None:
+    """What the rank that failed first said. None where no rank of the start said anything that looks like an error.
 
     By the ranks' own notes, which have the time; else by the log of the rank that srun reports first in `batch`, what
     the batch script printed; else by what the logs end with, where a complaint about a lost connection only counts if
     there is no other.
     """
-    noted = [found for rank in sorted(attempt.logs) if (found := _noted(attempt, rank))]
+    noted = [found for rank in sorted(start.logs) if (found := _noted(start, rank))]
     if noted:
         return min(noted, key=lambda pair: pair[0])[1]
     reported = srun_reported(batch)
-    if reported and reported[0] in attempt.logs:
+    if reported and reported[0] in start.logs:
         rank, how, _ = reported
-        log = attempt.logs[rank]
+        log = start.logs[rank]
         return _told(rank, log) or Failure(rank, how, tuple(tail(log)[-_LAST_LINES:]), log)
     told = []
-    for rank in sorted(attempt.logs)[:_RANKS]:
-        said = _told(rank, attempt.logs[rank])
+    for rank in sorted(start.logs)[:_RANKS]:
+        said = _told(rank, start.logs[rank])
         if said:
-            told.append((bool(_FOLLOWED.search(said.error)), attempt.logs[rank].stat().st_mtime, rank, said))
+            told.append((bool(_FOLLOWED.search(said.error)), start.logs[rank].stat().st_mtime, rank, said))
     return min(told, key=lambda item: item[:3])[3] if told else None
 
 
@@ -138,14 +138,14 @@ def srun_reported(batch: Sequence[str]) -> Reported | None:
     return next((each for each in found if not _ENDED_BY_SRUN.match(each.how)), found[0] if found else None)
 
 
-def _noted(attempt: Attempt, rank: int) -> tuple[float, Failure] | None:
-    path = attempt.folder / f"{attempt.name}_{rank}_error.json"
+def _noted(start: StartLogs, rank: int) -> tuple[float, Failure] | None:
+    path = start.folder / f"{start.name}_{rank}_error.json"
     try:
         note: dict[str, Any] = json.loads(path.read_bytes())
         error = ": ".join(part for part in (note["type"], note["message"]) if part)
         lines = tuple(str(note.get("traceback", "")).rstrip().splitlines()[-_MOST_LINES:])
         kind = str(note["type"]) or "Refused"
-        return float(note["time"]), Failure(rank, _short(error), lines or (error,), attempt.logs[rank], kind)
+        return float(note["time"]), Failure(rank, _short(error), lines or (error,), start.logs[rank], kind)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 

@@ -75,7 +75,7 @@ def read_progress(path: Path, now: float | None = None, tail_size: int = TAIL) -
     lines = _parse(tail)
     starts = [place for place, line in enumerate(lines) if line.get("phase") == STARTING]
     if starts:
-        lines, head = lines[starts[-1] :], b""  # what came before was another attempt
+        lines, head = lines[starts[-1] :], b""  # what came before was another start
     return _progress(lines, _parse(head), time.time() if now is None else now)
 
 

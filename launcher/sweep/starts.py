@@ -1,4 +1,4 @@
-"""What happened to each start of a trial on Slurm: `<trial>/attempts.jsonl`, two lines a start, and who owns the trial.
+"""What happened to each start of a trial on Slurm: `<trial>/starts.jsonl`, two lines a start, and who owns the trial.
 
 A start is named as its logs are, `1234.1`: Slurm's own number of the element, and how often that was requeued. All
 starts that follow from one submission are a chain, in which bounds are counted; `retry` begins another.
@@ -13,6 +13,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from launcher import whole_file
 
 Kind = Literal[
     "done", "preempted", "asked", "requeued", "timeout", "node", "failure", "refused", "cancelled", "replaced"
@@ -40,7 +42,8 @@ GAVE_UP = "gave up: "
 class Start:
     """One start, with its end where that is known."""
 
-    attempt: str
+    name: str
+    """As its logs are named: `1234.1`, Slurm's own number of the element and how often that was requeued."""
     chain: str
     """The element that was submitted, `1230_2`."""
     nodes: str
@@ -72,33 +75,33 @@ def read(trial: Path) -> list[Start]:
     """All starts, oldest first; [] where there is none. A line that a node began and died over is no line."""
     starts: dict[str, dict[str, Any]] = {}
     try:
-        text = (trial / "attempts.jsonl").read_bytes()
+        text = (trial / "starts.jsonl").read_bytes()
     except FileNotFoundError:
         return []
     known = set(Start.__dataclass_fields__)
     for line in text.splitlines():
         try:
-            note = {name: value for name, value in json.loads(line).items() if name in known}
-            starts.setdefault(note["attempt"], {}).update(note)
+            note = {key: value for key, value in json.loads(line).items() if key in known}
+            starts.setdefault(note["name"], {}).update(note)
         except (ValueError, KeyError, AttributeError):
             continue
     return [Start(**note) for note in starts.values() if {"chain", "began", "first_step", "nodes"} <= set(note)]
 
 
 def began(trial: Path, start: Start) -> None:
-    _append(trial, {name: value for name, value in asdict(start).items() if value not in (None, "")})
+    _append(trial, {key: value for key, value in asdict(start).items() if value not in (None, "")})
 
 
-def ended(trial: Path, attempt: str, kind: Kind, why: str, step: int, then: str = "", blamed: str = "") -> None:
+def ended(trial: Path, name: str, kind: Kind, why: str, step: int, then: str = "", blamed: str = "") -> None:
     """Note the end, at this moment, of a start that has begun."""
     now = round(time.time(), 3)
-    note = {"attempt": attempt, "kind": kind, "why": why, "last_step": step, "ended": now, "blamed": blamed}
+    note = {"name": name, "kind": kind, "why": why, "last_step": step, "ended": now, "blamed": blamed}
     _append(trial, {**note, "then": then})
 
 
-def goes_on(trial: Path, attempt: str, then: str) -> None:
+def goes_on(trial: Path, name: str, then: str) -> None:
     """Note what was done about the end of a start."""
-    _append(trial, {"attempt": attempt, "then": then})
+    _append(trial, {"name": name, "then": then})
 
 
 def _append(trial: Path, note: dict[str, Any]) -> None:
@@ -106,7 +109,7 @@ def _append(trial: Path, note: dict[str, Any]) -> None:
 
     A disk that is full takes no note, and is no reason not to go on: the next start asks the accounting instead.
     """
-    path = trial / "attempts.jsonl"
+    path = trial / "starts.jsonl"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
@@ -125,13 +128,11 @@ def _append(trial: Path, note: dict[str, Any]) -> None:
 # -- one start at a time -----------------------------------------------------------------------------------------------
 
 
-def take_over(trial: Path, attempt: str) -> None:
+def take_over(trial: Path, name: str) -> None:
     """From here on the trial is this start's. Ranks of an earlier one, alive on a node that Slurm has lost, read it
     before they write and leave."""
     (trial / "log").mkdir(exist_ok=True)
-    beside = trial / "log" / f".current.{attempt}"
-    beside.write_text(attempt + "\n")
-    os.replace(beside, trial / "log" / "current")
+    whole_file.write_text(trial / "log" / "current", name + "\n")
 
 
 def owner(trial: Path) -> str:

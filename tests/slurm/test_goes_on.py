@@ -13,7 +13,7 @@ from launcher.slurm import client
 from launcher.status.states import Look
 from launcher.submit import actions
 from launcher.sweep import bad_nodes, find, starts
-from launcher.sweep import logs as attempts
+from launcher.sweep import logs as rank_logs
 from launcher.sweep.folder import Sweep
 from tests.slurm.cluster import Cluster
 from tests.slurm.daemon import wait_until
@@ -29,8 +29,8 @@ def running(sweep: Sweep, *numbers: int, start: int = 1) -> Look:
 
     def at_work(number: int) -> bool:
         folder = sweep.trials[number].folder
-        now = [one.attempt for one in starts.read(folder)][start - 1 :]
-        logs = [log for one in attempts.attempts(folder) if [one.name] == now for log in one.logs.values()]
+        now = [one.name for one in starts.read(folder)][start - 1 :]
+        logs = [log for one in rank_logs.by_start(folder) if [one.name] == now for log in one.logs.values()]
         return len(logs) == 2 and all("does" in log.read_text() for log in logs)
 
     return until(sweep, lambda look: all(look.trials[n].state == "RUNNING" and at_work(n) for n in numbers))

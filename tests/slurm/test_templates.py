@@ -100,7 +100,7 @@ def test_the_plain_array_goes_on(desk: Desk, how: str) -> None:
     sweep = Sweep.load(folder)
     first, last = starts.read(sweep.trials[1].folder)
     assert (first.kind, last.first_step) == ("asked", 10)
-    assert (first.attempt.partition(".")[0] == last.attempt.partition(".")[0]) == (how == "--requeue")
+    assert (first.name.partition(".")[0] == last.name.partition(".")[0]) == (how == "--requeue")
     assert len(list(folder.glob("1/log/*_log.out"))) == 4, "two ranks, twice"
     assert [state.state for state in states.look(sweep).trials] == ["RUNNING", "DONE"]
 

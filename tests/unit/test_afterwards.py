@@ -20,7 +20,7 @@ from launcher.sweep import bad_nodes, starts
 from launcher.sweep.starts import Start
 
 ME = Me(element="8_1", attempt="9.0", restarts=0, nodes="node[1-2]", chain="8_1", cluster="lab")
-NOW = Start(attempt="9.0", chain="8_1", nodes="node[1-2]", began=0.0, first_step=0)
+NOW = Start(name="9.0", chain="8_1", nodes="node[1-2]", began=0.0, first_step=0)
 RUNNING = Word("RUNNING", "None", 0, False, "", "", {"EndTime": "2030-01-01T00:00:00"})
 SRUN = "srun: error: node2: task 1: Exited with exit code 1"
 
@@ -203,7 +203,7 @@ def test_of_trials_that_share_a_job_those_that_may_go_on_do(trial: Path, monkeyp
     later = replace(ME, attempt="9.1", restarts=1)
     assert [begin_end.begin(one, later, beside=True) for one in (done, lost)] == [begin_end.DONE, 1]
     starts.take_over(trial, "30.0")
-    starts.began(trial, replace(NOW, attempt="30.0", chain="30_0"))  # of a retry
+    starts.began(trial, replace(NOW, name="30.0", chain="30_0"))  # of a retry
     assert begin_end.begin(trial, later, beside=True) == 1 and starts.owner(trial) == "30.0"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from data_prep.pairs.lengths import Lengths
+from launcher import units
 from launcher.check import cost, pair_lengths, preflight, throughput
 from launcher.check.cost import Way
 from launcher.check.pair_lengths import PairLengths
@@ -142,8 +143,8 @@ def test_words_of_a_cost(trial: Any) -> None:
     assert found is not None
     assert cost.describe(found, None, "").startswith("3.2 k tokens a trial, 0% padding; reference once for all; ")
     said = cost.describe(found, 2.0, "as entered")
-    assert f"{cost.span(cost.seconds(found, 2.0))} a trial" in said and "rank-hours in all (as entered)" in said
-    assert [cost.span(value) for value in (40, 700, 12000)] == ["40 s", "12 min", "3 h 20 min"]
+    assert f"{units.estimate(cost.seconds(found, 2.0))} a trial" in said and "rank-hours in all (as entered)" in said
+    assert [units.estimate(value) for value in (40, 700, 12000)] == ["40 s", "12 min", "3 h 20 min"]
 
 
 def slow_cluster(composed: Any, *overrides: str) -> tuple[Any, list[Any]]:
@@ -159,7 +160,7 @@ def test_a_time_limit_that_is_too_short_is_warned_of(composed: Any, workspace: P
     entered = "cluster.tokens_per_second=1"
     config, (warning,) = slow_cluster(composed, "cluster.time=60", entered)
     needed = cost.estimate(config, None, cost.way(config))
-    assert needed is not None and cost.span(cost.seconds(needed, 1.0)) in warning.why
+    assert needed is not None and units.estimate(cost.seconds(needed, 1.0)) in warning.why
     assert entered in warning.why
     hours = int(warning.remedy.split()[3])
     assert slow_cluster(composed, f"cluster.time={hours}", entered)[1] == []

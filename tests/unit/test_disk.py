@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from launcher import units
 from launcher.check import disk, preflight
 from launcher.check.steps import Plan
 from launcher.compose.trials import TrialConfig
@@ -65,7 +66,7 @@ def test_precision_and_what_is_kept(composed: Any) -> None:
 def test_llama_3_8b_takes_a_gigabyte_a_checkpoint(composed: Any) -> None:
     config, _ = composed("cluster=slurm", "model=llama3_8b", "data=sample")
     found = written(LLAMA3_8B, config)
-    assert disk.size(found.each) == "999 MB" and disk.size(found.total) == "2.1 GB"
+    assert units.size(found.each) == "999 MB" and units.size(found.total) == "2.1 GB"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_llama_3_8b_takes_a_gigabyte_a_checkpoint(composed: Any) -> None:
     [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (123_456_789, "123 MB"), (5e15, "5000 TB")],
 )
 def test_sizes(count: float, text: str) -> None:
-    assert disk.size(count) == text
+    assert units.size(count) == text
 
 
 @pytest.mark.parametrize(("free", "refusals", "warnings"), [(0.5, 1, 0), (1.1, 0, 1), (2.0, 0, 0)])

@@ -11,13 +11,13 @@ from launcher.job.policy import INNOCENT, MOST_INNOCENT, Decision, Ending, decid
 from launcher.sweep.starts import Kind, Start
 
 CLUSTER = {"max_restarts": 3, "max_timeouts": 2, "max_node_failures": 1}
-START = Start(attempt="7.0", chain="7_0", nodes="node[1-2]", began=0.0, first_step=10)
+START = Start(name="7.0", chain="7_0", nodes="node[1-2]", began=0.0, first_step=10)
 
 
 def before(*ends: tuple[Kind, int, int]) -> list[Start]:
     """Ended starts: (how, from which step, to which)."""
     return [
-        replace(START, attempt=f"7.{place}", kind=kind, first_step=first, last_step=last)
+        replace(START, name=f"7.{place}", kind=kind, first_step=first, last_step=last)
         for place, (kind, first, last) in enumerate(ends)
     ]
 

@@ -18,13 +18,13 @@ from launcher.sweep.starts import Kind, Start
 from tests.unit.test_states import ARRAY, accounted, answers, log, make, one, queued
 
 
-def start(sweep: Sweep, attempt: str, kind: Kind | None = None, why: str = "", step: int = 0, then: str = "") -> None:
+def start(sweep: Sweep, name: str, kind: Kind | None = None, why: str = "", step: int = 0, then: str = "") -> None:
     folder = sweep.trials[0].folder
-    log(sweep, 0, name=attempt)
-    begun = Start(attempt=attempt, chain=f"{ARRAY}_0", nodes="node1", began=1.0, first_step=0)
+    log(sweep, 0, name=name)
+    begun = Start(name=name, chain=f"{ARRAY}_0", nodes="node1", began=1.0, first_step=0)
     starts.began(folder, begun)
     if kind:
-        starts.ended(folder, attempt, kind, why, step, then)
+        starts.ended(folder, name, kind, why, step, then)
 
 
 def test_why_it_waits_again(tmp_path: Path) -> None:

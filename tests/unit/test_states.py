@@ -18,10 +18,11 @@ from launcher.slurm import client, reasons
 from launcher.slurm.rows import STATES, AccountRow, QueueRow
 from launcher.status import states
 from launcher.status.states import Answers, Look, TrialState
-from launcher.status.table import cut, table, when
+from launcher.status.table import cut, table
 from launcher.submit import actions
 from launcher.sweep import starts
 from launcher.sweep.folder import Sweep
+from launcher.units import when
 
 ARRAY = 69
 
@@ -130,7 +131,7 @@ def test_of_trials_that_share_a_job(tmp_path: Path) -> None:
     (sweep.folder / "slurm").mkdir()
     (sweep.folder / "slurm" / "0.id").write_text(f"{ARRAY}\n")
     sweep.record_job("slurm", "", [0, 1], script="0.sbatch", name="tune", share=2)
-    start = starts.Start(attempt="69.0", chain="69_0", nodes="n1", began=1.0, first_step=0)
+    start = starts.Start(name="69.0", chain="69_0", nodes="n1", began=1.0, first_step=0)
     for trial, then in enumerate(["gave up: ValueError: no", "requeued"]):
         log(sweep, trial, name="69.0")
         starts.began(sweep.trials[trial].folder, start)

@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from launcher import whole_file
 from launcher.findings import Refused
 from launcher.sweep import metrics, yamltext
-from launcher.sweep.folder import Sweep, clock, labels
+from launcher.sweep.folder import Sweep, labels
+from launcher.units import clock
 from launcher.whole_file import write_json
 
 

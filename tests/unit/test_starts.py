@@ -1,4 +1,4 @@
-"""attempts.jsonl, and who owns a trial."""
+"""starts.jsonl, and who owns a trial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from launcher.sweep import bad_nodes, starts
 from launcher.sweep.starts import Start
 
-FIRST = Start(attempt="9.0", chain="8_1", nodes="node1", began=100.0, first_step=0)
+FIRST = Start(name="9.0", chain="8_1", nodes="node1", began=100.0, first_step=0)
 
 
 def test_starts_and_ends(tmp_path: Path) -> None:
@@ -20,16 +20,16 @@ def test_starts_and_ends(tmp_path: Path) -> None:
     (one,) = starts.read(tmp_path)
     assert one == FIRST and not one.progress
     starts.ended(tmp_path, "9.0", "timeout", "reached its time limit", 40, "requeued")
-    starts.began(tmp_path, Start(attempt="9.1", chain="8_1", nodes="node2", began=200.0, first_step=40))
+    starts.began(tmp_path, Start(name="9.1", chain="8_1", nodes="node2", began=200.0, first_step=40))
     one, two = starts.read(tmp_path)
     assert (one.kind, one.last_step, one.then, one.progress) == ("timeout", 40, "requeued", True)
-    assert (two.attempt, two.kind) == ("9.1", None)
+    assert (two.name, two.kind) == ("9.1", None)
 
 
 def test_a_line_that_was_cut_off_takes_no_other_with_it(tmp_path: Path) -> None:
     starts.began(tmp_path, FIRST)
-    with (tmp_path / "attempts.jsonl").open("a") as file:
-        file.write('{"attempt": "9.0", "kin')
+    with (tmp_path / "starts.jsonl").open("a") as file:
+        file.write('{"name": "9.0", "kin')
     starts.ended(tmp_path, "9.0", "done", "", 3)
     (one,) = starts.read(tmp_path)
     assert one.kind == "done"
