@@ -18,10 +18,11 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_prep.pairs import output, prompt_formats, sources, summary, tokenizer_files  # noqa: E402
-from data_prep.pairs.build import build, recipe  # noqa: E402
-from data_prep.pairs.forms import FORMS  # noqa: E402
+from data_prep.pairs.build import build, check_tokens, preview, recipe  # noqa: E402
+from data_prep.pairs.forms import BY_NAME, FORMS, KEYS, TARGETS  # noqa: E402
+from data_prep.pairs.hub import HH_NAME, HH_REVISION  # noqa: E402
+from data_prep.pairs.pair_filter import Options  # noqa: E402
 from data_prep.pairs.pair_tokens import PairTokenizer  # noqa: E402
-from data_prep.pairs.sieve import Options  # noqa: E402
 from data_prep.pairs.splits import Sizes  # noqa: E402
 from data_prep.progress import Progress  # noqa: E402
 from launcher.findings import Finding, Refused  # noqa: E402
@@ -35,15 +36,22 @@ examples:
   python data_prep/prepare_data.py HuggingFaceH4/ultrafeedback_binarized --splits train_prefs,test_prefs \\
       --tokenizer models/llama3_8b.nemo --prompt-format llama3 --max-tokens 4096 --too-long cut
   python data_prep/prepare_data.py pairs.jsonl.gz --validation 64 --test 64 --skip-bad-lines
+  python data_prep/prepare_data.py pairs.csv --map prompt=question,chosen=good,rejected=bad --preview
 
-forms of a row (--format auto tells them apart by their values):
-  hh        {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}
-  prompt    {"prompt": "...", "chosen": "...", "rejected": "..."}, or chosen_response and rejected_response
-  messages  {"chosen": [{"role": "user", "content": "..."}, ...], "rejected": [...]}, with or without "prompt"
-A "system" text, or a message of that role, is kept.
+Files may be JSON Lines, a JSON array, CSV, TSV, Parquet or Arrow, each also packed with gzip, bzip2, xz or zstd.
+The forms of rows, with the keys by which --form auto recognises them:
+{forms}
+Texts may be messages ({{"role": "user", "content": "..."}}) wherever a form has them. Rewards (chosen_reward and
+rejected_reward, score_chosen and score_rejected, ...) are kept. A "system" text, or a message of that role, is kept.
 
 A second call with nothing changed does nothing. Exit codes: 0 done, 2 bad input (nothing was written), 130 interrupted.
 """
+
+
+def examples() -> str:
+    """EXAMPLES with the table of forms."""
+    lines = [f"  {form.name:<17}{', '.join(form.needs)}" for form in FORMS]
+    return EXAMPLES.format(forms="\n".join(lines))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     made = _Parser(
         prog="prepare_data.py",
         description=(__doc__ or "").partition("\n")[0],
-        epilog=EXAMPLES,
+        epilog=examples(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -81,9 +89,18 @@ def parser() -> argparse.ArgumentParser:
     )
     subset = "of HH-RLHF or a folder, with commas between, or one configuration of another set; default all"
     add("--subset", default="", metavar="NAMES", help=subset)
-    revision = f"of a set of the hub; default main, {sources.HH_REVISION:.12} of {sources.HH_NAME}"
+    revision = f"of a set of the hub; default main, {HH_REVISION:.12} of {HH_NAME}"
     add("--revision", metavar="COMMIT", help=revision)
-    add("--format", choices=sorted(FORMS), default="auto", help="the form of the source's rows; default %(default)s")
+    forms = "the form of the source's rows, see below; default %(default)s, which recognises it"
+    add("--form", choices=("auto", *BY_NAME), default="auto", metavar="NAME", help=forms)
+    maps = f"the keys of {', '.join(TARGETS)} where they have other names, as prompt=question,chosen=answers.0.text"
+    add("--map", type=_mapping, default={}, metavar="NAME=KEY,...", help=maps)
+    which = "of several rejected responses the first (of ranked ones the best), the worst, or all; default %(default)s"
+    add("--rejected", choices=("first", "worst", "all"), default="first", help=which)
+    marked = "prompts that have the markers of a chat format already: refuse them, or keep them as they are"
+    add("--rendered", choices=("refuse", "keep"), default="refuse", help=f"{marked}; default %(default)s")
+    add("--encoding", default="utf-8", metavar="NAME", help="of text files, such as latin-1; default UTF-8 or its mark")
+    add("--preview", action="store_true", help="print the form and the first pair as it would be trained on, and end")
     add("--limit", type=_positive, metavar="N", help="keep no more than N pairs of each of the source's own splits")
     add("--skip-bad-lines", action="store_true", help="count lines that are not pairs, do not refuse them")
     add("--force", action="store_true", help="make the files again, over whatever is there")
@@ -94,6 +111,14 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(text)
+
+
+def _mapping(text: str) -> dict[str, str]:
+    pairs = [word.partition("=") for word in text.split(",")]
+    for target, _, key in pairs:
+        if target not in TARGETS or not key:
+            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=KEY,... with names of {', '.join(TARGETS)}")
+    return {target: key for target, _, key in pairs}
 
 
 def _size(text: str) -> float | int:
@@ -127,28 +152,69 @@ def options_from(args: argparse.Namespace, source: sources.Source) -> Options:
         why = "has to hold both sides of any pair"
         raise Refused([Finding("--pack", str(args.pack), why, f"add --max-tokens {args.pack // 2} or less")])
     sizes = Sizes(validation, test)
-    return Options(args.format, sizes, args.max_tokens, args.too_long, args.limit, args.skip_bad_lines, args.pack)
+    return Options(
+        form=args.form,
+        sizes=sizes,
+        max_tokens=args.max_tokens,
+        too_long=args.too_long,
+        limit=args.limit,
+        skip_bad_lines=args.skip_bad_lines,
+        pack=args.pack,
+        mapping=args.map,
+        rejected=args.rejected,
+        keep_rendered=args.rendered == "keep",
+        encoding=args.encoding,
+    )
 
 
 def prepare(args: argparse.Namespace) -> int:
     """Everything after the command line was read. Raises Refused; nothing is written then."""
-    source = sources.find(args.source, _names(args.subset), args.revision, _names(args.splits))
+    reading = sources.Reading(KEYS | {key.partition(".")[0] for key in args.map.values()}, args.encoding)
+    source = sources.find(args.source, _names(args.subset), args.revision, _names(args.splits), reading)
     folder = args.out or Path("data", source.name)
     options = options_from(args, source)
     files = tokenizer_files.read(args.tokenizer) if args.tokenizer else None
     prompt_format = prompt_formats.choose(args.prompt_format, files)
     tokenizer = PairTokenizer(files) if files else None
+    if args.preview:
+        return _print_preview(source, options, prompt_format, tokenizer)
     wanted = recipe(source, options, prompt_format, tokenizer)
     made = None if args.force or not source.fixed else output.made_from(folder, wanted)
     if made:
         print(f"{folder} is up to date: {summary.counts(made)}; nothing to do (--force makes it again)")
         return 0
     output.check(folder, source.files, args.force)
+    _load(prompt_format, tokenizer)
     with output.Workspace(folder) as work:
         made = build(source, options, prompt_format, tokenizer, work.path, Progress("prepare_data"))
         record = {**wanted, **made}
         work.publish(record)
     print(summary.table(folder, record, args.tokenizer))
+    return 0
+
+
+def _load(prompt_format: prompt_formats.PromptFormat, tokenizer: PairTokenizer | None) -> None:
+    if tokenizer:
+        tokenizer.load()
+        check_tokens(prompt_format, tokenizer)
+
+
+def _print_preview(
+    source: sources.Source,
+    options: Options,
+    prompt_format: prompt_formats.PromptFormat,
+    tokenizer: PairTokenizer | None,
+) -> int:
+    """The first pair, its texts quoted so that blanks and line ends are seen."""
+    _load(prompt_format, tokenizer)
+    form, pair = preview(source, options, prompt_format, tokenizer)
+    if pair is None:
+        raise Refused([Finding("SOURCE", source.name, "none of its first rows makes a pair", "run it to see why")])
+    print(f"{source.name}: rows of the form {form}; the first pair, as it would be trained on:")
+    for key, value in pair.row().items():
+        print(f"  {key:<16} {value!r}")
+    if pair.rewards is None:
+        print("  (the source has no rewards: 1 and 0 are NeMo-Aligner's defaults)")
     return 0
 
 

@@ -1,25 +1,40 @@
-"""Source -> files: sift, divide, write, pack. Rows stream through; memory does not depend on how many there are."""
+"""Source -> files: filter, divide, write, pack. Rows stream through; memory does not depend on how many there are."""
 
 from __future__ import annotations
 
-import struct
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data_prep.pairs import jsonl, packed, splits
-from data_prep.pairs.conversation import Drop, Mend
+from data_prep.pairs.conversation import Drop, Pair, Repair
 from data_prep.pairs.lengths import Lengths
+from data_prep.pairs.pair_filter import LOOK_AT, Options, PairFilter
 from data_prep.pairs.pair_tokens import PairTokenizer
 from data_prep.pairs.prompt_formats import Llama3, PromptFormat
-from data_prep.pairs.sieve import Options, Sieve
 from data_prep.pairs.sources import Source
+from data_prep.pairs.spill_file import SpillFile
 from data_prep.progress import Progress
 from launcher.findings import Finding, Refused
 
 #: Raised when the same source and options should give other files.
-RULES = 2
+RULES = 3
+
+#: What to do where a reason has dropped all rows.
+_REMEDIES = {
+    Drop.NO_PROMPT: "name the prompt's key with --map prompt=KEY; where both texts begin with it, --form implicit"
+    " takes what they share for the prompt",
+    Drop.TURN_ORDER: "check that the turns alternate and begin with the user's; --preview shows the first pair",
+    Drop.TOOLS: "NeMo-Aligner's DPO has no tools: only rows without them can be used",
+    Drop.ROLE: "rename the roles, or leave such messages out",
+    Drop.TIE: "only rows in which one response is preferred make a pair",
+    Drop.TOO_LONG: "raise --max-tokens, or add --too-long cut",
+    Drop.TOKENS_MERGE: "use another --prompt-format",
+    Drop.TEMPLATE: "use --prompt-format llama3 or hh",
+}
 
 
 def recipe(
@@ -36,6 +51,22 @@ def recipe(
     }
 
 
+def preview(
+    source: Source, options: Options, prompt_format: PromptFormat, tokenizer: PairTokenizer | None
+) -> tuple[str, Pair | None]:
+    """(names of the forms that the first rows have, the first pair as it will be trained on). Raises Refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        pair_filter = PairFilter(options, prompt_format, tokenizer, Path(folder))
+        try:
+            for open_pool in source.pools.values():
+                first = next(pair_filter.kept(islice(open_pool(lambda share: None), LOOK_AT)), None)
+                if first is not None:
+                    return pair_filter.rows.recognised.most_common(1)[0][0], first[0]
+        finally:
+            pair_filter.close()
+    return "none", None
+
+
 def build(
     source: Source,
     options: Options,
@@ -44,33 +75,33 @@ def build(
     folder: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write the files into `folder` and return what dataset.json says of them.
+    """Write the files into `folder` and return what dataset.json says about them; `tokenizer` is loaded.
 
     Raises Refused for a bad line (unless they are skipped) and where a split would be empty or short.
     """
-    if tokenizer:
-        tokenizer.load()
-        _check_tokens(prompt_format, tokenizer)
-    sieve = Sieve(options, prompt_format, tokenizer, folder)
+    pair_filter = PairFilter(options, prompt_format, tokenizer, folder)
     outputs = [Output(folder / f"{name}.jsonl") for name in splits.NAMES]
     try:
         for pool, open_pool in source.pools.items():
             with progress.phase(f"reading {source.name}" + ("" if pool == "all" else f", {pool.replace('_', ' ')}")):
 
                 def at(share: float) -> None:
-                    progress.detail = f"{share:.0%}, {sieve.read:,} rows"
+                    progress.detail = f"{share:.0%}, {pair_filter.read:,} rows"
 
-                _divide(pool, sieve.kept(open_pool(at)), options.sizes, outputs, sieve, folder)
+                kept = _announced(pair_filter.kept(open_pool(at)), pair_filter, progress)
+                _divide(pool, kept, options.sizes, outputs, pair_filter, folder)
     finally:
         files = {f"{name}.jsonl": output.writer.close() for name, output in zip(splits.NAMES, outputs, strict=True)}
-        sieve.close()
+        pair_filter.close()
     rows = {name: output.writer.rows for name, output in zip(splits.NAMES, outputs, strict=True)}
-    _check_rows(rows, options.sizes, sieve)
+    _check_rows(rows, options.sizes, pair_filter)
     made: dict[str, Any] = {
-        "rows_read": sieve.read,
+        "rows_read": pair_filter.read,
+        "forms": dict(pair_filter.rows.recognised),
         "rows": rows,
-        "dropped": {reason.value: sieve.dropped[reason] for reason in Drop if sieve.dropped[reason]},
-        "mended": {mend.value: sieve.mended[mend] for mend in Mend if sieve.mended[mend]},
+        "rewarded_rows": {name: output.rewarded for name, output in zip(splits.NAMES, outputs, strict=True)},
+        "dropped": {reason.value: pair_filter.dropped[reason] for reason in Drop if pair_filter.dropped[reason]},
+        "repaired": {repair.value: pair_filter.repaired[repair] for repair in Repair if pair_filter.repaired[repair]},
         "files": files,
         "lengths": {
             "of": "prompt + the longer response",
@@ -78,6 +109,8 @@ def build(
             **{name: output.lengths.facts() for name, output in zip(splits.NAMES, outputs, strict=True)},
         },
     }
+    if pair_filter.rows.several:
+        made["several_rejected"] = {"rows": pair_filter.rows.several, "further_pairs": pair_filter.extra}
     if options.pack and tokenizer:
         made["packed"] = {"size": options.pack}
         for name in splits.NAMES:
@@ -92,81 +125,57 @@ def build(
     return made
 
 
+def _announced(
+    kept: Iterator[tuple[Pair, int]], pair_filter: PairFilter, progress: Progress
+) -> Iterator[tuple[Pair, int]]:
+    """The same pairs; at the first one the form that was recognised is reported."""
+    first = next(kept, None)
+    if first is not None:
+        progress.say(f"the rows have the form {pair_filter.rows.recognised.most_common(1)[0][0]}")
+        yield first
+    yield from kept
+
+
 class Output:
-    """One of the files in the making."""
+    """One of the files in the making. `rewarded` counts the pairs that have rewards of their own."""
 
     def __init__(self, path: Path) -> None:
         self.writer = jsonl.Writer(path)
         self.lengths = Lengths()
+        self.rewarded = 0
 
-    def add(self, line: bytes, length: int) -> None:
+    def add(self, line: bytes, length: int, rewarded: bool) -> None:
         self.writer.write(line)
         self.lengths.add(length)
+        self.rewarded += rewarded
 
 
 def _divide(
-    pool: str, kept: Iterator[Any], sizes: splits.Sizes, outputs: list[Output], sieve: Sieve, folder: Path
+    pool: str,
+    kept: Iterator[tuple[Pair, int]],
+    sizes: splits.Sizes,
+    outputs: list[Output],
+    pair_filter: PairFilter,
+    folder: Path,
 ) -> None:
-    """Each row into the file of its split, in the order of the source."""
+    """Each pair into the file of its split, in the order of the source."""
     if not splits.by_number(pool, sizes):
         for pair, length in kept:
-            outputs[splits.place(pool, pair.opening_hash(), sizes)].add(jsonl.encode(pair.row()), length)
+            output = outputs[splits.place(pool, pair.opening_hash(), sizes)]
+            output.add(jsonl.encode(pair.row()), length, pair.rewards is not None)
         return
-    with Aside(folder) as aside:
+    with SpillFile(folder) as spilled:
         for pair, length in kept:
-            aside.put(pair.opening_hash(), length, jsonl.encode(pair.row()))
-        places = splits.deal(pool, aside, sizes)
-        for place, length, line in zip(places, aside.lengths(), aside.lines(), strict=True):
+            spilled.put(pair, length)
+        for place, row in zip(splits.deal(pool, spilled, sizes), spilled.rows(), strict=True):
             if place == splits.UNUSED:
-                sieve.dropped[Drop.NOT_ASKED_FOR] += 1
+                pair_filter.dropped[Drop.NOT_ASKED_FOR] += 1
             else:
-                outputs[place].add(line, length)
+                outputs[place].add(*row)
 
 
-class Aside:
-    """Rows put aside on the disk until all are known; iterating gives the hashes of their openings."""
-
-    _NUMBERS = struct.Struct("<QI")
-
-    def __init__(self, folder: Path) -> None:
-        self._paths = (folder / ".aside.jsonl", folder / ".aside.numbers")
-        self._rows = 0
-
-    def __enter__(self) -> Aside:
-        self._lines, self._numbers = (path.open("w+b") for path in self._paths)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for file, path in zip((self._lines, self._numbers), self._paths, strict=True):
-            file.close()
-            path.unlink(missing_ok=True)
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __iter__(self) -> Iterator[int]:
-        return (opening for opening, _ in self._read())
-
-    def put(self, opening: int, length: int, line: bytes) -> None:
-        self._lines.write(line)
-        self._numbers.write(self._NUMBERS.pack(opening, length))
-        self._rows += 1
-
-    def lengths(self) -> Iterator[int]:
-        return (length for _, length in self._read())
-
-    def lines(self) -> Iterator[bytes]:
-        self._lines.seek(0)
-        yield from self._lines
-
-    def _read(self) -> Iterator[tuple[int, int]]:
-        self._numbers.flush()
-        with self._paths[1].open("rb") as file:  # of its own: it is read twice at a time
-            while block := file.read(self._NUMBERS.size << 12):
-                yield from self._NUMBERS.iter_unpack(block)
-
-
-def _check_tokens(prompt_format: PromptFormat, tokenizer: PairTokenizer) -> None:
+def check_tokens(prompt_format: PromptFormat, tokenizer: PairTokenizer) -> None:
+    """Raises Refused where the tokenizer, which is loaded, lacks a token that the format writes."""
     if not isinstance(prompt_format, Llama3):
         return
     missing = [token for token in prompt_format.TOKENS if tokenizer.token_id(token) is None]
@@ -176,18 +185,20 @@ def _check_tokens(prompt_format: PromptFormat, tokenizer: PairTokenizer) -> None
         raise Refused([Finding("--tokenizer", str(tokenizer.files.path), why, remedy)])
 
 
-def _check_rows(rows: dict[str, int], sizes: splits.Sizes, sieve: Sieve) -> None:
+def _check_rows(rows: dict[str, int], sizes: splits.Sizes, pair_filter: PairFilter) -> None:
     total = sum(rows.values())
     if not total:
-        reasons = ", ".join(f"{count} {reason.value}" for reason, count in sieve.dropped.most_common()) or "it is empty"
-        raise Refused([Finding("SOURCE", "", f"no pairs left of {sieve.read} rows read ({reasons})", "check the file")])
-    found = []
+        drops = pair_filter.dropped.most_common()
+        reasons = ", ".join(f"{count} {reason.value}" for reason, count in drops) or "it is empty"
+        remedy = _REMEDIES.get(drops[0][0], "check the file") if drops else "check the file"
+        raise Refused([Finding("SOURCE", "", f"no pairs left of {pair_filter.read} rows read ({reasons})", remedy)])
+    short = []
     for name in splits.NAMES:
-        asked = getattr(sizes, name, 1)
-        needed = asked if isinstance(asked, int) else 1
+        size = getattr(sizes, name, 1)
+        needed = size if isinstance(size, int) else 1
         if rows[name] < needed:
             why = f"gets {rows[name]} rows where {needed} are needed, of {total} pairs"
             remedy = "give more pairs, or other --validation and --test (a share or a number of rows)"
-            found.append(Finding(f"{name}.jsonl", "", why, remedy))
-    if found:
-        raise Refused(found)
+            short.append(Finding(f"{name}.jsonl", "", why, remedy))
+    if short:
+        raise Refused(short)

@@ -1,30 +1,33 @@
-"""What every row of a source is turned into: a Talk, then a Pair, or the reason why there is none.
+"""The stages of a row: a Conversation (what was said), then a Pair (as it is trained on), or the reason to drop it.
 
-A Talk is what was said, free of any writing; a Pair is how NeMo-Aligner's DPO reads it. Between them stands a prompt
-format (see prompt_formats), before them the form of the source (see forms).
+`forms` reads a row into a Conversation, `prompt_formats` writes a Conversation as a Pair.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
 class Drop(str, Enum):
-    """Why a row of the source is not in the output. The value is what dataset.json and the summary call it."""
+    """Why a row of the source is not in the output. The value is its name in dataset.json and in the summary."""
 
     NOT_JSON = "not JSON"
     WRONG_KEYS = "missing or wrong keys"
     NOT_TEXT = "not encodable as UTF-8"
     CONTROL = "control characters"
     ROLE = "a role other than system, user, assistant"
+    TOOLS = "tools or tool calls"
+    NO_PROMPT = "no prompt"
     TURN_ORDER = "broken turn order"
     EMPTY_TURN = "empty turn in the prompt"
     PROMPTS_DIFFER = "prompts differ"
     EMPTY_RESPONSE = "empty response"
     EQUAL_RESPONSES = "equal responses"
+    TIE = "no response is preferred"
+    RENDERED = "prompt is rendered already"
     MARKER = "a marker of the format inside a text"
     TEMPLATE = "not as the chat template wants it"
     DUPLICATE = "duplicate"
@@ -34,26 +37,40 @@ class Drop(str, Enum):
     NOT_ASKED_FOR = "beyond the number asked for"
 
 
-class Mend(str, Enum):
-    """What was changed of a row so that it could be kept; counted like the drops."""
+class Repair(str, Enum):
+    """What was changed in a row so that it could be kept; counted like the drops."""
 
     BORDER = "border moved to where tokens end"
     CUT = "oldest turns cut off"
 
 
 class BadRow(ValueError):
-    """A row that is not of the source's form (a key missing, not a string): the file is probably another one."""
+    """A row that is not of the source's form: a key is missing, or its value is of another type.
+
+    `remedy` is what to do about it, where there is more to say than to correct the line.
+    """
+
+    drop = Drop.WRONG_KEYS
+
+    def __init__(self, why: str, remedy: str = "") -> None:
+        super().__init__(why)
+        self.remedy = remedy
 
 
-#: Bytes that no text has use for: C0 but for tab and line ends, and DEL.
+#: Bytes that no text has a use for: C0 except tab and line ends, and DEL.
 _CONTROL = bytes(code for code in (*range(32), 127) if code not in b"\t\n\r")
+
+#: (of the chosen, of the rejected response)
+Rewards = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Talk:
-    """`turns` are those of the prompt, the human's first and last, so their number is odd; all texts are stripped.
+class Conversation:
+    """`turns` are the prompt's: the human has the first and the last, so their number is odd. All texts are stripped.
 
-    `text` is the prompt as it stands in a source of HH's form, which the HH format then keeps to the letter.
+    `text` is the prompt as the source has it, where a format is to keep it to the letter: in HH's form, or `rendered`
+    with the markers of some chat format (then the responses are the source's to the letter too).
+    `rewards` are None where the source has none.
     """
 
     turns: tuple[str, ...]
@@ -61,16 +78,25 @@ class Talk:
     rejected: str
     system: str = ""
     text: str | None = None
+    rewards: Rewards | None = None
+    rendered: bool = False
 
-    def later(self) -> Talk | None:
-        """The talk without its oldest exchange (question and answer); the system prompt stays. None if it has one."""
-        if len(self.turns) < 3:
+    def without_oldest_exchange(self) -> Conversation | None:
+        """Without the oldest question and answer; the system prompt stays. None if there is only one question."""
+        if len(self.turns) < 3 or self.rendered:
             return None
-        return Talk(self.turns[2:], self.chosen, self.rejected, self.system)
+        return replace(self, turns=self.turns[2:], text=None)
 
 
-def talk(turns: Sequence[str], chosen: str, rejected: str, system: str = "", text: str | None = None) -> Talk | Drop:
-    """A Talk of stripped texts in an order that was checked, or what is wrong with the texts."""
+def make_conversation(
+    turns: Sequence[str],
+    chosen: str,
+    rejected: str,
+    system: str = "",
+    text: str | None = None,
+    rewards: Rewards | None = None,
+) -> Conversation | Drop:
+    """A Conversation of stripped texts whose order was checked, or what is wrong with the texts."""
     if not all(turns):
         return Drop.EMPTY_TURN
     if not chosen or not rejected:
@@ -83,35 +109,34 @@ def talk(turns: Sequence[str], chosen: str, rejected: str, system: str = "", tex
         return Drop.NOT_TEXT
     if len(data.translate(None, _CONTROL)) != len(data):
         return Drop.CONTROL
-    return Talk(tuple(turns), chosen, rejected, system, text)
+    return Conversation(tuple(turns), chosen, rejected, system, text, rewards)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference pair as NeMo-Aligner's DPO wants it: no token may cross from prompt to response.
+    """One preference pair as NeMo-Aligner's DPO reads it: no token may cross from prompt to response.
 
-    `opening` is the first thing the human said; it decides the split. Rewards are only used by the RPO losses; 1 and 0
-    are NeMo-Aligner's own defaults.
+    `opening` is the first thing the human said; it decides the split. Only the RPO losses use rewards.
     """
 
     prompt: str
     chosen_response: str
     rejected_response: str
     opening: str
-    chosen_reward: float = 1.0
-    rejected_reward: float = 0.0
+    rewards: Rewards | None = None
 
     def row(self) -> dict[str, str | float]:
-        """The five keys NeMo-Aligner reads."""
+        """The five keys that NeMo-Aligner reads; where there are no rewards its own defaults, 1 and 0."""
+        chosen_reward, rejected_reward = self.rewards or (1.0, 0.0)
         return {
             "prompt": self.prompt,
             "chosen_response": self.chosen_response,
             "rejected_response": self.rejected_response,
-            "chosen_reward": self.chosen_reward,
-            "rejected_reward": self.rejected_reward,
+            "chosen_reward": chosen_reward,
+            "rejected_reward": rejected_reward,
         }
 
-    def moved(self, characters: int) -> Pair:
+    def with_border_moved(self, characters: int) -> Pair:
         """The same texts with the border that many characters further left.
 
         Both responses then begin alike. That part has the same log-probability on both sides, under the policy and
@@ -119,8 +144,12 @@ class Pair:
         """
         at = len(self.prompt) - characters
         part = self.prompt[at:]
-        chosen, rejected = part + self.chosen_response, part + self.rejected_response
-        return Pair(self.prompt[:at], chosen, rejected, self.opening, self.chosen_reward, self.rejected_reward)
+        return replace(
+            self,
+            prompt=self.prompt[:at],
+            chosen_response=part + self.chosen_response,
+            rejected_response=part + self.rejected_response,
+        )
 
     def longer_side(self) -> int:
         """Characters of prompt + the longer response."""
@@ -139,7 +168,7 @@ class Pair:
 def hash64(*texts: str) -> int:
     """A 64-bit hash that is the same on every machine and in every process (unlike `hash`).
 
-    Raises UnicodeEncodeError for text with half a surrogate pair, which `talk` lets through to nobody.
+    Raises UnicodeEncodeError for text with half a surrogate pair; `make_conversation` drops such rows.
     """
     digest = hashlib.blake2b(digest_size=8)
     for text in texts:

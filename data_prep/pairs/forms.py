@@ -1,145 +1,222 @@
-"""The forms in which sources write preference pairs: a row -> a Talk, or the reason to drop it.
-
-hh        {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}, whole conversations (see hh_format)
-prompt    {"prompt": ..., "chosen": ..., "rejected": ...}, the prompt a question or a conversation in HH's form, the
-          others responses; also with NeMo-Aligner's own keys chosen_response and rejected_response
-messages  {"chosen": [{"role": "user", "content": ...}, ...], "rejected": ...}, whole conversations (UltraFeedback), or
-          responses to a "prompt" that is a list too; "from" and "value" (ShareGPT) are taken as well
-
-A text under "system" is the system prompt of a row that brings none along. Other keys are ignored.
-"""
+"""The forms that sources have rows in. A form is one entry of FORMS: which keys it needs, and what to make of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from itertools import cycle
-from typing import TypeVar
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
-from data_prep.pairs import hh_format
-from data_prep.pairs.conversation import BadRow, Drop, Talk, talk
-
-_ROLES = {name: "user" for name in ("user", "human", "prompter")}
-_ROLES |= {name: "assistant" for name in ("assistant", "gpt", "bot", "model", "chatgpt")}
-_ROLES["system"] = "system"
-
-#: All the keys that a form may need: of a table only these columns are read.
-KEYS = ("prompt", "system", "chosen", "rejected", "chosen_response", "rejected_response")
-
-_Kind = TypeVar("_Kind", str, list[object])
-
-#: (role, stripped text), the system prompt among them if there is one
-_Turns = list[tuple[str, str]]
+from data_prep.pairs import form_readers as read
+from data_prep.pairs.conversation import BadRow, Conversation, Drop
+from data_prep.pairs.form_readers import REWARDS, Row, number
+from data_prep.pairs.preference import conversations, is_conversation
 
 
-def auto(row: Mapping[str, object]) -> Talk | Drop:
-    """By the types of the row's values; each row for itself, so that a file may mix the forms."""
-    chosen = row.get("chosen")
-    if isinstance(chosen, list):
-        return messages(row)
-    if row.get("prompt") is None or _is_conversation(chosen):
-        return hh_format.to_talk(row)
-    return prompt(row)
+@dataclass(frozen=True)
+class Form:
+    """A row has the form if all keys of `needs` have a value and it `fits`; `read` makes a Preference of it."""
+
+    name: str
+    needs: tuple[str, ...]
+    read: read.Read
+    fits: Callable[[Row], bool] = lambda row: True
+    optional: tuple[str, ...] = ()
 
 
-def prompt(row: Mapping[str, object]) -> Talk | Drop:
-    """Prompt and two responses, all text. Raises BadRow."""
-    given = _field(row, "prompt", str)
-    chosen, rejected = (_field(row, key, str) for key in _response_keys(row))
-    turns = [turn.text for turn in _asked(given)]
-    if not turns:
-        return Drop.TURN_ORDER if hh_format.read_turns(hh_format.as_text(given)) else Drop.EMPTY_TURN
-    return talk(turns, chosen.strip(), rejected.strip(), hh_format.system_of(row))
+_ALPACA = ("input", "history")
+#: In the order in which they are tried.
+FORMS = (
+    Form(
+        "messages",
+        ("chosen", "rejected"),
+        read.messages,
+        lambda row: isinstance(row["chosen"], list),
+        ("prompt", "conversations", "messages", "context"),
+    ),
+    Form("hh", ("chosen", "rejected"), read.whole_texts, lambda row: is_conversation(row["chosen"])),
+    Form("sharegpt", ("conversations", "chosen", "rejected"), read.columns("conversations")),
+    Form("prompt", ("prompt", "chosen", "rejected"), read.columns("prompt")),
+    Form("chat", ("messages", "chosen", "rejected"), read.columns("messages")),
+    Form("orca", ("question", "chosen", "rejected"), read.columns("question")),
+    Form(
+        "alpaca",
+        ("instruction", "chosen", "rejected"),
+        read.columns(read.alpaca_prompt),
+        optional=_ALPACA,
+    ),
+    Form("input", ("input", "chosen", "rejected"), read.columns("input")),
+    Form("context", ("context", "chosen", "rejected"), read.columns("context")),
+    Form(
+        "nemo_aligner",
+        ("prompt", "chosen_response", "rejected_response"),
+        read.columns("prompt", "chosen_response", "rejected_response"),
+    ),
+    Form(
+        "argilla",
+        ("instruction", "chosen_response", "rejected_response"),
+        read.columns(read.alpaca_prompt, "chosen_response", "rejected_response"),
+        optional=_ALPACA,
+    ),
+    Form("swift", ("messages", "rejected_response"), read.swift),
+    Form("swift_messages", ("messages", "rejected_messages"), read.columns(None, "messages", "rejected_messages")),
+    Form(
+        "torchtune",
+        ("chosen_conversations", "rejected_conversations"),
+        read.columns(None, "chosen_conversations", "rejected_conversations"),
+    ),
+    Form(
+        "comparison",
+        ("instruction", "output"),
+        read.answers_in_a_list("output", read.alpaca_prompt),
+        lambda row: isinstance(row["output"], list),
+        _ALPACA,
+    ),
+    Form(
+        "question_answers",
+        ("question", "answer"),
+        read.answers_in_a_list("answer", lambda row: row["question"]),
+        lambda row: isinstance(row["answer"], list),
+    ),
+    Form("openai", ("input", "preferred_output", "non_preferred_output"), read.openai),
+    Form(
+        "shp",
+        ("history", "human_ref_A", "human_ref_B", "labels"),
+        read.two_responses("history", "human_ref_A", "human_ref_B", read.label("labels", {1.0: -1, 0.0: 1})),
+    ),
+    Form(
+        "helpsteer2",
+        ("prompt", "response_1", "response_2", "preference_strength"),
+        read.two_responses("prompt", "response_1", "response_2", lambda row: number(row["preference_strength"])),
+    ),
+    Form(
+        "helpsteer3",
+        ("context", "response1", "response2", "overall_preference"),
+        read.two_responses("context", "response1", "response2", lambda row: number(row["overall_preference"])),
+    ),
+    Form(
+        "stack_exchange", ("question", "response_j", "response_k"), read.columns("question", "response_j", "response_k")
+    ),
+    Form(
+        "saferlhf",
+        ("prompt", "response_0", "response_1", "better_response_id"),
+        read.two_responses("prompt", "response_0", "response_1", read.label("better_response_id", {0.0: -1, 1.0: 1})),
+    ),
+    Form("arena", ("conversation_a", "conversation_b", "winner"), read.arena),
+    Form("nemo_rl", ("context", "completions"), read.nemo_rl),
+    Form("ultrafeedback", ("instruction", "completions"), read.ultrafeedback),
+    Form("nectar", ("prompt", "answers"), read.nectar),
+    Form("summaries", ("info", "summaries", "choice"), read.summaries),
+    Form("implicit", ("chosen", "rejected"), read.implicit),
+)
 
 
-def messages(row: Mapping[str, object]) -> Talk | Drop:
-    """Lists of messages. Raises BadRow."""
-    sides = []
-    for key in _response_keys(row):
-        turns = _read(_field(row, key, list), key)
-        if isinstance(turns, list) and turns and turns[0][0] == "assistant":  # a response alone
-            before = _before(row)
-            turns = [*before, *turns] if isinstance(before, list) else before
-        if isinstance(turns, Drop):
-            return turns
-        sides.append(turns)
-    system = ""
-    if sides[0] and sides[0][0][0] == "system":
-        system = sides[0][0][1]
-    chosen, rejected = ([turn for turn in side[:1] if turn[0] != "system"] + side[1:] for side in sides)
-    if not _in_order(chosen) or not _in_order(rejected):
-        return Drop.TURN_ORDER
-    if sides[0][:-1] != sides[1][:-1]:
-        return Drop.PROMPTS_DIFFER
-    return talk([text for _, text in chosen[:-1]], chosen[-1][1], rejected[-1][1], system or hh_format.system_of(row))
+BY_NAME = {form.name: form for form in FORMS}
+#: What --map gives other names to; without a key of its own, a prompt stands inside the responses.
+TARGETS = ("prompt", "chosen", "rejected", "system", "chosen_reward", "rejected_reward")
+_NOT_MAPPED = frozenset((*TARGETS, *(key for pair in REWARDS for key in pair)))
+#: All keys that some form reads: of a table only these columns are read.
+KEYS = frozenset(
+    [key for form in FORMS for key in (*form.needs, *form.optional)]
+    + [key for pair in REWARDS for key in pair]
+    + ["system", "system_prompt", "tools"]
+)
 
 
-#: What --format names: row -> Talk or Drop, raising BadRow.
-FORMS: dict[str, Callable[[Mapping[str, object]], Talk | Drop]] = {
-    "auto": auto,
-    "hh": hh_format.to_talk,
-    "prompt": prompt,
-    "messages": messages,
-}
+@functools.lru_cache(maxsize=1024)
+def _candidates(keys: tuple[str, ...]) -> tuple[Form, ...]:
+    """The forms whose keys are all there; a whole text without a prompt has the form of HH or of none."""
+    return tuple(form for form in FORMS[:-1] if all(key in keys for key in form.needs))
 
 
-def _response_keys(row: Mapping[str, object]) -> tuple[str, str]:
-    ends = "_response" if "chosen" not in row and "chosen_response" in row else ""
-    return f"chosen{ends}", f"rejected{ends}"
+def recognise(row: Row) -> Form:
+    """The form of a row. Raises BadRow where it has none."""
+    keys = tuple(key for key, value in row.items() if value is not None)
+    for form in _candidates(keys):
+        if form.fits(row):
+            return form
+    if "chosen" in keys and "rejected" in keys:
+        return BY_NAME["hh"]
+    raise UnknownForm(_what_is_missing(keys), _remedy(keys))
 
 
-def _field(row: Mapping[str, object], key: str, kind: type[_Kind]) -> _Kind:
-    value = row.get(key)
-    if isinstance(value, kind):
-        return value
-    wanted = "text" if kind is str else "a list of messages"
-    raise BadRow(f"{key!r} is {type(value).__name__}, not {wanted}" if key in row else f"there is no key {key!r}")
+#: Keys of sets that hold no pairs, and what they hold.
+_NO_PAIRS = (
+    (("completion", "label"), "one response a row with a label (KTO's form)"),
+    (("messages",), "one conversation a row (a set for supervised tuning)"),
+    (("prompt", "completion"), "one response a row (a set for supervised tuning)"),
+    (("instruction", "output"), "one response a row (a set for supervised tuning)"),
+)
 
 
-def _is_conversation(value: object) -> bool:
-    if not isinstance(value, str):
-        return False
-    text = hh_format.as_text(value)
-    return text.startswith("\n\nHuman:") and "\n\nAssistant:" in text
+def _what_is_missing(keys: tuple[str, ...]) -> str:
+    """The first missing key of the form that the keys come nearest to."""
+    held = next((what for some, what in _NO_PAIRS if all(key in keys for key in some)), None)
+    if held and "rejected" not in keys:
+        return f"there is no rejected response, but {held}"
+    nearest = max(FORMS[1:], key=lambda form: (sum(key in keys for key in form.needs), -len(form.needs)))
+    missing = next((key for key in nearest.needs if key not in keys), "chosen")
+    return f"there is no key {missing!r}"
 
 
-def _asked(given: str) -> list[hh_format.Turn]:
-    """The turns of a prompt: a conversation in HH's form that waits for its answer, or else one question."""
-    turns = hh_format.read_turns(hh_format.as_text(given))
-    if turns and turns[-1].role == "Assistant" and not turns[-1].text and hh_format.in_order(turns):
-        return turns[:-1]
-    if turns and hh_format.in_order([*turns, hh_format.Turn("Assistant", "", 0, 0)]):
-        return turns
-    question = given.strip()
-    return [hh_format.Turn("Human", question, 0, 0)] if question and not turns else []
+def _remedy(keys: tuple[str, ...]) -> str:
+    """What to do about a set whose rows have no form that is known: the nearest forms, and --map."""
+    shared = {form: sum(key in keys for key in form.needs) for form in FORMS[1:-1]}
+    near = sorted((form for form in shared if shared[form]), key=lambda form: (-shared[form], len(form.needs)))[:3]
+    known = "; ".join(f"{form.name} has {', '.join(form.needs)}" for form in near)
+    remedy = "name the columns with --map prompt=KEY,chosen=KEY,rejected=KEY"
+    return f"{remedy} (of the known forms, {known})" if near else f"{remedy}; --help lists the known forms"
 
 
-def _before(row: Mapping[str, object]) -> _Turns | Drop:
-    """What the responses answer: messages or a text under "prompt"."""
-    given = row.get("prompt")
-    if isinstance(given, str):
-        return [(role, turn.text) for role, turn in zip(cycle(("user", "assistant")), _asked(given), strict=False)]
-    return _read(_field(row, "prompt", list), "prompt")
+class UnknownForm(BadRow):
+    """A row whose keys are those of no form."""
 
 
-def _read(found: list[object], key: str) -> _Turns | Drop:
-    turns: _Turns = []
-    for number, message in enumerate(found):
-        where = f"{key}[{number}]"
-        if not isinstance(message, Mapping):
-            raise BadRow(f"{where} is {type(message).__name__}, not a message")
-        role, text = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        if not isinstance(role, str) or not isinstance(text, str):
-            what = "role" if not isinstance(role, str) else "content"
-            raise BadRow(f"{where} has no text under {what!r}")
-        known = _ROLES.get(role.strip().lower())
-        if known is None:
-            return Drop.ROLE
-        if known == "system" and number:
-            return Drop.TURN_ORDER
-        turns.append((known, text.strip()))
-    return turns
+class RowReader:
+    """Reads rows of one form, or of whichever form each has; `mapping` is {one of TARGETS: path of keys with dots}.
+
+    `recognised` counts the rows by form, `several` those with several rejected responses.
+    """
+
+    def __init__(
+        self,
+        form: str = "auto",
+        mapping: Mapping[str, str] | None = None,
+        rejected: str = "first",
+        keep_rendered: bool = False,
+    ) -> None:
+        self.recognised: Counter[str] = Counter()
+        self.several = 0
+        self._form = None if form == "auto" else BY_NAME[form]
+        self._mapping = {target: path.split(".") for target, path in (mapping or {}).items()}
+        self._rejected, self._keep_rendered = rejected, keep_rendered
+
+    def read(self, row: Row) -> Iterator[Conversation | Drop]:
+        """What is in a row: one Conversation, or several where it has several rejected responses. Raises BadRow."""
+        if row.get("tools") not in (None, "", "[]", []):
+            yield Drop.TOOLS
+            return
+        if self._mapping:
+            kept = {key: value for key, value in row.items() if key in _NOT_MAPPED}
+            row = {**kept, **{target: _at(row, path) for target, path in self._mapping.items()}}
+        form = self._form or recognise(row)
+        found = form.read(row)
+        self.recognised[form.name] += 1
+        if isinstance(found, Drop):
+            yield found
+        else:
+            self.several += len(found.rejected) > 1
+            yield from conversations(found, self._rejected, self._keep_rendered)
 
 
-def _in_order(turns: _Turns) -> bool:
-    roles = [role for role, _ in turns]
-    return bool(roles) and roles == ["user", "assistant"] * (len(roles) // 2)
+def _at(row: Row, path: list[str]) -> object:
+    """The value under a path of keys, and of numbers of items of lists. Raises BadRow."""
+    value: object = row
+    for at, key in enumerate(path):
+        if isinstance(value, Mapping) and key in value:
+            value = value[key]
+        elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            raise BadRow(f"there is no {key!r} in {'.'.join(path[:at]) or 'the row'}, which --map names")
+    return value

@@ -12,10 +12,9 @@ these characters too, and a prompt cut there would leave half a sentence as the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from data_prep.pairs.conversation import BadRow, Drop, Pair, Talk, talk
+from data_prep.pairs.conversation import Conversation, Drop, Pair, Rewards, make_conversation
 
 MARK = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = ("Human", "Assistant")
@@ -42,12 +41,9 @@ def read_turns(text: str) -> list[Turn]:
     ]
 
 
-def to_talk(row: Mapping[str, object]) -> Talk | Drop:
-    """A row with the whole conversations `chosen` and `rejected` -> a Talk, or the reason to drop it.
-
-    Other keys are ignored. Raises BadRow where a key is missing or is not a string.
-    """
-    chosen, rejected = as_text(_text(row, "chosen")), as_text(_text(row, "rejected"))
+def read_texts(chosen: str, rejected: str, system: str = "", rewards: Rewards | None = None) -> Conversation | Drop:
+    """Two whole conversations in HH's form -> a Conversation, or the reason to drop them."""
+    chosen, rejected = as_text(chosen), as_text(rejected)
     chosen_turns = read_turns(chosen)
     if not in_order(chosen_turns):
         return Drop.TURN_ORDER
@@ -62,15 +58,7 @@ def to_talk(row: Mapping[str, object]) -> Talk | Drop:
         if turns != [turn.text for turn in rejected_turns[:-1]]:
             return Drop.PROMPTS_DIFFER
         answer = rejected_turns[-1].text
-    return talk(turns, chosen_turns[-1].text, answer, system_of(row), prompt)
-
-
-def system_of(row: Mapping[str, object]) -> str:
-    """The system prompt that some sets keep in a column of its own; "" where it is null. Raises BadRow."""
-    value = row.get("system") or ""
-    if not isinstance(value, str):
-        raise BadRow(f"'system' is {type(value).__name__}, not text")
-    return value.strip()
+    return make_conversation(turns, chosen_turns[-1].text, answer, system, prompt, rewards)
 
 
 def as_text(text: str) -> str:
@@ -83,25 +71,18 @@ def in_order(turns: list[Turn]) -> bool:
     return bool(turns) and [turn.role for turn in turns] == [*_ROLES] * (len(turns) // 2)
 
 
-def _text(row: Mapping[str, object], key: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str):
-        what = f"{key!r} is {type(value).__name__}, not text" if key in row else f"there is no key {key!r}"
-        raise BadRow(f"{what} (HH pairs have 'chosen' and 'rejected')")
-    return value
-
-
-def render(talk: Talk) -> Pair | Drop:
+def render(conversation: Conversation) -> Pair | Drop:
     """The pair in HH's form. A system prompt stands before the first turn, as Anthropic's own prompts had it.
 
     The prompt ends without whitespace and each response begins with exactly one space, so that byte-level BPE
     tokenizers do not merge a token across the border.
     """
-    prompt = talk.text
-    if prompt is None or talk.system:
-        texts = ("\n\n" + talk.system, *talk.turns, talk.chosen, talk.rejected)
+    prompt = conversation.text
+    if prompt is None or conversation.system:
+        texts = ("\n\n" + conversation.system, *conversation.turns, conversation.chosen, conversation.rejected)
         if any(MARK.search(text) for text in texts):
             return Drop.MARKER
-        said = (f"\n\n{_ROLES[number % 2]}: {text}" for number, text in enumerate(talk.turns))
-        prompt = talk.system + "".join(said) + "\n\nAssistant:"
-    return Pair(prompt, f" {talk.chosen}", f" {talk.rejected}", opening=talk.turns[0])
+        turns = (f"\n\n{_ROLES[number % 2]}: {text}" for number, text in enumerate(conversation.turns))
+        prompt = conversation.system + "".join(turns) + "\n\nAssistant:"
+    chosen, rejected = f" {conversation.chosen}", f" {conversation.rejected}"
+    return Pair(prompt, chosen, rejected, conversation.turns[0], conversation.rewards)

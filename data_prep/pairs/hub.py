@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from data_prep.pairs import tables
+from data_prep.pairs.forms import KEYS
 from data_prep.pairs.jsonl import Record
 from launcher.findings import Finding, Refused
 
@@ -41,34 +43,41 @@ def resolve(name: str, revision: str) -> str:
 
 def split_names(name: str, subset: str | None, revision: str) -> list[str]:
     """The names of the splits that the set (one of its configurations) has."""
-    with _Told(name, subset, revision):
+    with _Refusing(name, subset, revision):
         from datasets import get_dataset_split_names
 
         return list(get_dataset_split_names(name, subset, revision=revision))
 
 
-def opener(name: str, subsets: tuple[str | None, ...], split: str, revision: str) -> Opener:
+def opener(
+    name: str, subsets: tuple[str | None, ...], split: str, revision: str, columns: frozenset[str] = KEYS
+) -> Opener:
     """The rows of one split of some subsets. HH-RLHF's subsets are folders, those of other sets configurations."""
 
     def records(at: Callable[[float], None]) -> Iterator[Record]:
         for done, subset in enumerate(subsets):
             rows = _load(name, subset, split, revision)
             where = " ".join(word for word in (name, subset, split) if word)
-            yield from tables.read_dataset(rows, where, lambda share, done=done: at((done + share) / len(subsets)))  # type: ignore[misc]
+            part = functools.partial(_report_part, at, done, len(subsets))
+            yield from tables.read_dataset(rows, where, part, columns)
 
     return records
 
 
+def _report_part(at: Callable[[float], None], done: int, of: int, share: float) -> None:
+    at((done + share) / of)
+
+
 def _load(name: str, subset: str | None, split: str, revision: str) -> Any:
-    with _Told(name, subset, revision):
+    with _Refusing(name, subset, revision):
         from datasets import load_dataset
 
         which = {"data_dir": subset} if name == HH_NAME else {"name": subset}
         return load_dataset(name, split=split, revision=revision, **which)
 
 
-class _Told:
-    """Turns what the datasets library raises into a refusal that says what to do."""
+class _Refusing:
+    """A context that turns what the datasets library raises into a refusal with a remedy."""
 
     def __init__(self, name: str, subset: str | None, revision: str) -> None:
         self._name, self._revision = name, revision

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.pairs import jsonl, packed, splits
+from data_prep.pairs import packed, splits
 from data_prep.scratch import alive
 from launcher.findings import Finding, Refused
+from launcher.sweep.checkpoints import sha256
 
 RECORD = "dataset.json"
 PAIRS = tuple(f"{name}.jsonl" for name in splits.NAMES)
@@ -31,7 +32,7 @@ def made_from(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         for name, facts in files.items():
             path = folder / name
-            if path.stat().st_size != facts["bytes"] or jsonl.sha256(path) != facts["sha256"]:
+            if path.stat().st_size != facts["bytes"] or sha256(path) != facts["sha256"]:
                 return None
     except OSError:
         return None

@@ -16,14 +16,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_prep.pairs import jsonl
-from data_prep.pairs.conversation import Pair
 from data_prep.pairs.pair_tokens import PairTokenizer
 from launcher.findings import Finding, Refused
+from launcher.sweep.checkpoints import sha256
 
 OPEN = 128  # packs begun and not yet full
 _BATCH = 256
 _NO_LABEL = -100
+_SIDES = ("chosen", "rejected")
 
 
 def name(split: str) -> str:
@@ -59,7 +59,7 @@ def write(
         pickler.dump(_Array(packs()))
         file.seek(0)
         _header(file, np, counted["packs"])
-    facts = {"rows": counted["packs"], "bytes": target.stat().st_size, "sha256": jsonl.sha256(target)}
+    facts = {"rows": counted["packs"], "bytes": target.stat().st_size, "sha256": sha256(target)}
     filled = round(counted["tokens"] / (counted["packs"] * size), 3)
     return facts, {"packs": counted["packs"], "pairs": counted["pairs"], "filled": filled}
 
@@ -87,21 +87,21 @@ def first_fit(pairs: Iterator[tuple[_Side, _Side]], size: int) -> Iterator[list[
 
 def _tokenized(path: Path, tokenizer: PairTokenizer, eos: int | None) -> Iterator[tuple[_Side, _Side]]:
     with path.open("rb") as lines:
-        while batch := [Pair(**json.loads(line), opening="") for line in islice(lines, _BATCH)]:
+        while batch := [json.loads(line) for line in islice(lines, _BATCH)]:
             texts = [
                 text
-                for pair in batch
-                for text in (pair.prompt, pair.prompt + pair.chosen_response, pair.prompt + pair.rejected_response)
+                for row in batch
+                for text in (row["prompt"], *(row["prompt"] + row[f"{side}_response"] for side in _SIDES))
             ]
             ids = tokenizer.encode(texts)
-            for number, pair in enumerate(batch):
+            for number, row in enumerate(batch):
                 prompt, chosen, rejected = ids[3 * number : 3 * number + 3]
                 for side in (chosen, rejected):
                     if eos in side[1:-2] or (side[0] == eos and eos in side[1:-1]):
                         raise _misread(tokenizer)
                 yield (
-                    (chosen, len(prompt), pair.chosen_reward),
-                    (rejected, len(prompt), pair.rejected_reward),
+                    (chosen, len(prompt), row["chosen_reward"]),
+                    (rejected, len(prompt), row["rejected_reward"]),
                 )
 
 

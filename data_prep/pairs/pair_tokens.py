@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.pairs.conversation import Drop, Pair
-from data_prep.pairs.pieces import Pieces
+from data_prep.pairs.token_counter import TokenCounter
 from data_prep.pairs.tokenizer_files import TokenizerFiles
 from launcher.findings import Finding, Refused
 
@@ -33,14 +33,14 @@ class PairTokenizer:
     def __init__(self, files: TokenizerFiles) -> None:
         self.files = files
         self._encoder: Any = None
-        self._pieces: Pieces | None = None
+        self._counter: TokenCounter | None = None
         self._special: re.Pattern[str] | None = None
 
     def load(self) -> None:
         """Builds the tokenizer, which takes a moment; not needed to know its fingerprint."""
         self._encoder = _SentencePiece(self.files) if self.files.sentencepiece else _Tokenizers(self.files)
         if not self.files.sentencepiece:
-            self._pieces = Pieces.of(self.files.model, lambda text: self._encoder.encode([text])[0])
+            self._counter = TokenCounter.of(self.files.model, lambda text: self._encoder.encode([text])[0])
         if special := self._encoder.special:
             self._special = re.compile("|".join(map(re.escape, special)))
 
@@ -70,9 +70,9 @@ class PairTokenizer:
         return [one for one in measured if one is not None]
 
     def _by_pieces(self, pair: Pair) -> Measured | None:
-        if self._pieces is None:
+        if self._counter is None:
             return None
-        found = self._pieces.sides(pair.prompt, (pair.chosen_response, pair.rejected_response))
+        found = self._counter.sides(pair.prompt, (pair.chosen_response, pair.rejected_response))
         if found is None or found[0] >= min(found[1:]):
             return None
         return Measured(pair, max(found[1:]))
@@ -96,7 +96,7 @@ class PairTokenizer:
     def _repaired(self, pair: Pair) -> Measured | Drop:
         """The border as little as needed to the left of where it is, by up to FURTHEST characters."""
         for characters in range(1, min(FURTHEST, len(pair.prompt) - 1) + 1):
-            if (measured := self._whole([pair.moved(characters)], True)[0]) is not None:
+            if (measured := self._whole([pair.with_border_moved(characters)], True)[0]) is not None:
                 return measured
         return Drop.TOKENS_MERGE
 

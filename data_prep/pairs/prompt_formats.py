@@ -1,6 +1,6 @@
-"""How a Talk is written for the model: HH-RLHF's form, Llama 3's, or the chat template of the trial's tokenizer.
+"""Writes a Conversation for the model: in HH-RLHF's form, Llama 3's, or the chat template of the trial's tokenizer.
 
-A format is an object with a `name`, `facts` for dataset.json and `render(talk) -> Pair | Drop`.
+A format is an object with a `name`, `facts` for dataset.json and `render(conversation) -> Pair | Drop`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from data_prep.pairs import hh_format
-from data_prep.pairs.conversation import Drop, Pair, Talk
+from data_prep.pairs.conversation import Conversation, Drop, Pair
 from data_prep.pairs.tokenizer_files import TokenizerFiles
 from launcher.findings import Finding, Refused
 
@@ -20,7 +20,7 @@ NAMES = ("hh", "llama3", "chat")
 class PromptFormat(Protocol):
     facts: dict[str, str]
 
-    def render(self, talk: Talk) -> Pair | Drop: ...
+    def render(self, conversation: Conversation) -> Pair | Drop: ...
 
 
 def choose(name: str, tokenizer: TokenizerFiles | None) -> PromptFormat:
@@ -43,8 +43,8 @@ def choose(name: str, tokenizer: TokenizerFiles | None) -> PromptFormat:
 class HH:
     facts = {"name": "hh"}
 
-    def render(self, talk: Talk) -> Pair | Drop:
-        return hh_format.render(talk)
+    def render(self, conversation: Conversation) -> Pair | Drop:
+        return hh_format.render(conversation)
 
 
 class Llama3:
@@ -54,12 +54,14 @@ class Llama3:
     BEGIN, END, HEAD = "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>{}<|end_header_id|>\n\n"
     TOKENS = (BEGIN, END, "<|start_header_id|>", "<|end_header_id|>")
 
-    def render(self, talk: Talk) -> Pair | Drop:
-        if any(token in text for text in _texts(talk) for token in self.TOKENS):
+    def render(self, conversation: Conversation) -> Pair | Drop:
+        if any(token in text for text in texts(conversation) for token in self.TOKENS):
             return Drop.MARKER
-        said = "".join(self.HEAD.format(role) + text + self.END for role, text in _messages(talk))
-        prompt = self.BEGIN + said + self.HEAD.format("assistant")
-        return Pair(prompt, talk.chosen + self.END, talk.rejected + self.END, opening=talk.turns[0])
+        turns = "".join(self.HEAD.format(role) + text + self.END for role, text in _messages(conversation))
+        prompt = self.BEGIN + turns + self.HEAD.format("assistant")
+        return Pair(
+            prompt, conversation.chosen + self.END, conversation.rejected + self.END, opening=conversation.turns[0]
+        )
 
 
 class Template:
@@ -86,32 +88,33 @@ class Template:
         self._special_tokens = special_tokens
         self.facts = {"name": "chat", "template_sha256": hashlib.sha256(text.encode()).hexdigest()}
 
-    def render(self, talk: Talk) -> Pair | Drop:
-        messages = [{"role": role, "content": text} for role, text in _messages(talk)]
+    def render(self, conversation: Conversation) -> Pair | Drop:
+        messages = [{"role": role, "content": text} for role, text in _messages(conversation)]
         try:
             prompt = self._write(messages, True)
             sides = [
                 self._write([*messages, {"role": "assistant", "content": text}], False)
-                for text in (talk.chosen, talk.rejected)
+                for text in (conversation.chosen, conversation.rejected)
             ]
         except Exception:  # a template is a program of others: it refuses roles, and may fail in any way
             return Drop.TEMPLATE
         chosen, rejected = (side[len(prompt) :] for side in sides)
-        kept = all(side.startswith(prompt) for side in sides) and talk.chosen in chosen and talk.rejected in rejected
-        if not kept or not all(text in prompt for text in (talk.system, *talk.turns)):
+        whole = all(side.startswith(prompt) for side in sides)
+        whole = whole and conversation.chosen in chosen and conversation.rejected in rejected
+        if not whole or not all(text in prompt for text in (conversation.system, *conversation.turns)):
             return Drop.TEMPLATE
-        return Pair(prompt, chosen, rejected, opening=talk.turns[0])
+        return Pair(prompt, chosen, rejected, conversation.turns[0], conversation.rewards)
 
     def _write(self, messages: Sequence[dict[str, str]], waiting: bool) -> str:
         values: dict[str, Any] = {"messages": messages, "add_generation_prompt": waiting, **self._special_tokens}
         return self._template.render(values)
 
 
-def _messages(talk: Talk) -> list[tuple[str, str]]:
+def _messages(conversation: Conversation) -> list[tuple[str, str]]:
     roles = ("user", "assistant")
-    said = [(roles[number % 2], text) for number, text in enumerate(talk.turns)]
-    return [("system", talk.system), *said] if talk.system else said
+    turns = [(roles[number % 2], text) for number, text in enumerate(conversation.turns)]
+    return [("system", conversation.system), *turns] if conversation.system else turns
 
 
-def _texts(talk: Talk) -> tuple[str, ...]:
-    return (talk.system, *talk.turns, talk.chosen, talk.rejected)
+def texts(conversation: Conversation) -> tuple[str, ...]:
+    return (conversation.system, *conversation.turns, conversation.chosen, conversation.rejected)

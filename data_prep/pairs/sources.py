@@ -7,6 +7,7 @@ through in flat memory; its fingerprint says whether it is what it was.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,15 +15,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep.pairs import hub, jsonl, tables
+from data_prep import what_it_is
+from data_prep.pairs import containers, hub, tables
+from data_prep.pairs.containers import ENDS
+from data_prep.pairs.forms import KEYS
 from data_prep.pairs.hub import HH_NAME, HH_REVISION, HH_SUBSETS, Opener
 from data_prep.pairs.jsonl import Record
 from launcher.findings import Finding, Refused
+from launcher.sweep.checkpoints import sha256
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample" / "pairs.jsonl"
 NAMES = {"sample": "sample", "hh_rlhf": "hh_rlhf", HH_NAME: "hh_rlhf", "hh-rlhf": "hh_rlhf"}
-KINDS = "a folder, a .jsonl, .jsonl.gz or .parquet"
-_ENDS = (".jsonl", ".jsonl.gz", ".parquet")
+KINDS = "a folder, or a file of JSON Lines, JSON, CSV, Parquet or Arrow"
+#: Files that data sets have beside their rows.
+_NOT_ROWS = re.compile(r"(dataset_infos?|dataset_dict|state|config|dataset|package|adapter_config)\.json$")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: the columns of tables, and the encoding of texts."""
+
+    columns: frozenset[str] = KEYS
+    encoding: str = "utf-8"
 
 
 @dataclass
@@ -42,7 +56,13 @@ class Source:
         return self.list_pools()
 
 
-def find(word: str, subsets: tuple[str, ...] = (), revision: str | None = None, only: tuple[str, ...] = ()) -> Source:
+def find(
+    word: str,
+    subsets: tuple[str, ...] = (),
+    revision: str | None = None,
+    only: tuple[str, ...] = (),
+    reading: Reading = Reading(),  # noqa: B008  (frozen)
+) -> Source:
     """The source that `word` names; `only` are the splits of it to take. Raises Refused where there is none."""
     name, path = NAMES.get(word), Path(word).expanduser()
     of_hub = name == "hh_rlhf" or (name is None and not path.exists())
@@ -52,15 +72,17 @@ def find(word: str, subsets: tuple[str, ...] = (), revision: str | None = None, 
     if name == "sample":
         note = "made up for this project, see data_prep/sample/README.md"
         # 360 pairs: 288 to train on, 32 and 40 held out; all multiples of 8, so that global batches come out even.
-        return _local("sample", [("all", [SAMPLE])], {"note": note}, sizes=(32, 40))
+        return _local("sample", [("all", [SAMPLE])], Reading(), {"note": note}, sizes=(32, 40))
     if name == "hh_rlhf":
         return _hh_rlhf(subsets or HH_SUBSETS, revision or HH_REVISION)
+    if path.exists() and (known := what_it_is.describe(path)) is not None:
+        raise Refused([Finding("SOURCE", word, *known)])
     if path.is_dir():
-        return _folder(path, subsets, only)
+        return _folder(path, subsets, only, reading)
     if path.is_file():
-        return _local(_stem(path), [("all", [path])])
+        return _local(_stem(path), [("all", [path])], reading)
     if is_of_hub(word):
-        return _of_hub(word, subsets, revision or "main", only)
+        return _of_hub(word, subsets, revision or "main", only, reading)
     near = difflib.get_close_matches(word, NAMES, 1)
     remedy = f"did you mean {near[0]}?" if near else f"give sample, hh_rlhf, OWNER/NAME of the hub, {KINDS}"
     raise Refused([Finding("SOURCE", word, "no such file, folder or known set", remedy)])
@@ -82,6 +104,7 @@ def _check_fit(option: str, value: str, fits: bool, what: str) -> None:
 def _local(
     name: str,
     pools: list[tuple[str, list[Path]]],
+    reading: Reading,
     facts: dict[str, Any] | None = None,
     sizes: tuple[float | int, float | int] = (0.05, 0.05),
 ) -> Source:
@@ -89,13 +112,13 @@ def _local(
     named = [(pool, path, file) for pool, paths in pools for path in paths for file in _files(path)]
     try:
         prints = [
-            {"pool": pool, "name": file.name, "bytes": file.stat().st_size, "sha256": jsonl.sha256(file)}
+            {"pool": pool, "name": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}
             for pool, _, file in named
         ]
     except OSError as error:
         where, why = str(error.filename or name), error.strerror or str(error)
         raise Refused([Finding(where, "", f"cannot be read ({why})", "check its permissions")]) from error
-    openers = {pool: _opener(paths) for pool, paths in pools}
+    openers = {pool: _opener(paths, reading) for pool, paths in pools}
     files = tuple(file for _, _, file in named)
     return Source(name, lambda: openers, {"name": name, **(facts or {}), "files": prints}, files, default_sizes=sizes)
 
@@ -104,23 +127,22 @@ def _files(path: Path) -> list[Path]:
     return sorted(path.glob("*.arrow")) if path.is_dir() else [path]
 
 
-def _opener(paths: list[Path]) -> Opener:
-    def records(at: Callable[[float], None]) -> Iterator[Record]:
-        for done, path in enumerate(paths):
-            read = tables.read_saved if path.is_dir() else jsonl.read
-            read = tables.read_parquet if path.suffix == ".parquet" else read
-            yield from read(path, lambda share, done=done: at((done + share) / len(paths)))  # type: ignore[misc]
+def _opener(paths: list[Path], reading: Reading) -> Opener:
+    def rows(path: Path, at: Callable[[float], None]) -> Iterator[Record]:
+        if path.is_dir():
+            return tables.read_saved(path, at, reading.columns)
+        return containers.read(path, at, reading.columns, reading.encoding)
 
-    return records
+    return _chain([functools.partial(rows, path) for path in paths])
 
 
-def _folder(folder: Path, subsets: tuple[str, ...], only: tuple[str, ...]) -> Source:
+def _folder(folder: Path, subsets: tuple[str, ...], only: tuple[str, ...], reading: Reading) -> Source:
     """Files named train*, validation* (valid, val, dev) and test* are these splits, as in a copy of HH-RLHF's folders.
 
     In a folder without any train*, all files are one pool. Of a whole copy of HH-RLHF its four sets of pairs are taken.
     """
     if (saved := tables.saved_splits(folder)) is not None:
-        return _local(_stem(folder), _pools(list(saved.items()), only, str(folder)))
+        return _local(_stem(folder), _pools(list(saved.items()), only, str(folder)), reading)
     subsets = subsets or tuple(subset for subset in HH_SUBSETS if (folder / subset).is_dir())
     roots = [folder / subset for subset in subsets] or [folder]
     missing = [root for root in roots if not root.is_dir()]
@@ -129,8 +151,17 @@ def _folder(folder: Path, subsets: tuple[str, ...], only: tuple[str, ...]) -> So
     files = sorted(path for root in roots for path in root.rglob("*") if _is_data(path.relative_to(folder), path))
     if not files:
         where = ", ".join(map(str, roots))
-        raise Refused([Finding(where, "", f"holds no {' or '.join(_ENDS)}", "name the folder or the file that does")])
-    return _local(_stem(folder), _pools([(_split_name(path), path) for path in files], only, str(folder)))
+        raise Refused(
+            [
+                Finding(
+                    where,
+                    "",
+                    "holds no .jsonl, .json, .csv, .tsv, .parquet or .arrow",
+                    "name the folder or the file that does",
+                )
+            ]
+        )
+    return _local(_stem(folder), _pools([(_split_name(path), path) for path in files], only, str(folder)), reading)
 
 
 def _pools(named: list[tuple[str, Any]], only: tuple[str, ...], where: str) -> list[tuple[str, list[Any]]]:
@@ -160,12 +191,12 @@ def _pools(named: list[tuple[str, Any]], only: tuple[str, ...], where: str) -> l
 
 def _is_data(inside: Path, path: Path) -> bool:
     hidden = any(part.startswith(".") for part in inside.parts)
-    return path.is_file() and not hidden and path.name.endswith(_ENDS)
+    return path.is_file() and not hidden and bool(ENDS.search(path.name)) and not _NOT_ROWS.match(path.name)
 
 
 def _split_name(path: Path) -> str:
     """train_prefs-00000-of-00001.parquet -> train_prefs"""
-    return re.sub(r"(-\d+(-of-\d+)?)?(\.jsonl|\.jsonl\.gz|\.parquet)$", "", path.name)
+    return re.sub(r"-\d+(-of-\d+)?$", "", ENDS.sub("", path.name))
 
 
 def _split_of(name: str) -> str | None:
@@ -175,7 +206,7 @@ def _split_of(name: str) -> str | None:
 
 
 def _stem(path: Path) -> str:
-    return path.resolve().name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".parquet")
+    return ENDS.sub("", path.resolve().name)
 
 
 # -- the hub -----------------------------------------------------------------------------------------------------------
@@ -194,7 +225,7 @@ def _hh_rlhf(subsets: tuple[str, ...], revision: str) -> Source:
     return Source("hh_rlhf", lambda: pools, facts, fixed=hub.is_commit(revision))
 
 
-def _of_hub(name: str, subsets: tuple[str, ...], revision: str, only: tuple[str, ...]) -> Source:
+def _of_hub(name: str, subsets: tuple[str, ...], revision: str, only: tuple[str, ...], reading: Reading) -> Source:
     if len(subsets) > 1:
         why = "of other sets than HH-RLHF one can be taken"
         raise Refused([Finding("--subset", ",".join(subsets), why, "prepare them one by one")])
@@ -203,7 +234,9 @@ def _of_hub(name: str, subsets: tuple[str, ...], revision: str, only: tuple[str,
 
     def pools() -> dict[str, Opener]:
         splits = hub.split_names(name, subset, commit)
-        chained = _pools([(split, hub.opener(name, (subset,), split, commit)) for split in splits], only, name)
+        chained = _pools(
+            [(split, hub.opener(name, (subset,), split, commit, reading.columns)) for split in splits], only, name
+        )
         return {pool: _chain(openers) for pool, openers in chained}
 
     facts = {"name": name, "revision": commit, "subsets": list(subsets), "splits": list(only)}

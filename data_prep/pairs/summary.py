@@ -1,4 +1,4 @@
-"""What a run says at its end."""
+"""The table that a run prints at its end."""
 
 from __future__ import annotations
 
@@ -29,9 +29,17 @@ def table(folder: Path, record: Mapping[str, Any], tokenizer: Path | None) -> st
         lines.append(_line(name, record["rows"][name]) + " " * (len(lengths["unit"]) + 5) + shown)
     lines.append(_line("dropped", sum(record["dropped"].values())))
     lines += [_line(f"  {reason}", rows) for reason, rows in record["dropped"].items()]
-    if record["mended"]:
-        lines.append(_line("mended and kept", sum(record["mended"].values())))
-        lines += [_line(f"  {mend}", rows) for mend, rows in record["mended"].items()]
+    if several := record.get("several_rejected"):
+        which = record["options"]["rejected"]
+        lines.append(_line(f"with several rejected (--rejected {which})", several["rows"]))
+        if several["further_pairs"]:
+            lines.append(_line("  further pairs of these", several["further_pairs"]))
+    if record["repaired"]:
+        lines.append(_line("repaired and kept", sum(record["repaired"].values())))
+        lines += [_line(f"  {repair}", rows) for repair, rows in record["repaired"].items()]
+    rewarded = sum(record["rewarded_rows"].values())
+    if rewarded:
+        lines.append(_line("with rewards of the source", rewarded))
     lines += ["", f"  lengths are those of {lengths['of']}; " + _border(tokenizer)]
     if "packed" in record:
         lines += _packed(folder, record["packed"])
@@ -39,7 +47,7 @@ def table(folder: Path, record: Mapping[str, Any], tokenizer: Path | None) -> st
 
 
 def _packed(folder: Path, made: Mapping[str, Any]) -> list[str]:
-    """How full the packs are, and what a trial has to be told."""
+    """How full the packs are, and the keys that a trial needs for them."""
     full = ", ".join(f"{made[name]['packs']:,} {name} ({made[name]['filled']:.0%} full)" for name in splits.NAMES)
     prefix = ",".join(f"{name}:[{folder / packed.name(name)}]" for name in splits.NAMES)
     return [

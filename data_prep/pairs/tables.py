@@ -1,42 +1,83 @@
-"""Rows out of Apache Arrow's formats: .parquet files, and what the datasets library has on the disk."""
+"""Rows out of Apache Arrow's formats: Parquet and Arrow files, and what the datasets library has on the disk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from data_prep.pairs.forms import KEYS
+from data_prep.pairs.forms import FORMS, KEYS
 from data_prep.pairs.jsonl import Record
 from launcher.findings import Finding, Refused
 
 _ROWS = 256  # turned into Python at once: a MB or so
 _BUFFER = 1 << 20
-_LACKING = "pip install '.[data]', or give the set as .jsonl"
+_WITHOUT = "pip install '.[data]', or give the set as .jsonl"
 
 
-def read_parquet(path: Path, at: Callable[[float], None] | None = None) -> Iterator[Record]:
-    """The rows of a .parquet, the columns that a pair may need, a batch at a time. Raises Refused."""
+def zstd(raw: BinaryIO) -> Any:
+    """The unpacked stream of a zstd file. Raises Refused where pyarrow, which has the codec, is not installed."""
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise Refused(
+            [Finding("SOURCE", "", "is packed with zstd, which needs the package 'pyarrow'", _WITHOUT)]
+        ) from error
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+
+
+def read_file(
+    file: BinaryIO, name: str, at: Callable[[float], None] | None, columns: frozenset[str]
+) -> Iterator[Record]:
+    """The rows of a Parquet or Arrow file, some columns of it, a batch at a time. Raises Refused."""
     try:
         from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise Refused([Finding(str(path), "", "needs the package 'pyarrow'", _LACKING)]) from error
+        raise Refused([Finding(name, "", "needs the package 'pyarrow'", _WITHOUT)]) from error
     number = 0
     try:
-        # Not whole columns of a row group, which may be the whole file, but this many bytes of each at a time.
-        with ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
-            total = max(file.metadata.num_rows, 1)
-            columns = [name for name in file.schema_arrow.names if name in KEYS]
-            for batch in file.iter_batches(_ROWS, columns=columns, use_threads=False):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Record(f"{path}, row {number}", row)
-                if at:
-                    at(number / total)
+        for batch, share in _batches(file, columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield Record(f"{name}, row {number}", row)
+            if at:
+                at(share)
     except (ArrowException, OSError) as error:
-        why = f"is damaged or no Parquet file ({error})"
-        raise Refused([Finding(str(path), "", why, "copy or download the file again")]) from error
+        why = f"is damaged or no Parquet or Arrow file ({error})"
+        raise Refused([Finding(name, "", why, "copy or download the file again")]) from error
+
+
+def _batches(file: BinaryIO, columns: frozenset[str]) -> Iterator[tuple[Any, float]]:
+    """(rows, share of the file that was read)."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    start = file.read(6)
+    file.seek(0)
+    if start.startswith(b"PAR1"):
+        # Not whole columns of a row group, which may be the whole file, but this many bytes of each at a time.
+        with ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER) as parquet:
+            total, done = max(parquet.metadata.num_rows, 1), 0
+            names = _selected(parquet.schema_arrow.names, columns)
+            for batch in parquet.iter_batches(_ROWS, columns=names, use_threads=False):
+                done += batch.num_rows
+                yield batch, done / total
+        return
+    if start == b"ARROW1":
+        reader = pyarrow.ipc.open_file(file)
+        batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+    else:
+        batches = iter(pyarrow.ipc.open_stream(file))
+    for batch in batches:
+        needed = batch.select(_selected(batch.schema.names, columns))
+        for first in range(0, needed.num_rows, _ROWS):
+            yield needed.slice(first, _ROWS), 0.0
+
+
+def _selected(names: list[str], columns: frozenset[str]) -> list[str]:
+    """The columns that are read; all of them where the table has no form that is known, for the message about it."""
+    known = any(set(form.needs) <= set(names) for form in FORMS) or not columns <= KEYS
+    return [name for name in names if name in columns or not known]
 
 
 def saved_splits(folder: Path) -> dict[str, Path] | None:
@@ -46,25 +87,29 @@ def saved_splits(folder: Path) -> dict[str, Path] | None:
     return {"": folder} if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file() else None
 
 
-def read_saved(folder: Path, at: Callable[[float], None] | None = None) -> Iterator[Record]:
+def read_saved(
+    folder: Path, at: Callable[[float], None] | None = None, columns: frozenset[str] = KEYS
+) -> Iterator[Record]:
     """The rows of one split of a set written with save_to_disk, mapped into memory. Raises Refused."""
     try:
         from datasets import load_from_disk
     except ImportError as error:
-        raise Refused([Finding(str(folder), "", "needs the package 'datasets'", _LACKING)]) from error
+        raise Refused([Finding(str(folder), "", "needs the package 'datasets'", _WITHOUT)]) from error
     try:
         dataset = load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
         why = f"is no whole set of save_to_disk ({error})"
         raise Refused([Finding(str(folder), "", why, "copy or write it again")]) from error
-    yield from read_dataset(dataset, str(folder), at)
+    yield from read_dataset(dataset, str(folder), at, columns)
 
 
-def read_dataset(dataset: Any, name: str, at: Callable[[float], None] | None = None) -> Iterator[Record]:
+def read_dataset(
+    dataset: Any, name: str, at: Callable[[float], None] | None = None, columns: frozenset[str] = KEYS
+) -> Iterator[Record]:
     """The rows of a datasets.Dataset; `name` is what messages call it."""
-    chosen = dataset.select_columns([column for column in dataset.column_names if column in KEYS])
+    selected = dataset.select_columns(_selected(dataset.column_names, columns))
     number = 0
-    for batch in chosen.iter(_ROWS):
+    for batch in selected.iter(_ROWS):
         for row in _rows(batch):
             number += 1
             yield Record(f"{name}, row {number}", row)

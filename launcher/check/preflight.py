@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import gpus, machine, units
-from launcher.check import cost, disk, files, memory, steps, throughput
+from launcher.check import cost, disk, files, memory, rewards, steps, throughput
 from launcher.compose.trials import TrialConfig, is_weight
 from launcher.findings import Finding, Refused
 from launcher.nemo import base_model, lora
@@ -165,7 +165,7 @@ def _trial_warnings(config: dict[str, Any]) -> list[Finding]:
                 why = f"up to {rows} rows are longer than model.encoder_seq_length={length}; NeMo-Aligner skips them"
                 remedy = f"prepare it with --max-tokens {length}, or raise model.encoder_seq_length"
                 found.append(Finding(name, "", why, remedy))
-    return found
+    return found + rewards.warnings(config)
 
 
 def _on_gpus(config: dict[str, Any]) -> bool:

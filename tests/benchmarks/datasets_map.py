@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.pairs import hh_format, splits
-from data_prep.pairs.conversation import Pair, Talk
+from data_prep.pairs.conversation import Conversation, Pair
 
 SIZES = splits.Sizes(0.05, 0.05)
 _NOTHING = {"prompt": "", "chosen_response": "", "rejected_response": "", "chosen_reward": 0.0, "rejected_reward": 0.0}
@@ -65,8 +65,8 @@ def main(source: str, tokenizer_folder: str, out: str, max_tokens: str, how: str
 
 
 def pair_of(row: dict[str, Any]) -> Pair | None:
-    talk = hh_format.to_talk(row)
-    pair = hh_format.render(talk) if isinstance(talk, Talk) else None
+    conversation = hh_format.read_texts(row["chosen"], row["rejected"])
+    pair = hh_format.render(conversation) if isinstance(conversation, Conversation) else None
     return pair if isinstance(pair, Pair) else None
 
 

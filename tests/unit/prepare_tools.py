@@ -98,7 +98,7 @@ KINDS = ("gpt2", "digits", "llama3")
 def byte_level(kind: str) -> Any:
     """A small byte-level BPE tokenizer that splits like one of KINDS, or with "characters" not at all."""
     from data_prep.models.tiny_tokenizer import _TEXT
-    from data_prep.pairs.pieces import _LLAMA3
+    from data_prep.pairs.token_counter import _LLAMA3
 
     tokenizers = pytest.importorskip("tokenizers")
     before = tokenizers.pre_tokenizers

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data_prep.pairs.conversation import BadRow, Drop, Pair, Talk
-from data_prep.pairs.hh_format import read_turns, render, to_talk
+from data_prep.pairs.conversation import BadRow, Conversation, Drop, Pair
+from data_prep.pairs.forms import RowReader
+from data_prep.pairs.hh_format import read_turns, render
 
 # Pieces of texts in which everything can go wrong: markers in odd places, whitespace, what only looks like a marker.
 PIECES = [
@@ -38,8 +39,8 @@ json_values = st.none() | st.booleans() | st.integers() | st.floats() | messy | 
 
 def to_pair(row: dict[str, Any]) -> Pair | Drop:
     """Read and written, both in HH's form."""
-    found = to_talk(row)
-    return render(found) if isinstance(found, Talk) else found
+    (found,) = RowReader("hh").read(row)
+    return render(found) if isinstance(found, Conversation) else found
 
 
 def talk(*turns: str) -> str:
@@ -78,7 +79,7 @@ def test_clean_conversation_comes_back_to_the_letter(turns: list[str], chosen: s
     assert got.prompt + got.chosen_response == talk(*turns, chosen)
     assert got.prompt + got.rejected_response == talk(*turns, rejected)
     assert got.opening == turns[0]
-    assert (got.chosen_reward, got.rejected_reward) == (1.0, 0.0)
+    assert (got.row()["chosen_reward"], got.row()["rejected_reward"]) == (1.0, 0.0)
 
 
 @given(row=st.dictionaries(st.sampled_from(["chosen", "rejected", "prompt"]), json_values))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.pairs import jsonl, sources, splits
+from data_prep.pairs import sources, splits
+from launcher.sweep.checkpoints import sha256
 from tests.unit.prepare_tools import FILES, ROOT, Prepare, hh, many, prompts, record_of, rows_of, write
 
 
@@ -63,11 +64,11 @@ def test_record_says_what_is_in_the_files(prepare: Prepare, tmp_path: Path) -> N
     record = record_of(folder)
     for name in splits.NAMES:
         path, facts = folder / f"{name}.jsonl", record["files"][f"{name}.jsonl"]
-        assert (facts["bytes"], facts["sha256"]) == (path.stat().st_size, jsonl.sha256(path))
+        assert (facts["bytes"], facts["sha256"]) == (path.stat().st_size, sha256(path))
         assert facts["rows"] == record["rows"][name] == len(rows_of(folder, name))
         assert sum(record["lengths"][name]["histogram"].values()) == facts["rows"]
     assert record["lengths"]["unit"] == "characters"
-    assert record["source"]["files"][0]["sha256"] == jsonl.sha256(tmp_path / "pairs.jsonl.gz")
+    assert record["source"]["files"][0]["sha256"] == sha256(tmp_path / "pairs.jsonl.gz")
 
 
 def test_adding_rows_moves_none(prepare: Prepare, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.pairs import hh_format, prompt_formats, splits, tokenizer_files
-from data_prep.pairs.conversation import BadRow, Drop, Pair, Talk
-from data_prep.pairs.forms import FORMS, auto
+from data_prep.pairs.conversation import BadRow, Conversation, Drop, Pair
+from data_prep.pairs.forms import BY_NAME, RowReader
 from data_prep.pairs.jsonl import Record
+from data_prep.pairs.pair_filter import Options, PairFilter
 from data_prep.pairs.pair_tokens import PairTokenizer
-from data_prep.pairs.sieve import Options, Sieve
 from tests.unit.prepare_tools import byte_level
 
 #: As SmolLM2 and Qwen write their turns; the role of a tool is refused
@@ -55,9 +55,14 @@ def messages(*said: str, system: str = "") -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, *turns] if system else turns
 
 
+def auto(row: Mapping[str, Any]) -> Conversation | Drop:
+    (found,) = RowReader().read(row)
+    return found
+
+
 def pair_of(row: Mapping[str, Any], name: str = "hh") -> Pair | Drop:
-    talk = auto(row)
-    return talk if isinstance(talk, Drop) else FORMATS[name].render(talk)
+    conversation = auto(row)
+    return conversation if isinstance(conversation, Drop) else FORMATS[name].render(conversation)
 
 
 HH_ROW = {"chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: yes"}
@@ -143,12 +148,12 @@ def test_rows_of_no_form_say_what_is_missing(row: dict[str, Any], why: str) -> N
 
 
 def test_templates_that_lose_or_refuse_a_text_are_noticed() -> None:
-    talk = Talk(("q", "a", "r"), "yes", "no", "Be brief.")
+    conversation = Conversation(("q", "a", "r"), "yes", "no", "Be brief.")
     last_only = "{{ messages[-1].content }}"
     no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}"
     shouting = CHATML.replace("m['content']", "m['content'] | upper")
     for template in (last_only, no_system, shouting, "{{ messages[9].content }}", "{{ 1 / 0 }}"):
-        assert prompt_formats.Template(template, {}).render(talk) is Drop.TEMPLATE
+        assert prompt_formats.Template(template, {}).render(conversation) is Drop.TEMPLATE
 
 
 # -- noise -------------------------------------------------------------------------------------------------------------
@@ -255,11 +260,11 @@ def test_any_rows_are_written_or_counted(
 ) -> None:
     options = Options("auto", splits.Sizes(0.1, 0.1), max_tokens=60, too_long=too_long, skip_bad_lines=True)
     with tempfile.TemporaryDirectory() as folder:
-        sieve = Sieve(options, FORMATS[name], tokenizer, Path(folder))
-        kept = list(sieve.kept(Record(str(number), row) for number, row in enumerate(batch)))
-        sieve.close()
+        pair_filter = PairFilter(options, FORMATS[name], tokenizer, Path(folder))
+        kept = list(pair_filter.kept(Record(str(number), row) for number, row in enumerate(batch)))
+        pair_filter.close()
         assert not list(Path(folder).iterdir())
-    assert sieve.read == len(batch) == len(kept) + sum(sieve.dropped.values())
+    assert pair_filter.read == len(batch) == len(kept) + sum(pair_filter.dropped.values())
     for pair, length in kept:
         start, *sides = tokenizer.encode(
             [pair.prompt, pair.prompt + pair.chosen_response, pair.prompt + pair.rejected_response]
@@ -269,8 +274,10 @@ def test_any_rows_are_written_or_counted(
 
 
 def test_forms_can_be_asked_for() -> None:
-    assert isinstance(FORMS["hh"](HH_ROW), Talk)
+    (found,) = RowReader("hh").read(HH_ROW)
+    assert isinstance(found, Conversation)
     with pytest.raises(BadRow, match="no key 'prompt'"):
-        FORMS["prompt"](HH_ROW)
+        list(RowReader("prompt").read(HH_ROW))
     with pytest.raises(BadRow, match="'chosen' is str, not a list of messages"):
-        FORMS["messages"](HH_ROW)
+        list(RowReader("messages").read(HH_ROW))
+    assert {"hh", "prompt", "messages"} <= set(BY_NAME)

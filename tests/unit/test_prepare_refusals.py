@@ -26,7 +26,10 @@ def test_bad_files_are_refused_in_one_line(refused: Refusal, tmp_path: Path) -> 
     (tmp_path / "folder").mkdir()
     assert "holds no .jsonl" in refused(tmp_path / "folder")
     assert "no pairs left of 0 rows" in refused(write(tmp_path / "empty.jsonl", []))
-    assert "2 broken turn order" in refused(write(tmp_path / "none.jsonl", [{"chosen": "a", "rejected": "b"}] * 2))
+    whole = "\n\nAssistant: no question"
+    bad = [{"chosen": whole, "rejected": whole}] * 2
+    assert "2 broken turn order" in refused(write(tmp_path / "none.jsonl", bad))
+    assert "2 no prompt" in refused(write(tmp_path / "none.jsonl", [{"chosen": "a", "rejected": "b"}] * 2))
 
 
 @pytest.mark.parametrize(

@@ -13,19 +13,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.pairs import jsonl, sources, splits
+from data_prep.pairs import sources, splits
 from data_prep.pairs.conversation import Drop
 from data_prep.pairs.lengths import Lengths
+from data_prep.pairs.pair_filter import Options, PairFilter
 from data_prep.pairs.prompt_formats import HH
-from data_prep.pairs.sieve import Options, Sieve
 from data_prep.progress import Progress
+from launcher.sweep.checkpoints import sha256
 from tests.unit.prepare_tools import Prepare, Refusal, characters_as_tokens, hh, many, record_of, rows_of, write
 
 
 def test_every_reason_is_counted(prepare: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     surrogate = json.dumps(hh("half of a pair: \ud800"))
     bad = [
-        ("broken turn order", {"chosen": "Human only", "rejected": "Human only"}),
+        ("broken turn order", {"chosen": "\n\nAssistant: alone", "rejected": "\n\nAssistant: alone"}),
+        ("no prompt", {"chosen": "Human only", "rejected": "Human only"}),
         ("prompts differ", {"chosen": hh("a")["chosen"], "rejected": hh("b")["rejected"]}),
         ("empty response", hh("c", " ")),
         ("equal responses", hh("d", "same", "same ")),
@@ -37,7 +39,7 @@ def test_every_reason_is_counted(prepare: Prepare, tmp_path: Path, capsys: pytes
     rows = [row for _, row in bad]
     record = record_of(prepare(write(tmp_path / "pairs.jsonl", [*many(60), *rows])))
     assert record["dropped"] == {reason: 1 for reason, _ in bad}
-    assert record["rows_read"] == 68
+    assert record["rows_read"] == 69
     shown = capsys.readouterr().out
     assert all(reason in shown for reason, _ in bad)
 
@@ -59,11 +61,11 @@ chaos = st.lists(st.one_of(mostly_right, wrong.map(json.dumps), noise), max_size
 def test_every_row_read_is_written_or_counted(rows: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
         path = write(Path(name) / "pairs.jsonl", rows)
-        sieve = Sieve(Options("auto", splits.Sizes(0.2, 0.2), skip_bad_lines=True), HH(), None, Path(name))
-        kept = list(sieve.kept(sources.find(str(path)).pools["all"](lambda share: None)))
+        pair_filter = PairFilter(Options("auto", splits.Sizes(0.2, 0.2), skip_bad_lines=True), HH(), None, Path(name))
+        kept = list(pair_filter.kept(sources.find(str(path)).pools["all"](lambda share: None)))
         written = [pair.row() for pair, _ in kept]
         lines = [line for line in path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
-    assert sieve.read == len(lines) == len(kept) + sum(sieve.dropped.values())
+    assert pair_filter.read == len(lines) == len(kept) + sum(pair_filter.dropped.values())
     assert len(written) == len({json.dumps(row) for row in written})
     sources_of = {json.dumps(row) for row in rows if isinstance(row, dict)}
     for row in written:
@@ -84,7 +86,7 @@ def as_nemo(tokenizer: Path, path: Path, inside: str) -> Path:
 def test_a_border_that_a_token_crosses_is_moved(prepare: Prepare, tmp_path: Path) -> None:
     tokenizer = characters_as_tokens(tmp_path / "hf", ": ")
     folder = prepare(write(tmp_path / "pairs.jsonl", many(60)), "--tokenizer", str(tokenizer))
-    assert record_of(folder)["mended"] == {"border moved to where tokens end": 60}
+    assert record_of(folder)["repaired"] == {"border moved to where tokens end": 60}
     for row in rows_of(folder, "train"):
         assert row["prompt"].endswith("\n\nAssistant")
         assert (row["chosen_response"], row["rejected_response"]) == (": yes", ": no")
@@ -107,7 +109,7 @@ def test_lengths_in_tokens_and_the_longest_allowed(prepare: Prepare, tmp_path: P
     assert record["dropped"] == {"over --max-tokens": 100}
     assert record["lengths"]["unit"] == "tokens"
     assert max(record["lengths"][name]["max"] for name in splits.NAMES) == start + 5
-    assert record["tokenizer"]["sha256"] == jsonl.sha256(tokenizer / "tokenizer.json")
+    assert record["tokenizer"]["sha256"] == sha256(tokenizer / "tokenizer.json")
 
 
 @pytest.mark.parametrize("inside", ["./tokenizer/tokenizer.json", "0123abcd_tokenizer.json", "tokenizer.json"])
@@ -177,8 +179,8 @@ def test_all_reasons_have_names_of_their_own() -> None:
 def test_progress_is_told_how_far_reading_is(tmp_path: Path) -> None:
     source = sources.find(str(write(tmp_path / "pairs.jsonl", many(3000))))
     told: list[float] = []
-    sieve = Sieve(Options("hh", splits.Sizes(0.1, 0.1)), HH(), None, tmp_path)
-    assert len(list(sieve.kept(source.pools["all"](told.append)))) == 3000
+    pair_filter = PairFilter(Options("hh", splits.Sizes(0.1, 0.1)), HH(), None, tmp_path)
+    assert len(list(pair_filter.kept(source.pools["all"](told.append)))) == 3000
     assert told == sorted(told)
     assert len(told) == 11
     assert 0 < told[0] < told[-1] <= 1

@@ -80,12 +80,16 @@ def test_a_copy_of_a_hub_set_in_parquet(prepare: Prepare, refused: Refusal, tmp_
 def test_damaged_parquet_is_refused(refused: Refusal, tmp_path: Path) -> None:
     path = parquet(tmp_path / "pairs.parquet", ultrafeedback(300))
     path.write_bytes(path.read_bytes()[:-50])
-    assert "is damaged or no Parquet file" in refused(path)
+    assert "is damaged or no Parquet" in refused(path)
 
 
 def test_parquet_without_the_columns_says_which(refused: Refusal, tmp_path: Path) -> None:
     path = parquet(tmp_path / "pairs.parquet", [{"question": "q", "response": "a"}])
-    assert "pairs.parquet, row 1: there is no key 'chosen'" in refused(path)
+    message = refused(path)
+    assert "pairs.parquet: " in message
+    assert "there is no key" in message
+    assert "the keys are question, response" in message
+    assert "--map" in message
 
 
 def test_sets_written_with_save_to_disk(prepare: Prepare, tmp_path: Path) -> None:
@@ -242,7 +246,7 @@ def test_special_tokens_spelled_out_in_a_text_are_dropped(prepare: Prepare, tmp_
     words = ("--tokenizer", str(tmp_path / "tokenizer.json"), "--prompt-format", "llama3")
     record = record_of(prepare(write(tmp_path / "pairs.jsonl", rows), *words))
     assert record["dropped"] == {"a marker of the format inside a text": 2}
-    assert record["mended"] == {}
+    assert record["repaired"] == {}
 
 
 def test_long_pairs_lose_their_oldest_exchanges(prepare: Prepare, tmp_path: Path) -> None:
@@ -256,12 +260,12 @@ def test_long_pairs_lose_their_oldest_exchanges(prepare: Prepare, tmp_path: Path
     most = len("\n\nHuman: last 00\n\nAssistant: ") + 20
     words = (source, "--tokenizer", folder, "--max-tokens", str(most))
     record = record_of(prepare(*words, "--too-long", "cut"))
-    assert record["mended"] == {"oldest turns cut off": 40}
+    assert record["repaired"] == {"oldest turns cut off": 40}
     assert record["dropped"] == {"over --max-tokens": 21}
     assert {row["prompt"].count("Human:") for row in rows_of(tmp_path / "out", "train")} == {1}
     longer = str(most + len("\n\nHuman: older 00\n\nAssistant: older"))
     record = record_of(prepare(*words[:-1], longer, "--too-long", "cut"))
-    assert (record["mended"], record["dropped"]) == ({"oldest turns cut off": 60}, {"over --max-tokens": 1})
+    assert (record["repaired"], record["dropped"]) == ({"oldest turns cut off": 60}, {"over --max-tokens": 1})
     assert {row["prompt"].count("Human:") for row in rows_of(tmp_path / "out", "train")} == {1, 2}
 
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_prep.pairs import pieces, tokenizer_files
+from data_prep.pairs import token_counter, tokenizer_files
 from data_prep.pairs.conversation import Drop, Pair
 from data_prep.pairs.pair_tokens import PairTokenizer
-from data_prep.pairs.pieces import Pieces
+from data_prep.pairs.token_counter import TokenCounter
 from tests.unit.prepare_tools import KINDS, byte_level
 
 #: What expressions of splits care about: spaces, line ends, contractions, digits, marks, scripts, added tokens.
@@ -53,13 +53,13 @@ BITS += [
 texts = st.lists(st.sampled_from(BITS) | st.text(max_size=4), max_size=14).map("".join)
 
 
-def made(kind: str) -> tuple[Pieces, Callable[[str], list[int]]]:
+def made(kind: str) -> tuple[TokenCounter, Callable[[str], list[int]]]:
     tokenizer = byte_level(kind)
 
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    found = Pieces.of(tokenizer.to_str().encode(), encode)
+    found = TokenCounter.of(tokenizer.to_str().encode(), encode)
     assert found is not None
     return found, encode
 
@@ -106,7 +106,7 @@ def test_hh_and_llama3_borders_need_no_second_look(kind: str) -> None:
 
 
 def test_memory_of_pieces_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "_MOST", 10)
+    monkeypatch.setattr(token_counter, "_MOST", 10)
     counter, encode = made("gpt2")
     for number in range(100):
         text = f"Human {chr(65 + number % 26) * (number % 80)} It"
@@ -134,7 +134,7 @@ def changed(**changes: Any) -> bytes:
     ],
 )
 def test_tokenizers_of_other_kinds_are_left_to_the_whole_text(model: bytes) -> None:
-    assert Pieces.of(model, lambda text: []) is None
+    assert TokenCounter.of(model, lambda text: []) is None
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "characters"])

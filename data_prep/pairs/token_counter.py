@@ -7,7 +7,7 @@ character into a space. A split therefore always ends between a letter and what 
 space behind it. A text may be cut there, and its tokens are those of the pieces, one after the other.
 HH's border, "Assistant:" + " I", is such a place: no token ever crosses it.
 
-For a tokenizer of any other kind `Pieces.of` returns None.
+For a tokenizer of any other kind `TokenCounter.of` returns None.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Counts(dict[str, int]):
         return count
 
 
-class Pieces:
+class TokenCounter:
     """`encode` gives the token ids of any text, with the whole tokenizer."""
 
     def __init__(self, added: list[str], encode: Callable[[str], list[int]]) -> None:
@@ -62,7 +62,7 @@ class Pieces:
         self._joined: dict[tuple[str, str], bool] = {}
 
     @classmethod
-    def of(cls, model: bytes, encode: Callable[[str], list[int]]) -> Pieces | None:
+    def of(cls, model: bytes, encode: Callable[[str], list[int]]) -> TokenCounter | None:
         """None where nothing is known about where the tokenizer's splits end."""
         found: dict[str, Any] = json.loads(model)
         added = found.get("added_tokens") or []

@@ -1,0 +1,192 @@
+"""Rows of a source in, the pairs that NeMo-Aligner can train on out; the others are counted by reason.
+
+Of each row two hashes are remembered, on the disk; never its text.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from data_prep.pairs import splits
+from data_prep.pairs.containers import KINDS_OF_FILES
+from data_prep.pairs.conversation import BadRow, Conversation, Drop, Pair, Repair
+from data_prep.pairs.forms import RowReader, UnknownForm
+from data_prep.pairs.hash_set import HashSet
+from data_prep.pairs.jsonl import Record
+from data_prep.pairs.pair_tokens import Measured, PairTokenizer
+from data_prep.pairs.preference import RenderedPrompt
+from data_prep.pairs.prompt_formats import PromptFormat, texts
+from launcher.findings import Finding, Refused
+
+LOOK_AT = 1000  # rows behind a bad one, to see whether they are like it
+BATCH = 256  # pairs measured at once: enough to keep the tokenizer's threads busy, and a MB or so
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides, beside the source, the tokenizer and the prompt format, what is written."""
+
+    form: str
+    sizes: splits.Sizes
+    max_tokens: int | None = None
+    too_long: str = "drop"
+    limit: int | None = None
+    skip_bad_lines: bool = False
+    pack: int | None = None
+    mapping: dict[str, str] = field(default_factory=dict)
+    rejected: str = "first"
+    keep_rendered: bool = False
+    encoding: str = "utf-8"
+
+
+class PairFilter:
+    """Makes pairs of rows and counts what is dropped; `folder` is for its hashes, which `close` removes.
+
+    read + extra = kept + dropped: `extra` counts the further pairs of rows with several rejected responses.
+    """
+
+    def __init__(
+        self, options: Options, prompt_format: PromptFormat, tokenizer: PairTokenizer | None, folder: Path
+    ) -> None:
+        self.read = self.extra = 0
+        self.dropped: Counter[Drop] = Counter()
+        self.repaired: Counter[Repair] = Counter()
+        self.rows = RowReader(options.form, options.mapping, options.rejected, options.keep_rendered)
+        self._options = options
+        self._format = prompt_format
+        self._tokenizer = tokenizer
+        self._folder = folder
+        self._hashes = HashSet(folder / ".rows")
+        self._prompts: list[HashSet] = []  # of the pools so far, the one being read last
+
+    def close(self) -> None:
+        for hashes in (self._hashes, *self._prompts):
+            hashes.close()
+
+    def kept(self, records: Iterator[Record]) -> Iterator[tuple[Pair, int]]:
+        """The pairs of one pool that are kept, in their order, each with its length in tokens or characters.
+
+        Raises Refused for a bad line, unless such are skipped.
+        """
+        self._prompts.append(HashSet(self._folder / f".prompts{len(self._prompts)}"))
+        written = self._written(records)
+        left = self._options.limit or sys.maxsize
+        # No more is taken than may still be kept, so that every row read is either kept or counted as dropped.
+        while batch := list(islice(written, min(BATCH, left))):
+            for measured in self._measured(batch):
+                drop = measured if isinstance(measured, Drop) else self._seen_before(measured.pair)
+                if drop is not None:
+                    self.dropped[drop] += 1
+                    continue
+                assert isinstance(measured, Measured)
+                left -= 1
+                if measured.moved:
+                    self.repaired[Repair.BORDER] += 1
+                yield measured.pair, measured.length
+
+    def _written(self, records: Iterator[Record]) -> Iterator[tuple[Conversation, Pair]]:
+        for record in records:
+            self.read += 1
+            try:
+                read = self._parse(record)
+            except BadRow as error:
+                if not self._options.skip_bad_lines:
+                    raise self._refusal(record, error, records) from error
+                self.dropped[error.drop] += 1
+                continue
+            self.extra += len(read) - 1
+            for conversation in read:
+                pair = conversation if isinstance(conversation, Drop) else self._write(conversation)
+                if isinstance(pair, Drop):
+                    self.dropped[pair] += 1
+                else:
+                    assert isinstance(conversation, Conversation)
+                    yield conversation, pair
+
+    def _parse(self, record: Record) -> list[Conversation | Drop]:
+        if record.row is None:
+            raise NotJSON(record.wrong)
+        return list(self.rows.read(record.row))
+
+    def _refusal(self, record: Record, error: BadRow, further: Iterator[Record]) -> Refused:
+        """About a bad row; about the whole file where no row before it was good and none of the next is."""
+        looked_at = list(islice(further, LOOK_AT))
+        bad = sum(self._is_bad(record) for record in looked_at)
+        if self.read > 1 or bad < len(looked_at):
+            more = f" (as are {bad} of the next {len(looked_at)} rows)" if bad else ""
+            remedy = "correct the line, or leave such lines out with --skip-bad-lines"
+            if isinstance(error, RenderedPrompt):
+                remedy = error.remedy
+            return Refused([Finding(record.where, "", f"{error}{more}", remedy)])
+        file = re.sub(r"(:|, row )\d+$", "", record.where)
+        why = f"none of the first {bad + 1} rows is a pair: {error}"
+        if isinstance(error, UnknownForm):
+            assert record.row is not None
+            why += f"; the keys are {', '.join(map(str, record.row))}"
+        return Refused([Finding(file, "", why, error.remedy)])
+
+    def _is_bad(self, record: Record) -> bool:
+        try:
+            self._parse(record)
+        except BadRow:
+            return True
+        return False
+
+    def _write(self, conversation: Conversation) -> Pair | Drop:
+        if conversation.rendered:
+            assert conversation.text is not None
+            chosen, rejected = conversation.chosen, conversation.rejected
+            return Pair(conversation.text, chosen, rejected, conversation.turns[0], conversation.rewards)
+        if self._tokenizer and self._tokenizer.has_special(texts(conversation)):
+            return Drop.MARKER
+        return self._format.render(conversation)
+
+    def _measured(self, batch: list[tuple[Conversation, Pair]]) -> Iterator[Measured | Drop]:
+        pairs = [pair for _, pair in batch]
+        if self._tokenizer is None:
+            yield from (Measured(pair, pair.longer_side()) for pair in pairs)
+            return
+        longest = self._options.max_tokens or sys.maxsize
+        for (conversation, _), measured in zip(batch, self._tokenizer.measure(pairs), strict=True):
+            short = isinstance(measured, Drop) or measured.length <= longest
+            yield measured if short else self._cut(conversation, longest)
+
+    def _cut(self, conversation: Conversation, longest: int) -> Measured | Drop:
+        """With as many of the oldest exchanges cut off as needed; what the human asked last is never cut."""
+        assert self._tokenizer is not None
+        shorter = conversation.without_oldest_exchange() if self._options.too_long == "cut" else None
+        while shorter is not None:
+            pair = self._format.render(shorter)
+            if isinstance(pair, Drop):
+                return pair
+            measured = self._tokenizer.measure([pair])[0]
+            if isinstance(measured, Drop) or measured.length <= longest:
+                self.repaired[Repair.CUT] += isinstance(measured, Measured)
+                return measured
+            shorter = shorter.without_oldest_exchange()
+        return Drop.TOO_LONG
+
+    def _seen_before(self, pair: Pair) -> Drop | None:
+        """Remembers the pair; returns why it may not stand in the output once more."""
+        prompt = pair.prompt_hash()
+        if any(prompt in earlier for earlier in self._prompts[:-1]):
+            return Drop.OTHER_SPLIT
+        if not self._hashes.add(pair.row_hash()):
+            return Drop.DUPLICATE
+        self._prompts[-1].add(prompt)
+        return None
+
+
+class NotJSON(BadRow):
+    """A line that holds no row at all."""
+
+    drop = Drop.NOT_JSON
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why, "" if "--encoding" in why else f"give {KINDS_OF_FILES}")

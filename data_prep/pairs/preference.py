@@ -1,0 +1,213 @@
+"""From what a form finds in a row to Conversations: texts and messages are read into turns and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import cycle
+from typing import NamedTuple
+
+from data_prep.pairs import hh_format, rendered
+from data_prep.pairs.conversation import BadRow, Conversation, Drop, Rewards, make_conversation
+
+_ROLES = {name: "user" for name in ("user", "human", "prompter")}
+_ROLES |= {name: "assistant" for name in ("assistant", "gpt", "bot", "model", "chatgpt")}
+_ROLES |= {"system": "system", "developer": "system"}  # OpenAI's newer name
+
+#: (role, stripped text), a system prompt among them if there is one
+_Turns = list[tuple[str, str]]
+
+
+class Preference(NamedTuple):
+    """A prompt, the response that is preferred, and one or more that are not.
+
+    `prompt` is a text or a list of messages; None where the responses are whole conversations. A response is a text, a
+    message or a list of messages. Rewards are None where the source has none.
+    """
+
+    prompt: object
+    chosen: object
+    rejected: tuple[object, ...]
+    system: object = None
+    chosen_reward: float | None = None
+    rejected_rewards: tuple[float, ...] = ()
+    """As many as `rejected`, or none."""
+    best_first: bool = False
+    """Whether `rejected` is known to be in the order of preference."""
+
+
+def conversations(found: Preference, which: str, keep_rendered: bool) -> Iterator[Conversation | Drop]:
+    """One Conversation for each rejected response that `which` selects: the first, the worst, or all. Raises BadRow."""
+    selected: tuple[int, ...] = tuple(range(len(found.rejected)))
+    if not selected:
+        yield Drop.EMPTY_RESPONSE
+    elif which == "first":
+        selected = selected[:1]
+    elif which == "worst" and len(selected) > 1:
+        if not found.best_first:
+            remedy = "use --rejected first or all"
+            raise BadRow("'rejected' has no scores or ranks that would say which is the worst", remedy)
+        selected = selected[-1:]
+    for number in selected:
+        rewards = None
+        if found.chosen_reward is not None and found.rejected_rewards:
+            rewards = (found.chosen_reward, found.rejected_rewards[number])
+        yield _conversation(found, found.rejected[number], rewards, keep_rendered)
+
+
+def is_conversation(value: object) -> bool:
+    """Whether it is a whole conversation in HH's form."""
+    if not isinstance(value, str):
+        return False
+    text = hh_format.as_text(value)
+    return text.startswith("\n\nHuman:") and "\n\nAssistant:" in text
+
+
+def _conversation(
+    found: Preference, rejected: object, rewards: Rewards | None, keep_rendered: bool
+) -> Conversation | Drop:
+    prompt, chosen = found.prompt, found.chosen
+    system = _system(found.system)
+    if isinstance(chosen, str) and isinstance(rejected, str) and (prompt is None or isinstance(prompt, str)):
+        if prompt is None and is_conversation(chosen):
+            return hh_format.read_texts(chosen, rejected, system, rewards)
+        if (marked := rendered.find(chosen if prompt is None else prompt)) is not None:
+            return _rendered(marked, prompt, chosen, rejected, rewards, keep_rendered)
+        if prompt is None:
+            in_turns = is_conversation(rejected) or "\n\nAssistant:" in hh_format.as_text(chosen)
+            return Drop.TURN_ORDER if in_turns or not chosen.strip() else Drop.NO_PROMPT
+    return _turns(found, rejected, system, rewards)
+
+
+def _rendered(
+    marked: rendered.Rendered, prompt: str | None, chosen: str, rejected: str, rewards: Rewards | None, keep: bool
+) -> Conversation | Drop:
+    if not keep:
+        raise RenderedPrompt(marked.style)
+    if prompt is None:
+        prompt = chosen[: marked.prompt_end]
+        if not rejected.startswith(prompt):
+            return Drop.PROMPTS_DIFFER
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    made = make_conversation([marked.opening], chosen, rejected, text=prompt, rewards=rewards)
+    return made if isinstance(made, Drop) else replace(made, rendered=True)
+
+
+def _turns(found: Preference, rejected: object, system: str, rewards: Rewards | None) -> Conversation | Drop:
+    before = _read_prompt(found.prompt, found.chosen)
+    sides: list[_Turns] = []
+    for key, value in (("chosen", found.chosen), ("rejected", rejected)):
+        turns = _read_response(value, key, before)
+        if isinstance(turns, Drop):
+            return turns
+        sides.append(turns)
+    if sides[0] and sides[0][0][0] == "system":
+        system = sides[0][0][1] or system
+    good, bad = ([turn for turn in side[:1] if turn[0] != "system"] + side[1:] for side in sides)
+    if not _in_order(good) or not _in_order(bad):
+        return Drop.TURN_ORDER
+    if sides[0][:-1] != sides[1][:-1]:
+        return Drop.PROMPTS_DIFFER
+    if (marked := rendered.find(good[0][1])) is not None:
+        raise RenderedPrompt(marked.style)
+    return make_conversation([text for _, text in good[:-1]], good[-1][1], bad[-1][1], system, rewards=rewards)
+
+
+class RenderedPrompt(BadRow):
+    """A prompt with the markers of a chat format, where plain text is expected."""
+
+    drop = Drop.RENDERED
+
+    def __init__(self, style: str) -> None:
+        why = f"the prompt is rendered already (it has the markers of {style})"
+        super().__init__(why, "give the plain texts, or keep rendered prompts as they are with --rendered keep")
+
+
+def _system(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadRow(f"'system' is {type(value).__name__}, not text")
+    return value.strip()
+
+
+def _read_prompt(prompt: object, chosen: object) -> _Turns | Drop | None:
+    """The turns that a response answers; None where there is no prompt."""
+    if prompt is None:
+        return None
+    if isinstance(prompt, str):
+        asked = _asked(prompt)
+        if not asked:
+            return Drop.TURN_ORDER if hh_format.read_turns(hh_format.as_text(prompt)) else Drop.EMPTY_TURN
+        return [(role, turn.text) for role, turn in zip(cycle(("user", "assistant")), asked, strict=False)]
+    if not isinstance(prompt, list):
+        raise BadRow(f"'prompt' is {type(prompt).__name__}, neither text nor a list of messages")
+    turns = _read_messages(prompt, "prompt")
+    if isinstance(turns, list) and turns and isinstance(chosen, str) and turns[-1] == ("assistant", chosen.strip()):
+        return turns[:-1]  # some sets repeat the chosen response at the end of their messages
+    return turns
+
+
+def _asked(given: str) -> list[hh_format.Turn]:
+    """The turns of a prompt: a conversation in HH's form that waits for its answer, or else one question."""
+    turns = hh_format.read_turns(hh_format.as_text(given))
+    if turns and turns[-1].role == "Assistant" and not turns[-1].text and hh_format.in_order(turns):
+        return turns[:-1]
+    if turns and hh_format.in_order([*turns, hh_format.Turn("Assistant", "", 0, 0)]):
+        return turns
+    question = given.strip()
+    return [hh_format.Turn("Human", question, 0, 0)] if question and not turns else []
+
+
+def _read_response(value: object, key: str, before: _Turns | Drop | None) -> _Turns | Drop:
+    """The whole conversation that ends with the response."""
+    if isinstance(value, str):
+        turns: _Turns | Drop = [("assistant", value.strip())]
+    elif isinstance(value, (list, Mapping)):
+        turns = _read_messages(value if isinstance(value, list) else [value], key)
+    else:
+        raise BadRow(f"{key!r} is {type(value).__name__}, neither text nor a list of messages")
+    if isinstance(turns, Drop) or not turns or turns[0][0] != "assistant":
+        return turns
+    if before is None:
+        raise BadRow("there is no key 'prompt'")
+    return before if isinstance(before, Drop) else [*before, *turns]
+
+
+def _read_messages(messages: list[object], key: str) -> _Turns | Drop:
+    turns: _Turns = []
+    for number, message in enumerate(messages):
+        where = f"{key}[{number}]"
+        if not isinstance(message, Mapping):
+            raise BadRow(f"{where} is {type(message).__name__}, not a message")
+        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+        if message.get("tool_calls"):
+            return Drop.TOOLS
+        text = _join_parts(content, where) if isinstance(content, list) else content
+        if not isinstance(role, str) or not isinstance(text, str):
+            what = "role" if not isinstance(role, str) else "content"
+            raise BadRow(f"{where} has no text under {what!r}")
+        known = _ROLES.get(role.strip().lower())
+        if known is None:
+            return Drop.ROLE
+        if known == "system" and number:
+            return Drop.TURN_ORDER
+        turns.append((known, text.strip()))
+    return turns
+
+
+def _join_parts(parts: list[object], where: str) -> str:
+    """The text of a content that is a list of parts. Raises BadRow where one is an image or the like."""
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise BadRow(f"{where} has a part of type {kind!r}; only text can be trained on")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _in_order(turns: _Turns) -> bool:
+    roles = [role for role, _ in turns]
+    return bool(roles) and roles == ["user", "assistant"] * (len(roles) // 2)

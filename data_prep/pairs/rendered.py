@@ -1,0 +1,64 @@
+"""Prompts that a chat format was applied to already: recognised by its markers, kept as they are on request.
+
+Applied twice, a format would show the model its own markers as if a user had typed them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class _Style(NamedTuple):
+    name: str
+    user: re.Pattern[str]
+    """Opens a turn of the user."""
+    assistant: re.Pattern[str]
+    """Opens a turn of the assistant: the prompt ends behind the last one."""
+    end: re.Pattern[str]
+    """Ends the turn of the user."""
+
+
+def _style(name: str, user: str, assistant: str, end: str) -> _Style:
+    return _Style(name, re.compile(user), re.compile(assistant), re.compile(end))
+
+
+_STYLES = (
+    _style("llama2", r"\[INST\]", r"\[/INST\]", r"\[/INST\]"),
+    _style(
+        "llama3",
+        r"<\|start_header_id\|>user<\|end_header_id\|>",
+        r"<\|start_header_id\|>assistant<\|end_header_id\|>\n*",
+        r"<\|eot_id\|>",
+    ),
+    _style("chatml", r"<\|im_start\|>user\b", r"<\|im_start\|>assistant\n?", r"<\|im_end\|>"),
+    _style("extra_id", r"<extra_id_1>User\b", r"<extra_id_1>Assistant\n?", r"<extra_id_1>"),
+    _style("gemma", r"<start_of_turn>user\b", r"<start_of_turn>model\n?", r"<end_of_turn>"),
+    _style("zephyr", r"<\|user\|>", r"<\|assistant\|>\n?", r"</s>|<\|end\|>|<\|assistant\|>"),
+)
+_ANY = re.compile(r"\[/?INST\]|<<SYS>>|<\|start_header_id\|>|<\|im_start\|>|<extra_id_[01]>|<start_of_turn>|<\|user\|>")
+_AT_THE_START = re.compile(rf"\s*(?:<s>|<bos>|<\|begin_of_text\|>)?\s*(?:{_ANY.pattern})")
+
+
+class Rendered(NamedTuple):
+    """`prompt_end` is where the last turn of the assistant begins, `opening` the user's first turn."""
+
+    style: str
+    prompt_end: int
+    opening: str
+
+
+def find(text: str) -> Rendered | None:
+    """What a rendered text consists of. None for plain text, also where it only mentions a marker in passing."""
+    if _ANY.search(text) is None:
+        return None
+    for style in _STYLES:
+        first = style.user.search(text)
+        answers = list(style.assistant.finditer(text, first.end())) if first else []
+        if first and answers:
+            end = style.end.search(text, first.end())
+            opening = text[first.end() : end.start() if end else answers[0].start()].strip()
+            return Rendered(style.name, answers[-1].end(), opening)
+    if _AT_THE_START.match(text):  # such a prompt without its end, say
+        return Rendered("unknown", len(text), text)
+    return None
