@@ -18,23 +18,19 @@ if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == HERE:
 sys.path.insert(1, str(HERE / "plugins"))  # Hydra takes plugins from the namespace hydra_plugins only
 
 from launcher.compose import hydra_state  # noqa: E402
+from launcher.compose.config_files import config_root  # noqa: E402
 from launcher.findings import LauncherError, Refused  # noqa: E402
 
 
-def config_root() -> Path:
-    """The configs: beside the package in a clone, inside it where it was installed."""
-    inside = HERE / "configs"
-    return inside if inside.is_dir() else HERE.parent / "configs"
-
-
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = "") -> int:
+    """Run the words of a command line. `program` is how sweep.json names this program, by default the script."""
     from launcher.compose import command_line
 
     words = sys.argv[1:] if argv is None else argv
     try:
         line = command_line.prepare(words, config_root())
         hydra_state.forced = line.forced
-        hydra_state.command = [Path(sys.argv[0]).name, *words]
+        hydra_state.command = [*(program.split() or [Path(sys.argv[0]).name]), *words]
         if line.note:
             print(line.note, file=sys.stderr)
         return _run_hydra(line.argv)
