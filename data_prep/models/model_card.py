@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from data_prep.models import small_models
+from launcher import redact
 from launcher.sweep.folder import Sweep, Trial
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ def card(
             f"Trained with NVIDIA NeMo-Aligner by Direct Preference Optimization (arXiv 2305.18290).{_use(merged)}\n",
             f"| | |\n| --- | --- |\n{table}\n",
             f"## Held-out pairs\n\n| | before training | after |\n| --- | --- | --- |\n{_metrics(result)}\n",
-            f"## Command\n\n    {shlex.join(sweep.data['command'])}\n\nof it, this trial: "
-            f"`{shlex.join(trial.overrides) or 'no overrides'}`\n",
+            f"## Command\n\n    {shlex.join(redact.command(sweep.data['command']))}\n\nof it, this trial: "
+            f"`{shlex.join(redact.command(trial.overrides)) or 'no overrides'}`\n",
         ]
     )
 
@@ -137,8 +138,7 @@ def _metrics(result: Mapping[str, Any]) -> str:
     divergence = ((result.get("evaluation") or {}).get("kl_per_token") or {}).get("mean")
     if divergence is not None:
         lines.append(f"| KL to the reference (nats a token) | 0 | {divergence:.4f} |")
-    pairs = (result.get("pairs") or {}).get("validation")
-    return "\n".join([*lines, f"| pairs | {pairs} | {pairs} |"])
+    return "\n".join([*lines, f"| pairs | {before.get('val/pairs', '?')} | {after.get('val/pairs', '?')} |"])
 
 
 def _number(value: Any) -> str:

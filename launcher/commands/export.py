@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from launcher.findings import Finding, Refused
-from launcher.report import gather, judge
+from launcher.report import gather, judge, measures
 from launcher.sweep import find
 from launcher.sweep.folder import Sweep, Trial
 
@@ -26,7 +26,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", metavar="TRIAL|SWEEP", nargs="*", help="a trial's number; a sweep's folder or name")
     parser.add_argument("-s", "--sweep", metavar="SWEEP", help="folder, array id, name or `last`")
     parser.add_argument("--best", action="store_true", help="the best trial of those that are done")
-    parser.add_argument("--by", choices=gather.MEASURES, help="what --best goes by (default accuracy)")
+    parser.add_argument(
+        "--by", choices=[it.key for it in measures.ranked()], help="what --best goes by (default accuracy)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--merge", action="store_true", help="the whole model, the adapter merged into its weights")
     base = "what the adapter's config calls the base model: a hub name or a folder (default: its name in the .nemo)"
@@ -66,7 +68,8 @@ def chosen(sweep: Sweep, named: list[Trial], best: bool, by: str | None) -> Tria
         try:
             found, why = judge.best(report, by or "accuracy")
         except ValueError as error:
-            raise Refused([Finding(str(sweep.folder), "", str(error), "wait for the trials; see `status`")]) from None
+            remedy = "wait for the trials (see `status`), or choose another measure with --by"
+            raise Refused([Finding(str(sweep.folder), "", str(error), remedy)]) from None
         left = len(report.trials) - len(report.done)
         print(f"trial {found.trial.name}: {why}{f'; {left} more have no result' if left else ''}", file=sys.stderr)
         return found.trial

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import subprocess
 import sys
 from pathlib import Path
 
+from launcher import whole_file
 from launcher.findings import Finding, Refused
-from launcher.report import gather, text
+from launcher.report import gather, markdown, recorded, table_csv, text, trial_files
 from launcher.status import states
 from launcher.sweep import find
 from launcher.sweep.folder import Sweep, Trial
@@ -38,10 +38,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     sweep = find.sweep(args.sweep)
     formats = _formats(args.format)
+    out = folder(sweep, args.out)
     failed = evaluate(sweep) if args.evaluate else []
     look = states.look(sweep)
     report = gather.gather(sweep, look.trials, look.answers.troubles)
-    out = (args.out or sweep.folder / "report").expanduser()
     for path in write(report, out, formats):
         print(path)
     for warning in text.warnings(report):
@@ -51,44 +51,60 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def folder(sweep: Sweep, asked: Path | None) -> Path:
+    """Where the report is written. Raises Refused for the folder of somebody else's sweep, which others may read."""
+    if asked is not None:
+        return asked.expanduser()
+    out = sweep.folder / "report"
+    if not _own(sweep):
+        raise Refused([Finding(str(sweep.folder), "", "belongs to somebody else", "write elsewhere with --out")])
+    if out.is_symlink():
+        raise Refused([Finding(str(out), "", "is a link", "remove it, or write elsewhere with --out")])
+    return out
+
+
 def write(report: gather.Report, out: Path, formats: list[str]) -> list[Path]:
     """report.html and the like, each whole or not at all. Raises Refused."""
-    contents: dict[str, str | bytes] = {}
+    contents: dict[str, bytes] = {}
     if {"html", "png"} & set(formats):
         from launcher.report import page, plots
 
         plots.check()
         if "html" in formats:
-            contents["html"] = page.render(report)
+            contents["html"] = page.render(report).encode()
         if "png" in formats:
             contents["png"] = plots.png(report)
     if "md" in formats:
-        contents["md"] = text.markdown(report, "report.png" if "png" in formats else None)
+        contents["md"] = markdown.render(report, "report.png" if "png" in formats else None).encode()
     if "csv" in formats:
-        contents["csv"] = text.table_csv(report)
-    written = []
+        contents["csv"] = table_csv.render(report).encode()
+    paths = {form: out / f"report.{form}" for form in formats}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for form in formats:
-            content = contents[form]
-            path = out / f"report.{form}"
-            beside = out / f".report.{form}.{secrets.token_hex(4)}"
-            beside.write_bytes(content.encode() if isinstance(content, str) else content)
-            os.replace(beside, path)
-            written.append(path)
+        for form, path in paths.items():
+            whole_file.write_bytes(path, contents[form])
     except OSError as error:
         why = f"cannot be written ({error.strerror or error})"
         raise Refused([Finding(str(out), "", why, "choose another folder with --out")]) from error
-    return written
+    return list(paths.values())
 
 
 def evaluate(sweep: Sweep) -> list[Trial]:
-    """Evaluate the trials that are done and have no evaluation, one after the other; returns those that failed."""
+    """Evaluate the trials that are done and have no evaluation, one after the other; returns those that failed.
+
+    Raises Refused for somebody else's sweep: loading its adapters could run its code.
+    """
+    if not _own(sweep):
+        why = "belongs to somebody else: evaluating it would load, and write into, what is theirs"
+        raise Refused([Finding(str(sweep.folder), "--evaluate", why, "ask them to evaluate it")])
+    todo = [
+        trial for trial in sweep.trials if (result := trial_files.read_result(trial)) and "evaluation" not in result
+    ]
     failed = []
-    todo = [trial for trial in sweep.trials if (result := trial.result()) and "evaluation" not in result]
     for place, trial in enumerate(todo, 1):
         print(f"evaluating trial {trial.name}, {place} of {len(todo)}", flush=True)
-        ranks = int(trial.config()["model"].get("tensor_model_parallel_size") or 1)
+        config = trial_files.read_config(trial)
+        ranks = recorded.integer(trial_files.at(config, "model.tensor_model_parallel_size")) or 1
         command = [sys.executable, "-m", "launcher.train.nemo_aligner.evaluate", str(trial.folder)]
         if ranks > 1:
             run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -96,6 +112,10 @@ def evaluate(sweep: Sweep) -> list[Trial]:
         if subprocess.run(command, check=False).returncode:
             failed.append(trial)
     return failed
+
+
+def _own(sweep: Sweep) -> bool:
+    return sweep.folder.stat().st_uid == os.geteuid()
 
 
 def _formats(asked: str) -> list[str]:

@@ -1,42 +1,68 @@
-"""Verdicts: does a hypothesis hold, on which figure does that rest, how sure is it.
+"""Verdicts: does a hypothesis hold, on which estimates does that rest, how sure is it. The only engine of verdicts.
 
-A hypothesis of the config may say which figures its claim is about:
+A hypothesis of the config may say which measures its claim is about:
 
     experiment.hypotheses: [{beta: 0.05, name: unstable, claim: drifts furthest, expect: {drift: highest}}]
 
-A difference counts where it is larger than SURE standard errors; what does not count either way cannot be told. The
-errors are over held-out pairs: with one seed a beta nothing is known of how another seed would have come out.
+A finding counts where the probability that chance alone made it is below LEVEL, after Holm's correction for all the
+findings of the report; what does not count either way cannot be told. Errors are over held-out pairs, and over seeds
+where a beta has several: with one seed a beta nothing is known about how another seed would have come out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from launcher.report import figures
-from launcher.report.figures import Figure
-from launcher.report.gather import MEASURES, Report, TrialReport
+from launcher import estimates
+from launcher.estimates import LEVEL, Estimate
+from launcher.report import measures
+from launcher.report.gather import Report
+from launcher.report.measures import Measure
+from launcher.report.pools import Pool, difference
+from launcher.report.trials import TrialReport
 
 Word = Literal["supported", "contradicted", "cannot be told"]
-SURE = 2.0  # standard errors; 95 % of a normal distribution lie within
 EXPECTATIONS = ("highest", "lowest", "not highest", "not lowest", "above chance")
-FORMS = {"loss": ".4f", "accuracy": ".3f", "margin": "+.4f", "drift": ".3f", "kl": ".4f"}
-UNITS = {"loss": "", "accuracy": "", "margin": "", "drift": "nats a {per}", "kl": "nats a token"}
-_MOST_SAID = 8  # trials named in one sentence
-_CHANCE = {"accuracy": 0.5, "margin": 0.0}
+_MOST_NAMED = 8  # trials or comparisons named in one sentence
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What one figure says."""
+class Judged:
+    """What one measure shows about one claim."""
 
-    word: Word
     about: str
     """`drift highest`"""
-    figure: str
-    """The figures it rests on, with their errors."""
+    text: str
+    """The estimates it rests on, with their errors."""
+    chance_for: float = 1.0
+    """One-sided p-value: how likely chance alone supports the claim as well as this."""
+    chance_against: float = 1.0
+    """The same for contradicting it."""
+    needed: str = ""
+    """What would tell it: `about 120 pairs`."""
+    adjusted: float = 1.0
+    """Two-sided p-value after Holm's correction."""
+
+    @property
+    def chance(self) -> float:
+        """Two-sided p-value."""
+        return min(1.0, 2 * min(self.chance_for, self.chance_against))
+
+    @property
+    def word(self) -> Word:
+        if self.adjusted >= LEVEL:
+            return "cannot be told"
+        return "supported" if self.chance_for < self.chance_against else "contradicted"
+
+    @property
+    def sentence(self) -> str:
+        """The estimates, and how sure the word is."""
+        sure = f"; p {_p(self.adjusted)}" if self.chance < 1 else ""
+        hint = f"; {self.needed} would tell a difference of this size" if self.needed else ""
+        return f"{self.text}{sure}{hint if self.word == 'cannot be told' else ''}"
 
 
 @dataclass(frozen=True)
@@ -46,203 +72,203 @@ class Verdict:
     beta: float | None
     name: str
     claim: str
-    word: Word
-    findings: tuple[Finding, ...]
+    findings: tuple[Judged, ...] = ()
     why: str = ""
     """Where there is no finding: why not."""
+
+    @property
+    def word(self) -> Word:
+        words = {finding.word for finding in self.findings}
+        if "contradicted" in words:
+            return "contradicted"
+        return "supported" if words == {"supported"} else "cannot be told"
+
+    @property
+    def heading(self) -> str:
+        """`beta 0.05, unstable`"""
+        beta = f"{self.beta:g}" if isinstance(self.beta, (int, float)) else str(self.beta)
+        return f"beta {beta}, {self.name}"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All verdicts of a report, corrected for being several."""
+
+    verdicts: tuple[Verdict, ...]
+    """One for each hypothesis of the experiment and each set of other overrides."""
+    theory: tuple[Judged, ...]
+    """Whether a smaller beta drifts further, as DPO's theory says; one for each set of other overrides."""
+
+    @property
+    def findings(self) -> list[Judged]:
+        return [*(finding for verdict in self.verdicts for finding in verdict.findings), *self.theory]
+
+
+def judge(report: Report) -> Judgement:
+    """Every verdict that the report's figures allow."""
+    groups = list(report.groups.values())
+    raw = [
+        _verdict(report, hypothesis, group)
+        for hypothesis in report.sweep.experiment.get("hypotheses") or ()
+        for group in groups
+    ]
+    theory = [_theory(report, group) for group in groups if len({pool.beta for pool in group}) > 1]
+    first = Judgement(tuple(raw), tuple(theory))
+    adjusted = iter(estimates.holm([finding.chance for finding in first.findings]))
+    verdicts = [
+        replace(verdict, findings=tuple(replace(it, adjusted=next(adjusted)) for it in verdict.findings))
+        for verdict in raw
+    ]
+    return Judgement(tuple(verdicts), tuple(replace(it, adjusted=next(adjusted)) for it in theory))
 
 
 def problem(expect: Any) -> str:
     """What is wrong with a hypothesis's `expect`; "" where nothing is."""
+    known = measures.REGISTRY
     if not isinstance(expect, dict) or not expect:
-        return f"must say what is expected of a measure, such as {{drift: highest}}; measures: {', '.join(MEASURES)}"
-    for measure, word in expect.items():
-        if measure not in MEASURES:
-            return f"knows no measure '{measure}'; there are {', '.join(MEASURES)}"
+        return f"must say what is expected of a measure, such as {{drift: highest}}; measures: {', '.join(known)}"
+    for key, word in expect.items():
+        if key not in known:
+            return f"knows no measure '{key}'; there are {', '.join(known)}"
         if word not in EXPECTATIONS:
-            return f"cannot expect '{word}' of {measure}; it can {', '.join(EXPECTATIONS)}"
-        if word == "above chance" and measure not in _CHANCE:
-            return f"knows no chance level of {measure}, only of {' and '.join(_CHANCE)}"
+            return f"cannot expect '{word}' of {key}; it can {', '.join(EXPECTATIONS)}"
+        if word == "above chance" and known[key].chance is None:
+            levels = " and ".join(name for name, measure in known.items() if measure.chance is not None)
+            return f"knows no chance level of {key}, only of {levels}"
+        if word != "above chance" and not known[key].across_betas:
+            return f"cannot rank betas by {key}, which depends on beta itself"
     return ""
 
 
-def best(report: Report, measure: str) -> tuple[TrialReport, str]:
-    """The trial that is done and does best by `measure`, and in words why; of equals the one that drifted least.
+def best(report: Report, key: str) -> tuple[TrialReport, str]:
+    """The trial that is done and does best by the measure `key`, and why; of equals, the one that drifted least.
 
-    The loss of another beta is another loss: across betas `accuracy` and `margin` are what can be compared. Raises
-    ValueError where no trial is done that has the measure.
+    Trials that differ in their seed alone are ranked by their mean, and the best of them is taken. Raises ValueError
+    where no trial is done that has the measure, or where the measure does not rank betas.
     """
-    sign = -1 if measure in ("loss", "drift", "kl") else 1
-    known = [(sign * figure.value, trial) for trial in report.done if (figure := trial.figure(measure))]
+    measure = measures.REGISTRY[key]
+    sign = -1 if measure.better == "lower" else 1
+    known = [pool for pool in report.pools if pool.done and key in pool.estimates]
     if not known:
-        raise ValueError(f"no trial is done and has its {_title(measure)}")
-
-    def drift(trial: TrialReport) -> float:
-        return found.value if (found := trial.figure("drift")) else math.inf
-
-    highest = max(value for value, _ in known)
-    equal = [trial for value, trial in known if value == highest]
-    chosen = min(equal, key=drift)
-    why = f"best {_title(measure)} of {len(known)} trials: {_value(chosen, measure, report)}"
+        raise ValueError(f"no trial is done and has its {measure.title}")
+    if not measure.across_betas and len({pool.beta for pool in known}) > 1:
+        raise ValueError(f"the trials have different betas, and {measure.title} depends on beta itself: it ranks none")
+    highest = max(sign * pool.estimates[key].value for pool in known)
+    equal = [pool for pool in known if sign * pool.estimates[key].value == highest]
+    chosen = min(equal, key=lambda pool: pool.estimates["drift"].value if "drift" in pool.estimates else math.inf)
+    trials = sum(len(pool.done) for pool in known)
+    why = f"best {measure.title} of {trials} trials: {_value(chosen, measure, report)}"
+    if len(chosen.done) > 1:
+        why += f", mean of {len(chosen.done)} seeds, of which this is the best"
     if len(equal) > 1:
-        others = _some([trial.name for trial in equal if trial is not chosen])
-        why += f", as {others}; the least drift of these"
-    return chosen, why
+        why += f", as {_some([pool.name for pool in equal if pool is not chosen])}; the least drift of these"
+    return max(chosen.done, key=lambda trial: sign * trial.estimates[key].value), why
 
 
-def verdicts(report: Report) -> list[Verdict]:
-    """One for each hypothesis of the experiment and each set of other overrides."""
-    found = []
-    for hypothesis in report.sweep.experiment.get("hypotheses") or ():
-        for group in report.groups.values():
-            found.append(_verdict(report, hypothesis, group))
-    return found
-
-
-def theory(report: Report) -> list[Finding]:
-    """Whether a smaller beta drifts further, as DPO's theory says; one for each set of other overrides."""
-    found = []
-    for label, group in report.groups.items():
-        if len({trial.trial.beta for trial in group}) < 2:
-            continue
-        measure = "kl" if all(trial.kl for trial in group if trial.done) and any(t.done for t in group) else "drift"
-        about = " ".join(filter(None, (label, "the drift from the reference falls as beta rises")))
-        done = [trial for trial in group if trial.done and trial.figure(measure)]
-        steps = [
-            (low, high, _compare(measure, low, high))
-            for low, high in zip(done, done[1:], strict=False)
-            if low.trial.beta != high.trial.beta
-        ]
-        words: list[Word] = [_sign(step, 1) for _, _, step in steps]
-        word: Word = _all(words) if words else "cannot be told"
-        if word == "supported" and len(done) < len(group):
-            word = "cannot be told"
-        shown = done if len(done) <= _MOST_SAID else [done[0], done[-1]]
-        values = ", ".join(f"{_value(trial, measure, report)} at {trial.name}" for trial in shown)
-        told = f"{_title(measure)}: {values}" if values else f"{_title(measure)} is not known of any trial"
-        told += "".join(f"; {low.name} less {high.name}: {_sureness(step)}" for low, high, step in steps[:_MOST_SAID])
-        known = {trial.trial.number for trial in done}
-        absent = [trial.name for trial in group if trial.trial.number not in known]
-        if absent:
-            told += f"; nothing is known of {_some(absent)} yet"
-        found.append(Finding(word, about, told))
-    return found
-
-
-def _verdict(report: Report, hypothesis: Mapping[str, Any], group: Sequence[TrialReport]) -> Verdict:
-    beta = hypothesis.get("beta")
-    label = group[0].label
+def _verdict(report: Report, hypothesis: Mapping[str, Any], group: Sequence[Pool]) -> Verdict:
+    beta, label = hypothesis.get("beta"), group[0].label
     name = " ".join(filter(None, (str(hypothesis.get("name", "")), f"({label})" if label else "")))
-
-    def told(word: Word, findings: Sequence[Finding] = (), why: str = "") -> Verdict:
-        return Verdict(beta, name, str(hypothesis.get("claim", "")), word, tuple(findings), why)
-
-    own = [trial for trial in group if isinstance(beta, (int, float)) and _same(trial.trial.beta, float(beta))]
-    if not own:
-        return told("cannot be told", why="no trial of this sweep has this beta")
+    verdict = Verdict(beta, name, str(hypothesis.get("claim", "")))
+    own = next((pool for pool in group if _same(pool.beta, beta)), None)
+    if own is None:
+        return replace(verdict, why="no trial of this sweep has this beta")
     expect = hypothesis.get("expect")
     if expect is None:
-        return told("cannot be told", why="the hypothesis does not say which figure it is about (key `expect`)")
-    wrong = problem(expect)
-    if wrong:
-        return told("cannot be told", why=f"`expect` {wrong}")
-    if not own[0].done:
-        return told("cannot be told", why=f"its trial has no result ({own[0].why})")
-    findings = [_finding(report, measure, word, own[0], group) for measure, word in expect.items()]
-    return told(_all([finding.word for finding in findings]), findings)
+        return replace(verdict, why="the hypothesis does not say which measure it is about (key `expect`)")
+    if wrong := problem(expect):
+        return replace(verdict, why=f"`expect` {wrong}")
+    if not own.done:
+        return replace(verdict, why=f"its trial has no result ({own.why})")
+    findings = [_finding(report, measures.REGISTRY[key], word, own, group) for key, word in expect.items()]
+    return replace(verdict, findings=tuple(findings))
 
 
-def _finding(report: Report, measure: str, expected: str, own: TrialReport, group: Sequence[TrialReport]) -> Finding:
-    about = f"{_title(measure)} {expected}"
-    figure = own.figure(measure)
-    if figure is None:
-        missing = "was not evaluated (report --evaluate)" if measure == "kl" else "is not known"
-        return Finding("cannot be told", about, f"{_title(measure)} {missing}")
+def _finding(report: Report, measure: Measure, expected: str, own: Pool, group: Sequence[Pool]) -> Judged:
+    about = f"{measure.title} {expected}"
+    estimate = own.estimates.get(measure.key)
+    if estimate is None:
+        missing = "is not known" if measure.logged else "was not evaluated (report --evaluate)"
+        return Judged(about, f"{measure.title} {missing}")
     value = f"{_value(own, measure, report)} at {own.name}"
-    if expected == "above chance":
-        over = Figure(figure.value - _CHANCE[measure], figure.error, figure.at_most, figure.pairs)
-        return Finding(_sign(over, 1), about, f"{value}, chance is {_CHANCE[measure]:g}; difference {_sureness(over)}")
-    others = [trial for trial in group if trial is not own and not _same(trial.trial.beta, own.trial.beta)]
-    known = [trial for trial in others if trial.done and trial.figure(measure)]
+    if expected == "above chance" and measure.chance is not None:
+        over = replace(estimate, value=estimate.value - measure.chance)
+        text = f"{value}, chance is {measure.chance:g}; difference {_sureness(over)}"
+        return Judged(about, text, over.chance(1), over.chance(-1), over.needed())
+    others = [pool for pool in group if pool is not own and not _same(pool.beta, own.beta)]
+    known = [pool for pool in others if pool.done and measure.key in pool.estimates]
     if not known:
-        return Finding("cannot be told", about, f"{value}; there is nothing to compare it with")
+        return Judged(about, f"{value}; there is nothing to compare it with")
     direction = 1 if expected.endswith("highest") else -1
-    compared = [(trial, _compare(measure, own, trial)) for trial in known]
-    word = _all([_sign(difference, direction) for _, difference in compared])
+    compared = [(pool, difference(measure, own, pool)) for pool in known]
+    # It is the highest if it is above every other one, and it is not if it is below any.
+    all_above = max(it.chance(direction) for _, it in compared)
+    any_below = min(1.0, len(compared) * min(it.chance(-direction) for _, it in compared))
+    absent = [pool.name for pool in others if pool not in known]
+    if absent:
+        all_above = 1.0  # a beta that is still missing may be higher yet; one that is higher already stays so
+    nearest, nearest_difference = min(compared, key=lambda it: direction * it[1].value)
+    text = f"{value}; {_value(nearest, measure, report)} at {nearest.name}; difference {_sureness(nearest_difference)}"
+    text += f"; nothing is known of {_some(absent)} yet" if absent else ""
+    needed = "" if absent else nearest_difference.needed()
     if expected.startswith("not "):
-        word = _not(word)
-    absent = [trial.name for trial in others if not (trial.done and trial.figure(measure))]
-    # A beta that is still missing may be higher yet; that another one is higher already stays so.
-    if absent and (word == "contradicted") == expected.startswith("not ") and word != "cannot be told":
-        word = "cannot be told"
-    nearest, difference = min(compared, key=lambda it: direction * it[1].value)
-    text = f"{value}; {_value(nearest, measure, report)} at {nearest.name}; difference {_sureness(difference)}"
+        return Judged(about, text, any_below, all_above, needed)
+    return Judged(about, text, all_above, any_below, needed)
+
+
+def _theory(report: Report, group: Sequence[Pool]) -> Judged:
+    about = " ".join(filter(None, (group[0].label, "the drift from the reference falls as beta rises")))
+    measure = report.drift_measure
+    done = [pool for pool in group if pool.done and measure.key in pool.estimates]
+    steps = [
+        (low, high, difference(measure, low, high))
+        for low, high in zip(done, done[1:], strict=False)
+        if low.beta != high.beta
+    ]
+    shown = done if len(done) <= _MOST_NAMED else [done[0], done[-1]]
+    values = ", ".join(f"{_value(pool, measure, report)} at {pool.name}" for pool in shown)
+    text = f"{measure.title}: {values}" if values else f"{measure.title} is not known of any trial"
+    text += "".join(f"; {low.name} less {high.name}: {_sureness(step)}" for low, high, step in steps[:_MOST_NAMED])
+    absent = [pool.name for pool in group if pool not in done]
     if absent:
         text += f"; nothing is known of {_some(absent)} yet"
-    return Finding(word, about, text)
+    if not steps:
+        return Judged(about, text)
+    falls = 1.0 if absent else max(step.chance(1) for _, _, step in steps)
+    rises = min(1.0, len(steps) * min(step.chance(-1) for _, _, step in steps))
+    weakest = max((step for _, _, step in steps), key=lambda step: step.chance(1))
+    return Judged(about, text, falls, rises, "" if absent else weakest.needed())
 
 
-def _compare(measure: str, one: TrialReport, other: TrialReport) -> Figure:
-    """One less the other: on the same pairs where both have them, else as if measured on different ones."""
-    first, second = one.figure(measure), other.figure(measure)
-    assert first is not None and second is not None
-    paired = None
-    if one.per_pair and other.per_pair and one.trial.beta is not None and other.trial.beta is not None:
-        paired = figures.difference(measure, one.per_pair, other.per_pair, (one.trial.beta, other.trial.beta))
-    if paired is not None and (measure == "kl" or first.error is not None and not first.at_most):
-        return paired
-    error = None
-    if first.error is not None and second.error is not None:
-        error = math.hypot(first.error, second.error)
-    pairs = min((figure.pairs for figure in (first, second) if figure.pairs), default=None)
-    return Figure(first.value - second.value, error, first.at_most or second.at_most, pairs)
-
-
-def _sign(difference: Figure, direction: int) -> Word:
-    if difference.error is None:
-        return "cannot be told"
-    if difference.value * direction > SURE * difference.error:
-        return "supported"
-    return "contradicted" if difference.value * direction < -SURE * difference.error else "cannot be told"
-
-
-def _all(words: Sequence[Word]) -> Word:
-    if "contradicted" in words:
-        return "contradicted"
-    return "cannot be told" if "cannot be told" in words else "supported"
-
-
-def _not(word: Word) -> Word:
-    return {"supported": "contradicted", "contradicted": "supported", "cannot be told": "cannot be told"}[word]  # type: ignore[return-value]
-
-
-def _sureness(difference: Figure) -> str:
-    """`+2.861 ± 0.310 (9.2 standard errors; 32 pairs, one by one)`"""
+def _sureness(difference: Estimate) -> str:
+    """`+2.861 ± 0.310 (9.2 standard errors; 32 pairs, pair by pair; 3 seeds)`"""
     if difference.error is None:
         return f"{difference.value:+.3g}, of unknown standard error"
     times = abs(difference.value) / difference.error if difference.error else math.inf
     times = math.floor(10 * times) / 10 if math.isfinite(times) else times  # 1.96 is not yet 2.0
-    least = "at least " if difference.at_most else ""
-    pairs = f"; {difference.pairs} pairs" if difference.pairs else ""
-    pairs += ", one by one" if difference.paired else ""
-    figure = figures.pm(difference.value, difference.error, "+.0f", difference.at_most)
-    return f"{figure} ({least}{times:.1f} standard errors{pairs})"
+    parts = [f"{'at least ' if difference.at_most else ''}{times:.1f} standard errors"]
+    if difference.pairs:
+        parts.append(f"{difference.pairs} pairs{', pair by pair' if difference.paired else ''}")
+    if difference.seeds > 1:
+        parts.append(f"{difference.seeds} seeds")
+    figure = estimates.shown(difference.value, difference.error, "+.0f", difference.at_most)
+    return f"{figure} ({'; '.join(parts)})"
 
 
-def _value(trial: TrialReport, measure: str, report: Report) -> str:
-    figure = trial.figure(measure)
-    assert figure is not None
-    unit = UNITS[measure].format(per=report.per)
-    return f"{figures.pm(figure.value, figure.error, FORMS[measure], figure.at_most)}{' ' if unit else ''}{unit}"
+def _value(pool: Pool, measure: Measure, report: Report) -> str:
+    it = pool.estimates[measure.key]
+    unit = measure.unit_of(report.per)
+    return f"{estimates.shown(it.value, it.error, measure.form, it.at_most)}{' ' if unit else ''}{unit}"
+
+
+def _p(chance: float) -> str:
+    return "< 0.0001" if chance < 0.0001 else f"= {chance:.2g}"
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MOST_SAID]) + (f" and {len(names) - _MOST_SAID} more" if len(names) > _MOST_SAID else "")
+    return ", ".join(names[:_MOST_NAMED]) + (
+        f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    )
 
 
-def _title(measure: str) -> str:
-    return {"kl": "KL to the reference", "margin": "reward margin"}.get(measure, measure)
-
-
-def _same(one: float | None, other: float | None) -> bool:
-    return one is not None and other is not None and math.isclose(one, other, rel_tol=1e-9)
+def _same(one: float | None, other: Any) -> bool:
+    return one is not None and isinstance(other, (int, float)) and math.isclose(one, other, rel_tol=1e-9)

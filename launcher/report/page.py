@@ -1,20 +1,51 @@
-"""The report as one HTML file that opens offline: styles and plots are in it, and it asks nobody for anything."""
+"""The report as one HTML file that opens offline: styles and plots are in it, and it loads nothing."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jinja2
 
-from launcher import __version__
-from launcher.report import judge, plots, text
-from launcher.report.gather import Report, TrialReport
+from launcher import __version__, redact
+from launcher.report import judge, measures, plots, text
+from launcher.report.gather import Report
+from launcher.report.measures import Measure
+from launcher.report.pools import Pool
 
 _MOST_CARDS = 6
-_MOST_COMPARED = 8  # trials whose samples are shown side by side
+_MOST_COMPARED = 8  # pools whose samples are shown side by side
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Line(NamedTuple):
+    """One measure on a card."""
+
+    measure: Measure
+    label: str
+    shown: str
+    bar: float | None
+    """Percent of its width; None: no bar."""
+    chance: float | None
+    """Where on the bar chance lies, in percent."""
+
+
+class Card(NamedTuple):
+    """A pool at a glance."""
+
+    pool: Pool
+    colour: str
+    lines: list[Line]
+
+
+class Answer(NamedTuple):
+    """One answer to a sample's prompt. `colour` is "" where no policy wrote it."""
+
+    name: str
+    colour: str
+    text: str
+    ended: bool
 
 
 def render(report: Report) -> str:
@@ -27,27 +58,27 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["shown"] = text.shown
     environment.filters["printable"] = printable
-    template = environment.get_template("report.html.j2")
-    heads, costs, total = text.costs(report)
+    judgement = judge.judge(report)
+    heads, costs, total = text.cost_table(report)
     colours = plots.colours(report)
-    return template.render(
+    return environment.get_template("report.html.j2").render(
         report=report,
         heading=text.heading(report),
         summary=text.summary(report),
         when=text.when(report),
         warnings=text.warnings(report),
-        cards=[_card(report, trial, colours) for trial in report.trials] if len(report.trials) <= _MOST_CARDS else [],
-        verdicts=judge.verdicts(report),
-        theory=judge.theory(report),
-        columns=text.COLUMNS,
+        cards=[_card(report, pool, colours[pool]) for pool in report.pools] if len(report.pools) <= _MOST_CARDS else [],
+        judgement=judgement,
+        rule=text.rule(judgement),
+        measures=list(measures.REGISTRY.values()),
+        shown=text.shown,
         colours=colours,
-        progress=text.progress,
         measured=text.measured(report),
         note=text.note(report),
+        seeds=text.most_seeds(report) > 1,
         plots=plots.svgs(report),
-        samples=samples(report),
+        samples=samples(report, colours),
         cost_heads=heads,
         costs=costs,
         cost_total=total,
@@ -57,64 +88,64 @@ def render(report: Report) -> str:
     )
 
 
-def samples(report: Report) -> list[dict[str, Any]]:
-    """A prompt each: the chosen response, the reference policy's answer, and (trial, answer) of every policy."""
-    found: dict[str, dict[str, Any]] = {}
-    for trial in [trial for trial in report.trials if trial.samples][:_MOST_COMPARED]:
+def samples(report: Report, colours: dict[Pool, str]) -> list[tuple[str, list[Answer]]]:
+    """(prompt, the chosen response, the reference policy's answer, every policy's). Of several seeds, the first's."""
+    found: dict[str, list[Answer]] = {}
+    sampled = [(pool, trials[0]) for pool in report.pools if (trials := [it for it in pool.trials if it.samples])]
+    for pool, trial in sampled[:_MOST_COMPARED]:
         for sample in trial.samples:
-            if not isinstance(sample, dict) or not isinstance(sample.get("prompt"), str):
-                continue
-            entry = found.setdefault(
-                sample["prompt"],
-                {
-                    "prompt": sample["prompt"],
-                    "answers": [("chosen in the data", None, str(sample.get("chosen", "")), True)],
-                },
+            answers = found.setdefault(
+                sample.prompt,
+                [
+                    Answer("chosen in the data", "", sample.chosen, True),
+                    Answer("reference", "", sample.reference, sample.reference_ended),
+                ],
             )
-            if len(entry["answers"]) == 1:
-                ended = bool(sample.get("reference_ended"))
-                entry["answers"].append(("reference", None, str(sample.get("reference", "")), ended))
-            ended = bool(sample.get("policy_ended"))
-            entry["answers"].append((trial.name, trial.trial.number, str(sample.get("policy", "")), ended))
-    return list(found.values())
+            answers.append(Answer(pool.name, colours[pool], sample.policy, sample.policy_ended))
+    return list(found.items())
 
 
 def printable(value: str) -> str:
-    """Without control characters, which HTML does not allow and untrained models love."""
+    """Without control characters, which HTML does not allow and untrained models write."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", value).strip()
 
 
-def _card(report: Report, trial: TrialReport, colours: dict[int, str]) -> dict[str, Any]:
-    measure = "kl" if all(it.kl for it in report.trials) else "drift"
-    drift = trial.figure(measure)
-    largest = max((figure.value for it in report.trials if (figure := it.figure(measure))), default=0.0)
-    return {
-        "trial": trial,
-        "colour": colours[trial.trial.number],
-        "bar": measure,
-        "drift_share": 100 * drift.value / largest if drift and largest else 0,
-        "accuracy_share": 100 * trial.accuracy.value if trial.accuracy else 0,
-    }
+def _card(report: Report, pool: Pool, colour: str) -> Card:
+    lines = []
+    for measure in measures.REGISTRY.values():
+        if not measure.glance:
+            continue
+        estimate = pool.estimates.get(measure.key)
+        bar = None
+        if measure.share:
+            bar = 100 * estimate.value if estimate else 0.0
+        elif measure is report.drift_measure:
+            largest = max(
+                (it.estimates[measure.key].value for it in report.pools if measure.key in it.estimates), default=0
+            )
+            bar = 100 * estimate.value / largest if estimate and largest else 0.0
+        chance = 100 * measure.chance if measure.share and measure.chance is not None else None
+        lines.append(Line(measure, measure.label(report.per), text.shown(pool, measure), bar, chance))
+    return Card(pool, colour, lines)
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
     """What it was made with: of the sweep, and of its first result."""
     data = report.sweep.data
     git = data.get("git") or {}
-    result = report.done[0].result if report.done else {}
     facts = [
         ("sweep", f"{data.get('id', '')}, {report.sweep.folder}"),
-        ("command", " ".join(data.get("command") or ())),
+        ("command", " ".join(redact.command(data.get("command") or ()))),
         ("commit", f"{git.get('commit', '')}{' with changes' if git.get('dirty') else ''}" if git else ""),
-        ("device", str(result.get("device", ""))),
-        ("precision", str(result.get("precision", ""))),
-        ("training pairs", str((result.get("pairs") or {}).get("train", ""))),
-        ("trainable", _parameters(result)),
-        ("versions", ", ".join(f"{name} {value}" for name, value in (result.get("versions") or {}).items())),
     ]
+    result = report.done[0].result if report.done else None
+    if result is not None:
+        facts += [
+            ("device", result.device),
+            ("precision", result.precision),
+            ("training pairs", f"{result.train_pairs:,}" if result.train_pairs is not None else ""),
+            ("versions", ", ".join(f"{name} {version}" for name, version in result.versions.items())),
+        ]
+        if result.trainable is not None and result.parameters is not None:
+            facts.append(("trainable", f"{result.trainable:,} of {result.parameters:,} parameters"))
     return [(name, value) for name, value in facts if value]
-
-
-def _parameters(result: Any) -> str:
-    trainable, whole = result.get("trainable_parameters"), result.get("parameters")
-    return f"{trainable:,} of {whole:,} parameters" if isinstance(trainable, int) and isinstance(whole, int) else ""

@@ -94,18 +94,19 @@ def _ends_in_newline(path: Path) -> bool:
         return stream.read(1) == b"\n"
 
 
+def parse_line(raw: bytes) -> Line | None:
+    """A line of the file without its line break; None where it is empty, broken, or still being written."""
+    if not raw.endswith(b"}"):
+        return None
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("time"), (int, float)) else None
+
+
 def _parse(text: bytes) -> list[Line]:
-    lines = []
-    for raw in text.split(b"\n"):
-        if not raw.endswith(b"}"):
-            continue  # empty, or still being written
-        try:
-            line = json.loads(raw)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("time"), (int, float)):
-            lines.append(line)
-    return lines
+    return [line for raw in text.split(b"\n") if (line := parse_line(raw)) is not None]
 
 
 def _progress(lines: list[Line], head: list[Line], now: float) -> Progress:

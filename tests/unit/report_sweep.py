@@ -52,10 +52,19 @@ PAIRS = {
 MEANS = {0.05: (2.0, -4.0), 0.1: (1.0, -2.0), 0.5: (1.0, -0.5)}
 
 
-def config(beta: float, **dpo: Any) -> dict[str, Any]:
+#: What the evaluation of a trial measured: the four pairs ten times, as many as were validated.
+VALIDATED = 40
+COLUMNS = {beta: {name: values * 10 for name, values in columns.items()} for beta, columns in PAIRS.items()}
+
+
+def config(beta: float, seed: int = 1, **dpo: Any) -> dict[str, Any]:
     return {
         "trainer": {"devices": 2, "num_nodes": 1, "dpo": {"limit_val_batches": 1.0}},
-        "model": {"global_batch_size": 8, "dpo": {"ref_policy_kl_penalty": beta, "preference_loss": "dpo", **dpo}},
+        "model": {
+            "global_batch_size": 8,
+            "seed": seed,
+            "dpo": {"ref_policy_kl_penalty": beta, "preference_loss": "dpo", **dpo},
+        },
         "pretrained_checkpoint": {"restore_from_path": "/models/llama.nemo"},
         "paths": {"runs": f"/runs/{beta}"},
     }
@@ -69,11 +78,12 @@ def validation(step: int, chosen: float, rejected: float, accuracy: float = 0.75
         "val/rewards_chosen_mean": chosen,
         "val/rewards_rejected_mean": rejected,
         "val/rewards_all_std": 8.0,
+        "val/pairs": VALIDATED,
     }
 
 
 def lines(beta: float, waited: float = 90.0) -> list[dict[str, Any]]:
-    """Of one attempt of 1,000 s, with validations at steps 0, 10 and 20 of 20."""
+    """Of one start of 1,000 s, with validations at steps 0, 10 and 20 of 20."""
     chosen, rejected = MEANS[beta]
     begin = START + waited
     return [
@@ -88,7 +98,7 @@ def lines(beta: float, waited: float = 90.0) -> list[dict[str, Any]]:
 
 
 def result(beta: float, evaluated: bool = True) -> dict[str, Any]:
-    """Of 40 held-out pairs, 44 in the file; 1,800 s on two GPUs."""
+    """Of 40 validated pairs, 44 in the file; 1,800 s on two GPUs."""
     found: dict[str, Any] = {
         "beta": beta,
         "steps": 20,
@@ -105,23 +115,32 @@ def result(beta: float, evaluated: bool = True) -> dict[str, Any]:
     if evaluated:
         sample = {"prompt": "\n\nHuman: <b>Hi</b>\n\nAssistant:", "chosen": " Hello.", "reference": " Hey\x12<script>"}
         sample |= {"reference_ended": False, "policy": f" Hello from {beta}", "policy_ended": True}
-        found["evaluation"] = {"per_pair": PAIRS[beta], "samples": [sample]}
+        found["evaluation"] = {"per_pair": COLUMNS[beta], "samples": [sample]}
     return found
 
 
 def make(folder: Path, betas: tuple[float, ...] = (0.05, 0.1, 0.5), hypotheses: Any = None, **dpo: Any) -> Sweep:
     """A sweep whose trials have their configs and were submitted, and nothing more."""
-    sweep = Sweep.create(
-        folder,
-        command=["main.py", "-m"],
-        experiment={"name": "ablation", "hypotheses": HYPOTHESES if hypotheses is None else hypotheses},
-        trials=[([f"{BETA}={beta}"], config(beta, **dpo)) for beta in betas],
-    )
-    sweep.record_job("local", "host:1", range(len(betas)))
+    return _create(folder, [([f"{BETA}={beta}"], config(beta, **dpo)) for beta in betas], hypotheses)
+
+
+def _create(folder: Path, trials: list[tuple[list[str], dict[str, Any]]], hypotheses: Any) -> Sweep:
+    experiment = {"name": "ablation", "hypotheses": HYPOTHESES if hypotheses is None else hypotheses}
+    sweep = Sweep.create(folder, command=["main.py", "-m"], experiment=experiment, trials=trials)
+    sweep.record_job("local", "host:1", range(len(trials)))
     data = json.loads((folder / "sweep.json").read_text())
     data["jobs"][0]["submitted"] = SUBMITTED.isoformat()
     (folder / "sweep.json").write_text(json.dumps(data))
     return Sweep.load(folder)
+
+
+def make_seeds(folder: Path, seeds: tuple[int, ...] = (1, 2, 3), hypotheses: Any = None) -> Sweep:
+    """A sweep of three betas with several seeds each, as `-m BETA=0.05,0.1,0.5 model.seed=1,2,3` makes it."""
+    return _create(
+        folder,
+        [([f"{BETA}={beta}", f"model.seed={seed}"], config(beta, seed)) for beta in (0.05, 0.1, 0.5) for seed in seeds],
+        hypotheses,
+    )
 
 
 def finish(sweep: Sweep, *numbers: int, evaluated: bool = True) -> Sweep:

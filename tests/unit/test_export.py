@@ -209,6 +209,18 @@ def test_model_card_of_changed_data_and_unknown_licence(sweep, base, tmp_path):
     assert "license" not in text.split("---")[1]
 
 
+def test_no_secret_stands_in_the_card(sweep, tmp_path):
+    secret = "hf_SECRET1234567890abcdef"
+    data = json.loads((sweep.folder / "sweep.json").read_text())
+    data["command"] += [f"+cluster.environment.HF_TOKEN={secret}"]
+    data["trials"][0]["overrides"] += [f"+cluster.environment.HF_TOKEN={secret}", f"+x.api_key={secret}"]
+    (sweep.folder / "sweep.json").write_text(json.dumps(data))
+    assert export(sweep.folder, 0, "--out", tmp_path / "out") == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert secret not in text
+    assert text.count("cluster.environment.HF_TOKEN=***") == 2 and "x.api_key=***" in text
+
+
 # --- what is chosen, what is refused ----------------------------------------------------------------------------------
 
 
@@ -217,8 +229,8 @@ def test_best_by_accuracy_or_as_asked(sweep, tmp_path, capsys):
     said = capsys.readouterr()
     assert "trial 0 (beta 0.05): best accuracy of 2 trials: 0.75" in said.err
     assert "1 more have no result" in said.err
-    assert export(sweep.folder, "--best", "--by", "loss", "--out", tmp_path / "b") == 0
-    assert "trial 1 (beta 0.1): best loss" in capsys.readouterr().err
+    assert export(sweep.folder, "--best", "--by", "margin", "--out", tmp_path / "b") == 0
+    assert "trial 1 (beta 0.1): best reward margin" in capsys.readouterr().err
     finish(sweep, 1, accuracy=0.75, drift=0.5)
     assert export(sweep.folder, "--best", "--out", tmp_path / "c") == 0
     assert "trial 1 (beta 0.1): best accuracy of 2 trials" in capsys.readouterr().err  # of equals, the least drift
@@ -230,6 +242,7 @@ REFUSED = {
     "no trial named": ([], "3 are meant"),
     "best and a trial": (["1", "--best"], "--best name two"),
     "by without best": (["1", "--by", "loss"], "goes with --best"),
+    "best by what betas cannot be ranked by": (["--best", "--by", "loss"], "depends on beta itself"),
     "best by what nobody measured": (["--best", "--by", "kl"], "no trial is done and has its KL"),
 }
 

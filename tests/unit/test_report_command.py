@@ -78,7 +78,12 @@ def test_page_has_every_plot_and_the_figures(sweep):
     figures = re.findall(r'<figure id="([^"]+)">', html)
     assert figures == ["accuracy-beta", "drift-beta", "kl-beta", "frontier", "loss-steps", "accuracy-steps",
                        "margin-steps", "drift-steps"]  # fmt: skip
-    for text in ("0.1000 ± 0.016", "3.000 ± 0.22", "3 GPU-hours in all", "+1.50 ± 0.35 (4.2 standard errors"):
+    for text in (
+        '0.1000</b> <small class="soft">± 0.0045',
+        "3.000 ± 0.20",
+        "3 GPU-hours in all",
+        "+1.500 ± 0.098 (15.2 standard",
+    ):
         assert text in html
 
 

@@ -11,7 +11,6 @@ part out. The result goes to result.json under "evaluation".
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -19,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import whole_file
+from launcher import estimates, whole_file
 from launcher.findings import Finding, Refused
 from launcher.nemo.nemo_file import unpack_tokenizer
 from launcher.train import result as results
@@ -67,34 +66,21 @@ def obstacle(config: Any) -> str:
 
 
 def summarise(per_pair: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Means and standard errors of the KL, from the columns PER_PAIR."""
-    found: dict[str, Any] = {"pairs": len(per_pair["kl_chosen"])}
-    chosen, rejected = per_pair["kl_chosen"], per_pair["kl_rejected"]
-    tokens_chosen, tokens_rejected = per_pair["tokens_chosen"], per_pair["tokens_rejected"]
-    both = [a + b for a, b in zip(chosen, rejected, strict=True)]
-    tokens = [a + b for a, b in zip(tokens_chosen, tokens_rejected, strict=True)]
-    found["tokens"] = int(sum(tokens))
-    found["kl_per_token"] = ratio(both, tokens)
-    found["kl_per_token_chosen"] = ratio(chosen, tokens_chosen)
-    found["kl_per_token_rejected"] = ratio(rejected, tokens_rejected)
+    """Means over all tokens and standard errors of the KL, from the columns PER_PAIR. None where there is no token."""
+    columns = {name: [per_pair[f"{name}_chosen"], per_pair[f"{name}_rejected"]] for name in ("kl", "tokens")}
+    both = {name: [a + b for a, b in zip(*sides, strict=True)] for name, sides in columns.items()}
+    found: dict[str, Any] = {"pairs": len(both["kl"]), "tokens": int(sum(both["tokens"]))}
+    found["kl_per_token"] = _per_token(both["kl"], both["tokens"])
+    for place, side in enumerate(("chosen", "rejected")):
+        found[f"kl_per_token_{side}"] = _per_token(columns["kl"][place], columns["tokens"][place])
     return found
 
 
-def ratio(sums: Sequence[float], sizes: Sequence[float]) -> dict[str, float | None]:
-    """Mean over all tokens, from each pair's sum and number of tokens, and the standard error over pairs.
-
-    Tokens of a pair depend on each other, so that the pair is the unit: the ratio estimator (Cochran 1977, eq. 6.9).
-    None where there is no token, or but one pair.
-    """
-    n, size = len(sums), sum(sizes)
-    if not size:
+def _per_token(sums: Sequence[float], tokens: Sequence[float]) -> dict[str, float | None]:
+    if not sum(tokens):
         return {"mean": None, "standard_error": None}
-    mean = sum(sums) / size
-    error = None
-    if n > 1:
-        squares = sum((total - mean * tokens) ** 2 for total, tokens in zip(sums, sizes, strict=True))
-        error = math.sqrt(n * squares / (n - 1)) / size
-    return {"mean": mean, "standard_error": error}
+    estimate = estimates.ratio(sums, tokens)
+    return {"mean": estimate.value, "standard_error": estimate.error}
 
 
 def _per_pair(model: Any, pairs: Any, count: int, progress: MetricsFile) -> dict[str, list[float]]:

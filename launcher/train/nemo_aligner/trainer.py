@@ -32,6 +32,7 @@ class PreferenceTrainer(DPOTrainer):
         self.saved_step = 0
         """Steps that nobody can take away any more."""
         self.doing = ""
+        self._validated_batches = 0
         make_forward = self.model.get_forward_output_and_loss_func
 
         def make_watched(*args: Any, **kwargs: Any) -> Callable[..., Any]:
@@ -108,16 +109,24 @@ class PreferenceTrainer(DPOTrainer):
         return batches
 
     def run_validation(self) -> tuple[float, dict[str, float]]:
+        """Metrics as DPOTrainer's, and `pairs`: how many pairs they are means of, which limit_val_batches decides.
+
+        Of packed data the pairs are not counted: a row holds any number of them.
+        """
         self.progress.phase("validating", f"{self.limit_val_batches} batches")
+        self._validated_batches = 0
         with random_state.untouched():
-            answer: tuple[float, dict[str, float]] = super().run_validation()
+            loss, metrics = super().run_validation()
+        if self.model.cfg.data.data_impl != "packed_jsonl":
+            metrics = {**metrics, "pairs": self._validated_batches * self.model.cfg.global_batch_size}
         self.progress.phase("training")
-        return answer
+        return loss, metrics
 
     def validation_step(self, global_batch: Any) -> Any:
         """A validation can take longer than a warning leaves; it is stopped where there are steps to save."""
         if self.step > self.saved_step:
             self.run_timer.is_finished()
+        self._validated_batches += 1
         return super().validation_step(global_batch)
 
     def save(self, extra_candidates: Any = None, is_train_end: bool = False) -> None:

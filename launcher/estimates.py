@@ -1,0 +1,168 @@
+"""Estimates with their standard errors: of means, shares, differences, over held-out pairs and over seeds.
+
+Pure arithmetic without numpy, so that the login node can compare trials and training can use the same estimators.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LEVEL = 0.05
+"""Two-sided significance level: what differs counts where the probability of chance alone is below it."""
+_POWERED = 1.96 + 0.84  # standard errors that a true difference needs, to be significant in 4 of 5 experiments
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, or a difference of means."""
+
+    value: float
+    error: float | None = None
+    """Standard error; None where it cannot be known."""
+    at_most: bool = False
+    """Whether `error` is an upper bound only."""
+    pairs: int | None = None
+    """Held-out pairs that it was measured on."""
+    paired: bool = False
+    """Whether it is a difference of two policies, taken pair by pair."""
+    seeds: int = 1
+    seed_error: float = 0.0
+    """The part of `error` that comes from the spread between seeds; 0 with one seed, where it is unknown."""
+    freedom: float = math.inf
+    """Degrees of freedom of `error`."""
+
+    def chance(self, direction: int) -> float:
+        """One-sided p-value of the claim that the true value lies above 0 (direction 1) or below it (-1)."""
+        if self.error is None:
+            return 1.0
+        if self.error == 0:
+            return 0.0 if self.value * direction > 0 else 1.0
+        return student_tail(direction * self.value / self.error, self.freedom)
+
+    def needed(self) -> str:
+        """What would make a difference of this size significant in 4 of 5 experiments; "" where that is unknown."""
+        if not self.error or self.at_most or not self.pairs or not self.value:
+            return ""
+        allowed = (self.value / _POWERED) ** 2
+        seeds, over_pairs = self.seed_error**2, self.error**2 - self.seed_error**2
+        if seeds > over_pairs and allowed > over_pairs:
+            return f"about {_round_up(self.seeds * seeds / (allowed - over_pairs))} seeds a beta"
+        if allowed > seeds:
+            return f"about {_round_up(self.pairs * over_pairs / (allowed - seeds)):,} pairs"
+        factor = self.error**2 / allowed
+        return f"about {_round_up(self.seeds * factor)} seeds a beta on {_round_up(self.pairs * factor):,} pairs"
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Mean and its standard error (sample standard deviation / sqrt n)."""
+    return ratio(values, [1.0] * len(values))
+
+
+def ratio(sums: Sequence[float], sizes: Sequence[float]) -> Estimate:
+    """Sum of `sums` over sum of `sizes`, such as a mean over all tokens from each pair's sum and number of tokens.
+
+    The tokens of a pair depend on each other, so the pair is the unit: the ratio estimator (Cochran 1977, eq. 6.9).
+    With sizes of 1 it is the mean and its ordinary standard error. Raises ZeroDivisionError where all sizes are 0.
+    """
+    n, size = len(sums), math.fsum(sizes)
+    value = math.fsum(sums) / size
+    if n < 2:
+        return Estimate(value, pairs=n)
+    squares = math.fsum((total - value * own) ** 2 for total, own in zip(sums, sizes, strict=True))
+    return Estimate(value, math.sqrt(n * squares / (n - 1)) / size, pairs=n, freedom=n - 1)
+
+
+def share_error(share: float, pairs: int) -> float:
+    """Standard error of a share of `pairs`, by Agresti and Coull's rule of two more successes and failures (1998).
+
+    The textbook's formula says 0 where all pairs are right, which on 32 pairs nobody can know.
+    """
+    share = (share * pairs + 2) / (pairs + 4)
+    return math.sqrt(share * (1 - share) / (pairs + 4))
+
+
+def matched_error(gained: float, lost: float, pairs: int) -> float:
+    """Standard error of a difference of two shares of the same pairs, not 0 where both are right on the same ones.
+
+    Half a pair is added to each of the four cells (Agresti and Min 2005, Statistics in Medicine 24). `gained` and
+    `lost` may be fractions, where a pair's answers were averaged over seeds; the error is then an upper bound.
+    """
+    up, down, all_pairs = gained + 0.5, lost + 0.5, pairs + 2
+    return math.sqrt(up + down - (up - down) ** 2 / all_pairs) / all_pairs
+
+
+def over_seeds(values: Sequence[float], over_pairs: Estimate) -> Estimate:
+    """The mean of what several seeds gave. `over_pairs` is the estimate of that mean with its error over pairs alone.
+
+    The variance is the sum of the two (seeds and pairs are crossed; their interaction is in both parts, so that the
+    sum is never too small). Its degrees of freedom are Satterthwaite's (1946).
+    """
+    n = len(values)
+    if n < 2:
+        return over_pairs
+    between = mean(values)
+    value, seed_error = between.value, between.error or 0.0
+    if over_pairs.error is None:
+        return Estimate(value, pairs=over_pairs.pairs, paired=over_pairs.paired, seeds=n)
+    error, freedom = math.hypot(seed_error, over_pairs.error), over_pairs.freedom
+    if seed_error:
+        freedom = error**4 / (seed_error**4 / (n - 1) + over_pairs.error**4 / over_pairs.freedom)
+    return Estimate(
+        value, error, over_pairs.at_most, over_pairs.pairs, over_pairs.paired, n, seed_error, max(1.0, freedom)
+    )
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """p-values adjusted for being several (Holm 1979): at most LEVEL of the families hold a false one below LEVEL."""
+    adjusted = [1.0] * len(chances)
+    largest = 0.0
+    for rank, place in enumerate(sorted(range(len(chances)), key=lambda it: chances[it])):
+        largest = max(largest, min(1.0, (len(chances) - rank) * chances[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def student_tail(t: float, freedom: float) -> float:
+    """P(T > t) for Student's t distribution; `freedom` may be infinite (the normal distribution)."""
+    if math.isinf(freedom):
+        return math.erfc(t / math.sqrt(2)) / 2
+    tail = _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t)) / 2
+    return tail if t >= 0 else 1 - tail
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    """The regularised incomplete beta function by its continued fraction (DLMF 8.17.22, Lentz's method)."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly
+        return 1 - _incomplete_beta(b, a, 1 - x)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, 500):
+        for term in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d, c = 1 / (1 + term * d), 1 + term / c
+            value *= c * d
+        if abs(c * d - 1) < 1e-14:
+            break
+    return front * value
+
+
+def shown(value: float, error: float | None, form: str, at_most: bool = False) -> str:
+    """`0.625 ± 0.086`: the error with two digits, the value with `form`'s decimals, or as many as the error has."""
+    if error is None or not math.isfinite(error):
+        return format(value, form)
+    places = 2 if error == 0 else min(9, max(0, 1 - math.floor(math.log10(error))))
+    sign, decimals = form.partition(".")[0], int(form.partition(".")[2].rstrip("f"))
+    return f"{value:{sign}.{max(places, decimals)}f} ± {'≤ ' if at_most else ''}{error:.{places}f}"
+
+
+def _round_up(count: float) -> int:
+    """To two digits: what is needed is known no better."""
+    step: int = 10 ** max(0, math.floor(math.log10(max(1.0, count))) - 1)
+    return math.ceil(count / step) * step

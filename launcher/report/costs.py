@@ -1,0 +1,103 @@
+"""What trials took: time, ranks, waiting, restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from launcher.report.recorded import Result, Validation, integer, validation
+from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.metrics import STARTING, Line
+
+
+@dataclass(frozen=True)
+class TrialCost:
+    """What a trial took. Seconds of wall time."""
+
+    seconds: float | None
+    """Of all its starts, without the gaps between them."""
+    ranks: int | None
+    device: str
+    """"gpu", "cpu"; "" where it is not known."""
+    waited: float | None
+    """From its submission to its first sign of life; trials that run one after the other wait for each other."""
+    restarts: int
+
+    @property
+    def hours(self) -> float | None:
+        """Rank-hours: of GPUs, or of processes on a CPU."""
+        return None if self.seconds is None or self.ranks is None else self.seconds * self.ranks / 3600
+
+
+@dataclass
+class Course:
+    """What metrics.jsonl tells about a trial's course."""
+
+    starts: list[list[float]] = field(default_factory=list)
+    """[first sign of life, last one] of each of its starts."""
+    validations: dict[int, Validation] = field(default_factory=dict)
+    """By step; of a step that was made twice, the last."""
+    step: int | None = None
+    max_steps: int | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        return sum(last - first for first, last in self.starts) if self.starts else None
+
+
+def read_course(lines: Iterable[Line]) -> Course:
+    """In one pass, so that a file of any size takes little memory."""
+    course, before = Course(), ""
+    for line in lines:
+        phase = str(line.get("phase", "training"))
+        if not course.starts or (phase == STARTING and before != STARTING):
+            course.starts.append([line["time"], line["time"]])
+        course.starts[-1][1] = line["time"]
+        before = phase
+        step = integer(line.get("step"))
+        if step is None:
+            continue
+        course.step = max(step, course.step or 0)
+        course.max_steps = integer(line.get("max_steps")) or course.max_steps
+        if "val/loss" in line and (found := validation(line)):
+            course.validations[step] = found
+    return course
+
+
+def cost(
+    trial: Trial, result: Result | None, course: Course, ranks: int | None, restarts: int, jobs: Submitted
+) -> TrialCost:
+    """`ranks` are those that the config asks for; `restarts` as Slurm knows them."""
+    waited = None
+    if course.starts and (submitted := jobs.get(trial.number)) is not None:
+        waited = max(0.0, course.starts[0][0] - submitted)
+    return TrialCost(
+        seconds=result.seconds if result and result.seconds is not None else course.seconds,
+        ranks=result.ranks if result and result.ranks is not None else ranks,
+        device=result.device.partition(",")[0] if result else "",
+        waited=waited,
+        restarts=max(restarts, len(course.starts) - 1, 0),
+    )
+
+
+Submitted = dict[int, float]
+"""When each trial was first submitted, by its number; seconds since the epoch."""
+
+
+def submitted(sweep: Sweep) -> Submitted:
+    found: Submitted = {}
+    for job in sweep.jobs:
+        try:
+            when = datetime.fromisoformat(job["submitted"]).timestamp()
+        except (KeyError, TypeError, ValueError):
+            continue
+        for number in job.get("trials", ()):
+            found.setdefault(number, when)
+    return found
+
+
+def unit(costs: Sequence[TrialCost]) -> str:
+    """What ranks are in these trials."""
+    devices = frozenset(cost.device for cost in costs) - {""}
+    return {frozenset({"gpu"}): "GPU-hours", frozenset({"cpu"}): "CPU-hours"}.get(devices, "rank-hours")

@@ -1,0 +1,68 @@
+"""The report as GitHub's Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from launcher.report import judge, measures, text
+from launcher.report.gather import Report
+
+_MARKUP = re.compile(r"([\\`*_<\[\]|])")
+
+
+def render(report: Report, picture: str | None = None) -> str:
+    """`picture` is the name of the PNG beside it."""
+    lines = [f"# {_escaped(text.heading(report))}", "", f"{_escaped(text.summary(report))}. {text.when(report)}", ""]
+    if warnings := text.warnings(report):
+        lines += [*(f"> **{_escaped(warning)}**" for warning in warnings), ""]
+    lines += [*_table(report), "", text.measured(report), "", text.note(report), ""]
+    if picture:
+        lines += [f"![plots]({picture})", ""]
+    lines += ["## Verdicts", "", *_verdicts(judge.judge(report)), ""]
+    heads, rows, total = text.cost_table(report)
+    lines += ["## Cost", "", _pipes(heads), _pipes(["---", *["---:"] * (len(heads) - 1)])]
+    lines += [*map(_pipes, rows), "", total]
+    if report.differences:
+        heads, rows = text.differences(report)
+        lines += ["", "## What differs between the configs", "", _pipes(heads), _pipes(["---"] * len(heads))]
+        lines += [f"| `{key}` {_pipes(values)}" for key, *values in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _table(report: Report) -> list[str]:
+    seeds, other = text.most_seeds(report) > 1, any(text.besides(pool) for pool in report.pools)
+    heads = ["trial", "beta", *(["seeds"] if seeds else []), *(it.title for it in measures.REGISTRY.values())]
+    rows = [
+        [
+            pool.numbers,
+            "-" if pool.beta is None else f"{pool.beta:g}",
+            *([str(len(pool.trials))] if seeds else []),
+            *(text.shown(pool, measure) for measure in measures.REGISTRY.values()),
+            *([text.besides(pool)] if other else []),
+        ]
+        for pool in report.pools
+    ]
+    lines = [_pipes(heads + ["besides"] * other), _pipes(["---:"] * len(heads) + ["---"] * other)]
+    return [*lines, *map(_pipes, rows)]
+
+
+def _verdicts(judgement: judge.Judgement) -> list[str]:
+    if not judgement.findings and not judgement.verdicts:
+        return ["Nothing to judge: no hypothesis, and fewer than two betas."]
+    lines = []
+    for verdict in judgement.verdicts:
+        claim = f"{_escaped(verdict.heading)}** ({_escaped(verdict.claim)})"
+        lines.append(f"- **{claim}: **{verdict.word}**. {_escaped(verdict.why)}".rstrip())
+        lines += [f"  - {_escaped(it.about)}: {it.word}. {_escaped(it.sentence)}" for it in verdict.findings]
+    lines += [f"- {_escaped(it.about)}: **{it.word}**. {_escaped(it.sentence)}" for it in judgement.theory]
+    return [*lines, "", text.rule(judgement)]
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(_escaped(' '.join(cell.split())) for cell in cells)} |"
+
+
+def _escaped(value: str) -> str:
+    """Names and claims are shown as they are written: no markup, no HTML."""
+    return _MARKUP.sub(r"\\\1", value)

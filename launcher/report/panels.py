@@ -1,0 +1,188 @@
+"""What each plot shows, drawn on matplotlib's axes. The panels follow from the registry of measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from launcher.estimates import Estimate
+from launcher.report import measures
+from launcher.report.gather import Report
+from launcher.report.measures import Measure
+from launcher.report.pools import Pool
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MARKS = "osD^vP*X"
+_SCALE = ("#2f6fd6", "#b8408f", "#d98324")  # visible on white and on black; distinct to the colour-blind
+_GREY = "#888"
+_MOST_DRAWN = 100  # pools drawn as lines; more are drawn as pixels
+_MOST_MARKED = 8  # pools that get a mark of their own; of more, only the colour differs
+_MOST_TICKS = 8
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot."""
+
+    key: str
+    title: str
+    note: str
+    draw: Callable[[Axes, Report], bool]
+    """Returns whether there was anything to draw."""
+
+
+def panels(report: Report) -> list[Panel]:
+    """All of them, in order."""
+    entries = list(measures.REGISTRY.values())
+    return [
+        *(_against_beta_panel(measure, report.per) for measure in entries if measure.against_beta),
+        Panel(
+            "frontier",
+            f"Accuracy against {report.drift_measure.title}",
+            "How much is learned for how much drift: up and to the left is better.",
+            _frontier,
+        ),
+        *(_over_steps_panel(measure, report.per) for measure in entries if measure.over_steps),
+    ]
+
+
+def colours(report: Report) -> dict[Pool, str]:
+    """A colour for each pool: blue for the smallest beta to orange for the largest."""
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
+
+    scale = LinearSegmentedColormap.from_list("betas", _SCALE)
+    last = max(1, len(report.pools) - 1)
+    return {pool: to_hex(scale(place / last)) for place, pool in enumerate(report.pools)}
+
+
+def looks(report: Report) -> dict[Pool, tuple[str, str]]:
+    """(colour, mark) of each pool."""
+    marks = _MARKS if len(report.pools) <= _MOST_MARKED else "." * len(report.pools)
+    return {pool: (colour, mark) for (pool, colour), mark in zip(colours(report).items(), marks, strict=False)}
+
+
+def _against_beta_panel(measure: Measure, per: str) -> Panel:
+    dashed = " Dashed: chance." if measure.chance is not None else ""
+    return Panel(
+        f"{measure.key}-beta",
+        f"{_capital(measure.title)} against beta",
+        f"{measure.note_of(per)}{dashed}",
+        lambda axes, report: _against_beta(axes, report, measure),
+    )
+
+
+def _over_steps_panel(measure: Measure, per: str) -> Panel:
+    return Panel(
+        f"{measure.key}-steps",
+        f"{_capital(measure.title)} over steps",
+        measure.note_of(per),
+        lambda axes, report: _over_steps(axes, report, measure),
+    )
+
+
+def _against_beta(axes: Axes, report: Report, measure: Measure) -> bool:
+    known = _known(report.pools, measure)
+    for group in report.groups.values():
+        line = _known(group, measure)
+        axes.plot([beta for _, beta, _ in line], [it.value for *_, it in line], color=_GREY, lw=1, zorder=1)
+    _points(axes, report, [(pool, beta, None, estimate) for pool, beta, estimate in known])
+    _beta_axis(axes, [pool.beta for pool in report.pools if pool.beta])
+    _chance_line(axes, measure)
+    if measure.share:
+        axes.set_ylim(top=min(1.02, axes.get_ylim()[1]))
+    elif known:
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if any(it.value < 0 for *_, it in known) else 0)
+    axes.set_ylabel(measure.label(report.per))
+    return bool(known)
+
+
+def _known(pools: Sequence[Pool], measure: Measure) -> list[tuple[Pool, float, Estimate]]:
+    """(pool, beta, estimate) of those that have both."""
+    return [
+        (pool, pool.beta, pool.estimates[measure.key]) for pool in pools if pool.beta and measure.key in pool.estimates
+    ]
+
+
+def _frontier(axes: Axes, report: Report) -> bool:
+    accuracy, drift = measures.REGISTRY["accuracy"], report.drift_measure
+    known = [pool for pool in report.pools if drift.key in pool.estimates and accuracy.key in pool.estimates]
+    across = [pool.estimates[drift.key] for pool in known]
+    up = [pool.estimates[accuracy.key] for pool in known]
+    _points(axes, report, [(pool, x.value, x.error, y) for pool, x, y in zip(known, across, up, strict=True)])
+    _chance_line(axes, accuracy)
+    axes.margins(x=0.1)
+    axes.set_ylim(top=min(1.05, axes.get_ylim()[1]))
+    axes.set_xlim(left=max(0, axes.get_xlim()[0]))
+    axes.set_xlabel(drift.label(report.per))
+    axes.set_ylabel(accuracy.label(report.per))
+    return bool(known)
+
+
+def _over_steps(axes: Axes, report: Report, measure: Measure) -> bool:
+    from matplotlib.collections import LineCollection
+
+    look = looks(report)
+    courses = [(pool, points) for pool in report.pools for trial in pool.trials if (points := trial.history(measure))]
+    if len(courses) > _MOST_MARKED:
+        inks = [look[pool][0] for pool, _ in courses]
+        lines = LineCollection([points for _, points in courses], colors=inks, lw=1, rasterized=len(inks) > _MOST_DRAWN)
+        axes.add_collection(lines)
+        axes.autoscale_view()
+    else:
+        for pool, points in courses:
+            ink, mark = look[pool]
+            axes.plot(*zip(*points, strict=True), color=ink, marker=mark, ms=3.5, lw=1.6)
+    longest = max((points[-1][0] for _, points in courses), default=0)
+    _chance_line(axes, measure if measure.share else None)
+    axes.set_xlim(0, max(1, longest) * 1.03)
+    axes.locator_params(axis="x", integer=True)
+    axes.set_xlabel("step")
+    axes.set_ylabel(measure.label(report.per))
+    return any(len(points) > 1 for _, points in courses)
+
+
+def _points(axes: Axes, report: Report, points: Sequence[tuple[Pool, float, float | None, Estimate]]) -> None:
+    """(pool, x, its error, y): with bars of one standard error; hollow where the pool has no result."""
+    look = looks(report)
+    if len(points) > _MOST_MARKED:  # in one go: a call for each takes minutes for a thousand
+        inks = [look[pool][0] for pool, *_ in points]
+        faces = [ink if pool.done else "none" for ink, (pool, *_) in zip(inks, points, strict=True)]
+        x, y = [x for _, x, _, _ in points], [estimate.value for *_, estimate in points]
+        up, across = [estimate.error or 0.0 for *_, estimate in points], [error or 0.0 for _, _, error, _ in points]
+        axes.scatter(x, y, s=16, c=faces, edgecolors=inks, zorder=3, rasterized=len(points) > _MOST_DRAWN)
+        bars = {"yerr": up, "xerr": across if any(across) else None, "ecolor": inks}
+        drawn: Any = axes.errorbar(x, y, fmt="none", lw=1, **bars)  # type: ignore[arg-type]
+        for bar in drawn.lines[2]:
+            bar.set_rasterized(len(points) > _MOST_DRAWN)
+        return
+    for pool, place, error, estimate in points:
+        ink, mark = look[pool]
+        face = ink if pool.done else "none"
+        axes.errorbar(
+            [place], [estimate.value], estimate.error, error, color=ink, marker=mark, mfc=face, ms=7, capsize=3, lw=1.4
+        )
+
+
+def _chance_line(axes: Axes, measure: Measure | None) -> None:
+    if measure is not None and measure.chance is not None:
+        axes.axhline(measure.chance, color=_GREY, ls="--", lw=1)
+
+
+def _beta_axis(axes: Axes, betas: Sequence[float]) -> None:
+    from matplotlib.ticker import NullLocator
+
+    different = sorted(set(betas))
+    if len(different) > 1 and different[-1] / different[0] > 4:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+    if 0 < len(different) <= _MOST_TICKS:
+        axes.set_xticks(different, [f"{beta:g}" for beta in different])
+    axes.margins(x=0.12)
+    axes.set_xlabel("beta")
+
+
+def _capital(title: str) -> str:
+    return title[:1].upper() + title[1:]

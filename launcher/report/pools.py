@@ -1,0 +1,184 @@
+"""The rows of the comparison: trials that differ in their seed alone are one row, and how two rows compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from launcher import estimates
+from launcher.estimates import Estimate
+from launcher.report import measures
+from launcher.report.measures import Measure
+from launcher.report.trials import TrialReport
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """One beta with one set of other overrides; one trial, or several that differ in their seed alone."""
+
+    trials: tuple[TrialReport, ...]
+
+    @property
+    def beta(self) -> float | None:
+        return self.trials[0].beta
+
+    @property
+    def name(self) -> str:
+        return self.trials[0].name
+
+    @property
+    def label(self) -> str:
+        return self.trials[0].label
+
+    @property
+    def numbers(self) -> str:
+        """Of its trials: `0, 3, 6`."""
+        return ", ".join(str(trial.trial.number) for trial in self.trials)
+
+    @property
+    def done(self) -> list[TrialReport]:
+        return [trial for trial in self.trials if trial.done]
+
+    @property
+    def why(self) -> str:
+        """Why results are missing, "" where none is."""
+        missing = [trial for trial in self.trials if not trial.done]
+        if len(self.trials) == 1:
+            return f"{missing[0].why}{progress(missing[0])}" if missing else ""
+        return "; ".join(f"trial {it.trial.number}: {it.why}{progress(it)}" for it in missing)
+
+    @property
+    def known(self) -> list[TrialReport]:
+        """The trials that its estimates are of: those that are done; where none is, those that have begun."""
+        return self.done or list(self.trials)
+
+    @cached_property
+    def estimates(self) -> Mapping[str, Estimate]:
+        """Every measure that all of `known` have, by its key; over the seeds."""
+        found = {}
+        for key, measure in measures.REGISTRY.items():
+            each = [trial.estimates[key] for trial in self.known if key in trial.estimates]
+            if len(each) == 1 and len(self.known) == 1:
+                found[key] = each[0]
+            elif each and len(each) == len(self.known):
+                found[key] = estimates.over_seeds([it.value for it in each], self._over_pairs(measure, each))
+        return found
+
+    def _over_pairs(self, measure: Measure, each: Sequence[Estimate]) -> Estimate:
+        """The mean over the seeds with its error over the pairs, which are the same for every seed."""
+        averaged = average(measure, self.known)
+        first = each[0]
+        pairs = min((it.pairs for it in each if it.pairs), default=None)
+        if measure.logged is None and averaged is not None:
+            return averaged
+        errors = [it.error for it in each if it.error is not None]
+        error = math.sqrt(math.fsum(it**2 for it in errors) / len(errors)) if len(errors) == len(each) else None
+        if averaged and averaged.error is not None and averaged.pairs and pairs and not measure.share:
+            error = averaged.error * math.sqrt(averaged.pairs / pairs)
+        at_most = any(it.at_most for it in each)
+        return Estimate(first.value, error, at_most, pairs, freedom=min(it.freedom for it in each))
+
+
+def pooled(trials: Iterable[TrialReport]) -> list[Pool]:
+    """In the order of the trials. Trials with equal seeds are repetitions of one another and stay apart."""
+    together: dict[tuple[float | None, tuple[str, ...]], list[TrialReport]] = {}
+    for trial in trials:
+        together.setdefault((trial.beta, trial.setting), []).append(trial)
+    found = []
+    for alike in together.values():
+        seeds = {trial.seed for trial in alike}
+        if None not in seeds and len(seeds) == len(alike):
+            found.append(Pool(tuple(alike)))
+        else:
+            found += [Pool((trial,)) for trial in alike]
+    return found
+
+
+def average(measure: Measure, trials: Sequence[TrialReport]) -> Estimate | None:
+    """The mean over trials with its error over pairs: each pair's value is averaged first.
+
+    None where the evaluation of one is not there, or is of other pairs.
+    """
+    terms = [measure.terms(trial.pairs_for(measure), trial.beta) for trial in trials]
+    if not terms or any(it is None for it in terms) or not _same_pairs(trials):
+        return None
+    known = [it for it in terms if it is not None]
+    sums = [math.fsum(values) / len(known) for values in zip(*(values for values, _ in known), strict=True)]
+    return estimates.ratio(sums, known[0][1])
+
+
+def difference(measure: Measure, one: Pool, other: Pool) -> Estimate:
+    """One pool less the other; both have to have the measure.
+
+    Taken pair by pair where both were evaluated on the same pairs, so that what makes a pair easy or hard for both
+    drops out of the error; and seed by seed where both have the same seeds.
+    """
+    first, second = one.estimates[measure.key], other.estimates[measure.key]
+    paired = _paired(measure, one, other)
+    if paired is not None:
+        return paired
+    known = first.error is not None and second.error is not None
+    return Estimate(
+        first.value - second.value,
+        math.hypot(first.error or 0.0, second.error or 0.0) if known else None,
+        first.at_most or second.at_most,
+        min((it.pairs for it in (first, second) if it.pairs), default=None),
+        seeds=min(first.seeds, second.seeds),
+        seed_error=math.hypot(first.seed_error, second.seed_error),
+        freedom=min(first.freedom, second.freedom),
+    )
+
+
+def _paired(measure: Measure, one: Pool, other: Pool) -> Estimate | None:
+    """None where the two were not evaluated on the same pairs, or have other seeds."""
+    if not _same_pairs([*one.known, *other.known]):
+        return None
+    each = []
+    for first, second in _matched(one, other):
+        own, others = (measure.terms(trial.pairs_for(measure), trial.beta) for trial in (first, second))
+        if own is None or others is None:
+            return None
+        each.append([a - b for a, b in zip(own[0], others[0], strict=True)])
+        sizes = own[1]
+    if not each:
+        return None
+    sums = [math.fsum(values) / len(each) for values in zip(*each, strict=True)]
+    found = replace(estimates.ratio(sums, sizes), paired=True)
+    if measure.share:
+        gained, lost = (math.fsum(max(sign * value, 0.0) for value in sums) for sign in (1, -1))
+        found = replace(found, error=estimates.matched_error(gained, lost, len(sums)))
+    return estimates.over_seeds([estimates.ratio(values, sizes).value for values in each], found)
+
+
+def _matched(one: Pool, other: Pool) -> list[tuple[TrialReport, TrialReport]]:
+    """Trials of the same seed; of pools of one trial each, the two. [] where the seeds are not the same."""
+    if len(one.known) == len(other.known) == 1:
+        return [(one.known[0], other.known[0])]
+    by_seed = {trial.seed: trial for trial in other.known}
+    if {trial.seed for trial in one.known} != set(by_seed):
+        return []
+    return [(trial, by_seed[trial.seed]) for trial in one.known]
+
+
+def _same_pairs(trials: Sequence[TrialReport]) -> bool:
+    """Whether all were evaluated on the same pairs, as far as their number and their tokens tell."""
+    first = trials[0].pairs
+    if first is None:
+        return False
+    tokens = [name for name in first if name.startswith("tokens_")]
+    size = len(next(iter(first.values())))
+    for trial in trials[1:]:
+        pairs = trial.pairs
+        if pairs is None or len(next(iter(pairs.values()))) != size:
+            return False
+        if any(pairs.get(name) != first[name] for name in tokens):
+            return False
+    return True
+
+
+def progress(trial: TrialReport) -> str:
+    if not trial.step:
+        return ""
+    return f", step {trial.step}/{trial.max_steps}" if trial.max_steps else f", step {trial.step}"

@@ -1,0 +1,145 @@
+"""What a trial has left behind, typed: result.json and the validations in metrics.jsonl. The only reader of their keys.
+
+Odd or damaged values are None or left out: a report is made at any moment, also of folders that others wrote.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Pairs = Mapping[str, Sequence[float]]
+"""Columns of what the evaluation measured, one value a held-out pair, in the data's order."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Means over the held-out pairs as NeMo-Aligner logged them, without their prefix `val/`."""
+
+    step: int
+    values: Mapping[str, float]
+
+    def get(self, key: str) -> float | None:
+        return self.values.get(key)
+
+    @property
+    def pairs(self) -> int | None:
+        """How many pairs it took; None where that was not written down."""
+        found = self.values.get("pairs")
+        return int(found) if found else None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Greedy answers to a held-out prompt. `ended`: the answer reached its end before it was cut short."""
+
+    prompt: str
+    chosen: str
+    reference: str
+    reference_ended: bool
+    policy: str
+    policy_ended: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What launcher.train.nemo_aligner.evaluate measured after training."""
+
+    pairs: Pairs | None
+    """None where no pair was evaluated, or the columns are damaged."""
+    samples: tuple[Sample, ...]
+    skipped: str
+    """Why it was skipped; "" where it was not."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """result.json of a trial that is done."""
+
+    steps: int | None
+    seconds: float | None
+    ranks: int | None
+    device: str
+    """"gpu, NVIDIA H100"; "" where it is not known."""
+    precision: str
+    final: Validation | None
+    train_pairs: int | None
+    trainable: int | None
+    parameters: int | None
+    versions: Mapping[str, str]
+    evaluation: Evaluation | None
+
+
+def result(data: Mapping[str, Any]) -> Result:
+    final, versions = data.get("final"), data.get("versions")
+    return Result(
+        steps=integer(data.get("steps")),
+        seconds=number(data.get("seconds")),
+        ranks=integer(data.get("ranks")),
+        device=str(data.get("device") or ""),
+        precision=str(data.get("precision") or ""),
+        final=validation(final) if isinstance(final, dict) else None,
+        train_pairs=integer(mapping(data.get("pairs")).get("train")),
+        trainable=integer(data.get("trainable_parameters")),
+        parameters=integer(data.get("parameters")),
+        versions={name: str(version) for name, version in versions.items()} if isinstance(versions, dict) else {},
+        evaluation=evaluation(data["evaluation"]) if isinstance(data.get("evaluation"), dict) else None,
+    )
+
+
+def evaluation(data: Mapping[str, Any]) -> Evaluation:
+    samples = data.get("samples")
+    return Evaluation(
+        pairs=columns(data.get("per_pair")),
+        samples=tuple(
+            Sample(
+                prompt=sample["prompt"],
+                chosen=str(sample.get("chosen", "")),
+                reference=str(sample.get("reference", "")),
+                reference_ended=bool(sample.get("reference_ended")),
+                policy=str(sample.get("policy", "")),
+                policy_ended=bool(sample.get("policy_ended")),
+            )
+            for sample in (samples if isinstance(samples, list) else ())
+            if isinstance(sample, dict) and isinstance(sample.get("prompt"), str)
+        ),
+        skipped=str(data.get("skipped") or ""),
+    )
+
+
+def columns(data: Any) -> Pairs | None:
+    """The columns as they are, or None: they must be lists of finite numbers of one length."""
+    if not isinstance(data, dict) or not data or not all(isinstance(values, list) for values in data.values()):
+        return None
+    if {len(values) for values in data.values()} in ({0}, set()) or len({len(it) for it in data.values()}) > 1:
+        return None
+    if any(number(value) is None for values in data.values() for value in values):
+        return None
+    return {str(name): [float(value) for value in values] for name, values in data.items()}
+
+
+def validation(line: Mapping[str, Any]) -> Validation | None:
+    """From a line of metrics.jsonl, or a result's `final`. None where it holds no validation."""
+    if not any(key.startswith("val/") for key in line):
+        return None
+    values = {
+        key.removeprefix("val/"): known
+        for key, value in line.items()
+        if key.startswith("val/") and (known := number(value)) is not None
+    }
+    return Validation(integer(line.get("step")) or 0, values)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def number(value: Any) -> float | None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def integer(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,164 @@
+"""Read a trial's files for the report: its config, metrics and result, and nothing that lies outside the sweep.
+
+A sweep may belong to somebody else. A link in it could point at a private file of the reader, whose content would then
+stand in a report that others read; a pipe would hang the reader. Only plain files of the sweep are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+from launcher import redact
+from launcher.sweep import metrics
+from launcher.sweep.folder import Trial
+
+_LARGEST_CONFIG = 1 << 20  # bytes
+_LEFT_OUT = ("cluster", "paths", "exp_manager", "experiment", "wait", "hydra")  # they say where, not what
+
+Config = Mapping[str, Mapping[str, Any]]
+"""config.yaml by its sections. Trials whose sections are equal share them: never change one."""
+
+
+class Unreadable(Exception):
+    """A file of a trial that must not, or cannot, be read; the message says why."""
+
+
+def open_file(trial: Trial, name: str) -> BinaryIO | None:
+    """A file of the trial's folder, open for reading; None where there is none. Raises Unreadable."""
+    path = trial.folder / name
+    try:
+        folder = os.open(trial.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        why = "is or lies behind a link" if path.is_symlink() or trial.folder.is_symlink() else error.strerror
+        raise Unreadable(f"{path}: {why}; it is not read") from error
+    stream = os.fdopen(file, "rb")
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        stream.close()
+        raise Unreadable(f"{path} is not a plain file; it is not read")
+    return stream
+
+
+def read(trial: Trial, name: str) -> bytes:
+    """The content of a file of the trial's folder; b"" where there is none. Raises Unreadable."""
+    stream = open_file(trial, name)
+    if stream is None:
+        return b""
+    with stream:
+        return stream.read()
+
+
+def read_result(trial: Trial) -> dict[str, Any] | None:
+    """result.json; None where there is none that is whole: the trial is not done. Raises Unreadable."""
+    try:
+        loaded = json.loads(read(trial, "result.json"))
+    except (ValueError, RecursionError):
+        return None
+    return loaded if isinstance(loaded, dict) else None
+
+
+def read_metrics(trial: Trial) -> Iterator[metrics.Line]:
+    """Every whole line of metrics.jsonl, one by one: the file may be large. Raises Unreadable."""
+    stream = open_file(trial, "metrics.jsonl")
+    if stream is None:
+        return
+    with stream:
+        for raw in stream:
+            line = metrics.parse_line(raw.rstrip(b"\n"))
+            if line is not None:
+                yield line
+
+
+def read_config(trial: Trial) -> Config:
+    """config.yaml, {} where there is none. Raises Unreadable."""
+    content = read(trial, "config.yaml")
+    if len(content) > _LARGEST_CONFIG:
+        raise Unreadable(f"{trial.folder / 'config.yaml'} is larger than any config; it is not read")
+    try:
+        sections: dict[str, Mapping[str, Any]] = {}
+        for text in _sections(content.decode()):
+            sections.update(_section(text))
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"{trial.folder / 'config.yaml'} cannot be read: {' '.join(str(error).split())}") from error
+    return sections
+
+
+def _sections(text: str) -> Iterable[str]:
+    """The text of each top-level key. Parsed one by one: most are the same in all of a sweep's thousands of trials."""
+    lines: list[str] = []
+    for line in text.splitlines(keepends=True):
+        if lines and not line[0].isspace():
+            yield "".join(lines)
+            lines = []
+        lines.append(line)
+    yield "".join(lines)
+
+
+@lru_cache(maxsize=4096)
+def _section(text: str) -> Mapping[str, Mapping[str, Any]]:
+    """Raises ValueError where it is no YAML."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        # The launcher writes no aliases; with some, a small file can stand for gigabytes.
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader)):
+            raise ValueError("it has aliases")
+        loaded = yaml.load(text, Loader=loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(loaded, dict):
+        return {}
+    return {str(name): value if isinstance(value, dict) else {"": value} for name, value in loaded.items()}
+
+
+def at(config: Config, key: str) -> Any:
+    """The value of a dotted key, None where there is none."""
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def differences(configs: Mapping[int, Config]) -> list[tuple[str, dict[int, str]]]:
+    """(key, its value in each trial by number) where the configs differ; secrets hidden. {} counts as not known."""
+    known = {number: config for number, config in configs.items() if config}
+    found = []
+    for section in sorted({name for config in known.values() for name in config} - set(_LEFT_OUT)):
+        own = {number: config.get(section, {}) for number, config in known.items()}
+        flat = {id(part): dict(_leaves(redact.config(part, section), section)) for part in own.values()}
+        if len(flat) < 2:
+            continue
+        values = list(flat.values())
+        first = values[0]
+        keys = {key for other in values for key in first.keys() | other.keys() if first.get(key) != other.get(key)}
+        for key in sorted(keys):
+            shown = {part: _shown(leaves.get(key)) for part, leaves in flat.items()}
+            if len(set(shown.values())) > 1:
+                found.append((key, {n: shown[id(own[n])] if n in own else "?" for n in configs}))
+    return found
+
+
+def _leaves(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for name, value in node.items():
+        key = f"{prefix}.{name}" if name else prefix
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, key)
+        else:
+            yield key, value
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,124 @@
+"""One trial as the report sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from launcher import redact
+from launcher.estimates import Estimate
+from launcher.report import measures, recorded
+from launcher.report.costs import Course, TrialCost
+from launcher.report.measures import Measure
+from launcher.report.recorded import Pairs, Result, Sample, Validation
+from launcher.report.trial_files import Config, at
+from launcher.sweep.folder import Trial
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrialReport:
+    """One trial."""
+
+    trial: Trial
+    result: Result | None
+    """None: it is not done."""
+    config: Config
+    course: Course
+    cost: TrialCost
+    setting: tuple[str, ...] = ()
+    """The overrides that tell it apart from other trials, besides beta and seed."""
+    state: str = ""
+    """"DONE" and the like; "" where it is not known."""
+    why: str = ""
+    """Why there is no result; "" where there is one."""
+
+    @property
+    def done(self) -> bool:
+        return self.result is not None
+
+    @property
+    def beta(self) -> float | None:
+        return self.trial.beta
+
+    @property
+    def seed(self) -> int | None:
+        return recorded.integer(at(self.config, "model.seed"))
+
+    @property
+    def label(self) -> str:
+        """What tells it apart besides beta and seed, without secrets."""
+        return " ".join(redact.override(word) for word in self.setting)
+
+    @property
+    def name(self) -> str:
+        """`beta 0.05`, with what else tells it apart besides its seed."""
+        own = f"beta {self.beta:g}" if self.beta is not None else f"trial {self.trial.number}"
+        return " ".join(filter(None, (own, self.label)))
+
+    @property
+    def step(self) -> int | None:
+        return self.course.step if self.result is None or self.result.steps is None else self.result.steps
+
+    @property
+    def max_steps(self) -> int | None:
+        return self.course.max_steps
+
+    @property
+    def validation(self) -> Validation | None:
+        """The last one after a step: of a done trial, the one in its result."""
+        if self.result is not None and self.result.final is not None:
+            return self.result.final
+        return next((it for step, it in sorted(self.course.validations.items(), reverse=True) if step > 0), None)
+
+    @property
+    def validated(self) -> int | None:
+        """Held-out pairs that its last validation took; None where that was not written down."""
+        return self.validation.pairs if self.validation else None
+
+    @property
+    def pairs(self) -> Pairs | None:
+        """The evaluation's columns, a value a held-out pair."""
+        return self.result.evaluation.pairs if self.result and self.result.evaluation else None
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        return self.result.evaluation.samples if self.result and self.result.evaluation else ()
+
+    @property
+    def skipped(self) -> str:
+        """Why its evaluation was skipped; "" where it was not."""
+        return self.result.evaluation.skipped if self.result and self.result.evaluation else ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether what NeMo-Aligner logs follows from each pair's log-ratios as `measures` computes it."""
+        dpo = recorded.mapping(at(self.config, "model.dpo"))
+        plain = dpo.get("preference_loss", "dpo") == "dpo" and dpo.get("preference_loss_weight", 1) == 1
+        return bool(plain and not dpo.get("sft_loss_weight") and not dpo.get("preference_average_log_probs"))
+
+    def pairs_for(self, measure: Measure) -> Pairs | None:
+        """The evaluation's columns where they describe this measure."""
+        return self.pairs if measure.logged is None or (self.plain and self.beta is not None) else None
+
+    @cached_property
+    def estimates(self) -> Mapping[str, Estimate]:
+        """Every measure that is known, by its key."""
+        validation = self.validation
+        std = validation.get("rewards_all_std") if validation else None
+        found = {
+            key: measure.estimate(validation, self.pairs_for(measure), self.beta, std)
+            for key, measure in measures.REGISTRY.items()
+        }
+        return {key: estimate for key, estimate in found.items() if estimate is not None}
+
+    def history(self, measure: Measure) -> list[tuple[int, float]]:
+        """(step, value) at each validation. Before the first step a share has no meaning: all log-ratios are 0."""
+        if measure.logged is None:
+            return []
+        values = {
+            step: measure.logged(validation, self.beta)
+            for step, validation in sorted(self.course.validations.items())
+            if step > 0 or not measure.share
+        }
+        return [(step, value) for step, value in values.items() if value is not None]
