@@ -65,6 +65,7 @@ def test_what_a_trial_leaves(train, new_trial):
     assert result["best"]["val/loss"] <= result["final"]["val/loss"]
     assert (result["steps"], result["consumed_samples"], result["ranks"]) == (6, 24, 1)
     assert result["pairs"] == {"train": 24, "validation": 8}
+    assert (result["baseline"]["val/pairs"], result["final"]["val/pairs"]) == (4, 8)  # the first batch; both
     assert result["beta"] == 0.1
     # rank x (inputs + outputs) of qkv (64 -> 128), dense (64 -> 64), fc1 (64 -> 320), fc2 (160 -> 64), in two layers
     assert result["trainable_parameters"] == 2 * 8 * (192 + 128 + 384 + 224)
