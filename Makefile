@@ -8,13 +8,13 @@ EXTRAS := train,test
 .PHONY: help setup sweep test test-all test-fast lint bench clean
 help:
 	@echo "make sweep      set up, then run the beta sweep on this machine and compare the three betas"
-	@echo "make test       set up, then run all tests, ruff and mypy"
+	@echo "make test       set up, then run all tests and lint"
 	@echo "make test-all   those too that take minutes each"
 	@echo "make test-fast  the unit tests alone, in seconds"
 	@echo "make bench      figures beside others', each in one run: command to sbatch and stock hydra-submitit-launcher, training"
 	@echo "                and stock NeMo-Aligner, pairs prepared and datasets.map, conversion at Llama-3-8B's shape (50 min);"
 	@echo "                HH_RLHF_FILE=pairs.jsonl.gz names real pairs in Anthropic's format, else the project's own are taken"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff, mypy --strict and the import contracts"
 	@echo "make setup      virtual environment, small models and sample data; nothing is done twice"
 	@echo "make clean      remove what make made (not your runs)"
 
@@ -55,6 +55,7 @@ lint: $(VENV)/.installed
 	$(PYTHON_IN) -m ruff check .
 	$(PYTHON_IN) -m ruff format --check .
 	$(PYTHON_IN) -m mypy
+	$(VENV)/bin/lint-imports
 
 clean:
 	rm -rf $(VENV) models data cache build *.egg-info .pytest_cache .ruff_cache .mypy_cache

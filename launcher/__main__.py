@@ -31,16 +31,8 @@ Exit codes: 0 success, 1 something failed, 2 refused or wrong usage; of `status`
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    if not words or words[0] in ("-h", "--help", "help"):
-        listed = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
-        print(_HELP.format(program=program(), commands=listed))
-        return 0 if words else 2
-    name, *rest = words
-    if name not in COMMANDS:
-        print(f"error: {name}: no such command; there are: {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
     try:
-        return _run(name, rest)
+        return _run(words)
     except LauncherError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -52,13 +44,21 @@ def main(argv: list[str] | None = None) -> int:
         return 141
 
 
-def _run(name: str, words: list[str]) -> int:
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        listed = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+        print(_HELP.format(program=program(), commands=listed), flush=True)
+        return 0 if words else 2
+    name, *rest = words
+    if name not in COMMANDS:
+        print(f"error: {name}: no such command; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
     if name == "sweep":  # Hydra parses its words
         from launcher import main as app
 
-        return app.main(words, program=f"{program()} sweep")
+        return app.main(rest, program=f"{program()} sweep")
     command = load(name)
-    args = command.parser.parse_args(words)
+    args = command.parser.parse_args(rest)
     with contextlib.suppress(AttributeError):  # not the real stdout, in a test
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # LANG=C knows no "…"
     return command.run(args)

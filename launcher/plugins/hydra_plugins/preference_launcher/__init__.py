@@ -90,7 +90,7 @@ class HandedOverTrials(BaseSubmititLauncher):
 
 
 # Plain dicts, not dataclasses: Hydra's scanner runs this module before it is in sys.modules.
-_SWEEPER = {"max_batch_size": None, "params": {}}
+_SWEEPER: dict[str, Any] = {"max_batch_size": None, "params": {}}
 for group, name, node in (
     ("hydra/sweeper", "preference", {"_target_": f"{_HERE}.PreferenceSweeper", **_SWEEPER}),
     ("hydra/sweeper", "preference_single", {"_target_": f"{_HERE}.PreferenceSingle", **_SWEEPER}),
