@@ -20,7 +20,7 @@ MOST_INNOCENT = 1000
 #: Errors of the program or its config: the next start would end the same way.
 REPEATABLE = frozenset(
     {
-        "Refused", "ValueError", "TypeError", "KeyError", "IndexError", "AttributeError", "NameError",
+        "Refused", "RanksDiffer", "ValueError", "TypeError", "KeyError", "IndexError", "AttributeError", "NameError",
         "UnboundLocalError", "AssertionError", "NotImplementedError", "SyntaxError", "ZeroDivisionError",
         "ConfigAttributeError", "ConfigKeyError", "ConfigTypeError", "MissingMandatoryValue", "InterpolationKeyError",
     }

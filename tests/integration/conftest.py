@@ -130,7 +130,8 @@ class Ranks:
             env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
             env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **(variables or {})}
             env |= {"SLURM_JOB_ID": 1, "SLURM_NTASKS": 7, "SLURM_PROCID": 5, "SLURM_NNODES": 3}  # of no concern
-            process = self._context.Process(target=_rank, args=(folder, env, change), daemon=True)
+            # No daemon: Megatron writes a sharded checkpoint in a process of its own, which a daemon may not start.
+            process = self._context.Process(target=_rank, args=(folder, env, change))
             process.start()
             processes.append(process)
         return processes

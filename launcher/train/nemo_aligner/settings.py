@@ -46,6 +46,11 @@ def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, device: Device) ->
     trainer.dpo.save_interval = steps.save_interval
     if not config.exp_manager.explicit_log_dir:
         config.exp_manager.explicit_log_dir = str(trial_dir / "results")
+    # With megatron_amp_O2, NeMo starts an asynchronous all-reduce for every micro batch and drops its handle
+    # (nemo/core/optim/optimizer_with_main_params.py): nothing waits for it before clipping reads the gradients, and
+    # where it fails, as gloo does in bf16, no error is raised and each rank trains on its own share. Without it,
+    # NeMo-Aligner reduces once a step and waits (megatron_gpt_dpo_model.py, finish_training_step).
+    model.async_grad_allreduce = False
     config.exp_manager.seconds_to_sleep = 0  # by all ranks but the first, which they wait for soon after anyway
     return steps
 

@@ -32,10 +32,13 @@ def missing() -> tuple[str, ...]:
     """Which of GAPS this machine lacks, in that order. Imports torch."""
     import torch
 
+    # Apex and Transformer Engine compute on CUDA devices alone. Where CUDA does not answer, as in a CPU process inside
+    # NVIDIA's image, they are of no use though they can be imported.
+    cuda = torch.cuda.is_available()
     there = {
-        "cuda": torch.cuda.is_available(),
-        "apex": _importable("apex") and _importable("amp_C"),
-        "transformer_engine": _importable("transformer_engine"),
+        "cuda": cuda,
+        "apex": cuda and _importable("apex") and _importable("amp_C"),
+        "transformer_engine": cuda and _importable("transformer_engine"),
     }
     return tuple(gap for gap in GAPS if not there[gap])
 
@@ -202,11 +205,33 @@ def _frozen_weight(module: Any) -> None:
 
 @_after("apex", "nemo.core.optim.optimizers")
 def _fused_adam(module: Any) -> None:
-    """Apex's FusedAdam (adam_w_mode, its default) makes AdamW's update; only its kernel is fused."""
+    """Apex's FusedAdam (adam_w_mode, its default) makes AdamW's update; only its kernel is fused.
+
+    Like Apex's, the stand-in counts steps once a group. torch's AdamW counts them in a scalar beside each parameter's
+    moments, which Megatron's sharded checkpoints refuse: they expect every state to have the parameter's shape.
+    """
+    import torch
+
+    class FusedAdam(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for state in self._states(group):
+                    state["step"] = torch.tensor(float(group.get("step", 0)))
+            loss = super().step(closure)
+            for group in self.param_groups:
+                group["step"] = group.get("step", 0) + 1
+                for state in self._states(group):
+                    state.pop("step")
+            return loss
+
+        def _states(self, group: Any) -> list[Any]:
+            """Of the group's parameters that have been updated before."""
+            return [self.state[parameter] for parameter in group["params"] if self.state.get(parameter)]
+
     real = module.get_optimizer
 
     def get_optimizer(name: str, **kwargs: Any) -> Any:
-        return real("adamw" if name == "fused_adam" else name, **kwargs)
+        return functools.partial(FusedAdam, **kwargs) if name == "fused_adam" else real(name, **kwargs)
 
     module.get_optimizer = get_optimizer
 

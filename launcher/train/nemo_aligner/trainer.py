@@ -10,7 +10,7 @@ from nemo_aligner.algorithms.dpo import DPOTrainer
 from nemo_aligner.utils.trainer_utils import check_progress
 
 from launcher.train.metrics_file import MetricsFile
-from launcher.train.nemo_aligner import random_state
+from launcher.train.nemo_aligner import random_state, replicas
 from launcher.train.nemo_aligner.checkpointing import TrialState, save_last
 from launcher.train.timer import RunTimer, Stopped
 
@@ -33,6 +33,7 @@ class PreferenceTrainer(DPOTrainer):
         """Steps that nobody can take away any more."""
         self.doing = ""
         self._validated_batches = 0
+        self.steps_of_this_start = 0
         make_forward = self.model.get_forward_output_and_loss_func
 
         def make_watched(*args: Any, **kwargs: Any) -> Callable[..., Any]:
@@ -108,6 +109,17 @@ class PreferenceTrainer(DPOTrainer):
         batches: Iterator[Any] = super().augment_dataloader(dataloader)
         return batches
 
+    def train_single_step(self, global_batch: Any) -> Any:
+        """As DPOTrainer's; in the first steps of a start the ranks compare their pairs and weights."""
+        self.steps_of_this_start += 1
+        compared = self.steps_of_this_start <= replicas.FIRST_STEPS
+        if compared:
+            replicas.compare_batch(global_batch, self.step + 1)
+        answer = super().train_single_step(global_batch)
+        if compared:
+            replicas.compare_weights(self.model, self.step + 1)
+        return answer
+
     def run_validation(self) -> tuple[float, dict[str, float]]:
         """Metrics as DPOTrainer's, and `pairs`: how many pairs they are means of, which limit_val_batches decides.
 
@@ -130,6 +142,7 @@ class PreferenceTrainer(DPOTrainer):
         return super().validation_step(global_batch)
 
     def save(self, extra_candidates: Any = None, is_train_end: bool = False) -> None:
+        replicas.compare_weights(self.model, self.step)
         self.progress.phase("saving", f"checkpoint of step {self.step}")
         with self.run_timer.saving():
             self.logger.save()
@@ -139,6 +152,7 @@ class PreferenceTrainer(DPOTrainer):
 
     def _save_to_go_on(self) -> None:
         """The state after this step, without a validation, which takes its time."""
+        replicas.compare_weights(self.model, self.step)
         self.state.validation_owed = self._due()[0]
         self.progress.phase("saving", f"checkpoint of step {self.step}")
         with self.run_timer.saving():
