@@ -1,10 +1,13 @@
-"""Write files that readers see whole or not at all, whoever is killed meanwhile."""
+"""Write files that readers see whole or not at all, whoever is killed meanwhile; read files that others may write."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,3 +48,48 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1))
+
+
+@contextlib.contextmanager
+def regular(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, opened to be read. Raises OSError for anything else that lies there.
+
+    Others may write to the folder: a link is not followed, and a FIFO or a device is not waited for.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        yield stream
+
+
+def read(path: Path) -> bytes | None:
+    """The content of a regular file; None where there is none, or it cannot be read at this moment."""
+    try:
+        with regular(path) as stream:
+            return stream.read()
+    except OSError:
+        return None
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds; None where there is none, it cannot be read, or it is cut off."""
+    content = read(path)
+    try:
+        return None if content is None else json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive flock on the file, which is made if need be; a link is not followed.
+
+    Raises BlockingIOError where another process holds it and this one is not to `wait`.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)

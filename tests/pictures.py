@@ -46,8 +46,8 @@ def watch(sweep: str, out: Path) -> None:
     from rich.terminal_theme import MONOKAI
 
     from launcher.status import states
+    from launcher.status.losses import Losses
     from launcher.status.screen import draw
-    from launcher.status.watcher import Losses
     from launcher.sweep import find
 
     console = Console(record=True, width=80, height=24, force_terminal=True, file=io.StringIO())

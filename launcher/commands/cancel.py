@@ -25,32 +25,34 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     sweep, wanted = find.trials_and_sweep(args.words, args.sweep)
+    sweep.refuse_foreign("cancel")
     look = states.look(sweep)
-    plan = actions.to_cancel(look, wanted)
-    for state, why in plan.left:
+    selection = actions.to_cancel(look, wanted)
+    for state, why in selection.left:
         print(f"trial {state.trial.name} {why}: nothing to cancel", file=sys.stderr)
-    if not plan.chosen:
+    if not selection.chosen:
         print(f"nothing of {sweep.folder} waits or runs")
         return 0
     for trouble in look.answers.troubles:
         print(f"! {trouble}", file=sys.stderr)
-    numbers = [state.trial.number for state in plan.chosen]
-    running = sum(state.state != "WAITING" for state in plan.chosen)
+    numbers = [state.trial.number for state in selection.chosen]
+    running = sum(state.state != "WAITING" for state in selection.chosen)
     what = f"trial{'s' if len(numbers) > 1 else ''} {spans(numbers)} of {sweep.folder} ({running} running)"
     if not args.yes and not agreed(f"cancel {what}?"):
         print("nothing was cancelled")
         return 0
-    for line in actions.cancel(look, plan.chosen):
+    for line in actions.cancel(look, selection.chosen):
         print(line)
     print(f"cancelled {what}")
     return 0
 
 
 def agreed(question: str) -> bool:
-    """Asks where someone is looking; where nobody is, the command itself is the answer."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    """Ask where somebody can answer; where nobody can, the command itself is the answer.
+
+    The question goes to stderr, since stdout may be a pipe.
+    """
+    if not sys.stdin.isatty():
         return True
-    try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

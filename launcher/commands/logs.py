@@ -16,8 +16,7 @@ from pathlib import Path
 
 from launcher.findings import Finding, Refused
 from launcher.status import states
-from launcher.status.states import ENDED_BADLY, TrialState
-from launcher.status.table import remark
+from launcher.status.trial_state import ENDED_BADLY, TrialState
 from launcher.sweep import find
 from launcher.sweep import starts as history
 from launcher.sweep.elements import elements
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         if state.state in ENDED_BADLY and not args.all:
             return _why(sweep, state, starts)
         if not starts:
-            print(f"trial {trial.name} has printed nothing: {state.state.lower()}: {remark(state)}", file=sys.stderr)
+            print(f"trial {trial.name} has printed nothing: {state.state.lower()}: {state.remark}", file=sys.stderr)
             return 0
         found = failure(starts[-1], states.batch_log(sweep, state)) if state.state in ENDED_BADLY else None
         args.rank = found.rank if found and found.rank is not None else 0
@@ -75,7 +74,7 @@ def _why(sweep: Sweep, state: TrialState, starts: list[StartLogs]) -> int:
     """What matters of a failed trial: how each start ended, and the first failed rank's error in full."""
     code = f", exit code {state.exit_code}" if state.exit_code else ""
     word = f" ({state.slurm}{code})" if state.slurm else code
-    print(f"trial {state.trial.name} {state.state.lower()}{word}: {remark(state)}")
+    print(f"trial {state.trial.name} {state.state.lower()}{word}: {state.remark}")
     batch = states.batch_log(sweep, state)
     said = {start.name: start.why for start in state.starts}
     for place, start in enumerate(starts, 1):
@@ -164,7 +163,7 @@ def _followed(sweep: Sweep, trial: Trial, rank: int) -> Iterator[str]:
             state = states.look(Sweep.load(sweep.folder)).trials[_place(sweep, trial)]
             asked = time.monotonic()
             if state.state in ENDED_BADLY:
-                ended = f"==> trial {trial.name} {state.state.lower()}: {remark(state)} <=="
+                ended = f"==> trial {trial.name} {state.state.lower()}: {state.remark} <=="
             elif state.state == "WAITING" and not read:
                 print(f"trial {trial.name} waits: {state.reason}", file=sys.stderr, flush=True)
         if not ended:

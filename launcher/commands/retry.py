@@ -29,14 +29,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     sweep, wanted = find.trials_and_sweep(args.words, args.sweep)
-    with actions.alone(sweep):
-        plan = actions.to_retry(states.look(sweep), wanted, args.failed)
-        for state, why in plan.left:
+    with actions.one_retry(sweep):
+        selection = actions.to_retry(states.look(sweep), wanted, args.failed)
+        for state, why in selection.left:
             print(f"trial {state.trial.name} {why}: not run again", file=sys.stderr)
-        if not plan.chosen:
+        if not selection.chosen:
             print(f"nothing of {sweep.folder} to run again")
-            return 1 if plan.left else 0
-        trials = [state.trial for state in plan.chosen]
+            return 1 if selection.left else 0
+        trials = [state.trial for state in selection.chosen]
         here = [trial for trial in trials if actions.of_local(sweep, trial)]
         on_slurm = [trial for trial in trials if trial not in here]
         numbers = spans([trial.number for trial in trials])
@@ -44,25 +44,27 @@ def run(args: argparse.Namespace) -> int:
             print("nothing was started")
             return 0
         if on_slurm:
-            ids = actions.submit_again(sweep, on_slurm)
+            from launcher.submit.again import submit_again
+
+            ids = submit_again(sweep, on_slurm)
             print(f"array{'s' if len(ids) > 1 else ''} {', '.join(ids)}: trial {spans([t.number for t in on_slurm])}")
-            print(f"  how it is  python -m launcher status {sweep.folder}", flush=True)
+            print(f"  status:  python -m launcher status {sweep.folder}", flush=True)
         return run_here(sweep, here) if here else 0
 
 
 def run_here(sweep: Sweep, trials: Sequence[Trial]) -> int:
     """Run trials on this machine and wait for them. 0 all done, 1 one failed, 128 + signal if asked to stop."""
     from launcher.local import run as local
-    from launcher.status.progress import view
+    from launcher.status.live import live_view
 
     at_once = (trials[0].config().get("cluster") or {}).get("trials_at_once")
     try:
-        with view(trials) as show:
-            outcomes = local.run(sweep, trials, slots=at_once, on_update=show)
-    except local.Stopped as stopped:
+        with live_view(trials) as view:
+            states = local.run(sweep, trials, slots=at_once, on_update=view)
+    except local.RunStopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
-    failed = [outcome for outcome in outcomes if outcome.state != "DONE"]
-    for outcome in failed:
-        print(f"error: trial {outcome.trial.name} failed: {outcome.error}; log: {outcome.log}", file=sys.stderr)
+    failed = [state for state in states if state.state != "DONE"]
+    for state in failed:
+        print(f"error: trial {state.trial.name} failed: {state.remark}; log: {state.log}", file=sys.stderr)
     return 1 if failed else 0

@@ -12,7 +12,8 @@ be known). A trial is done only if its result.json is there.
   trials   [{number, overrides, beta, folder, state, reason, error, rank, slurm, slurm_reason, exit_code, job,
              nodes, node_count, elapsed, limit, restarts, expected_start, phase, step, max_steps, loss, accuracy,
              val_loss, val_accuracy, seconds_left, silent, log, starts}]
-  starts   [{name, nodes, began, first_step, ended, last_step, kind, why, then, blamed}] of a trial on Slurm
+  starts   [{name, chain, nodes, began, first_step, ended, last_step, kind, why, then, blamed}] of a trial on Slurm;
+             attempt is the former name of name
   bad_nodes  [{name, cluster, why, trial, time}] that the sweep keeps away from
   state    WAITING RUNNING STOPPING DONE FAILED CANCELLED, UNSUBMITTED (sbatch never took it), UNKNOWN (Slurm is away)
   slurm    Slurm's own word, such as TIMEOUT; exit_code as sacct writes it, such as 3:0
@@ -34,8 +35,8 @@ from typing import Any
 
 from launcher.slurm import run as slurm_command
 from launcher.status import states
-from launcher.status.states import Look, TrialState
 from launcher.status.table import table
+from launcher.status.trial_state import Look, TrialState
 from launcher.sweep import bad_nodes, find
 
 FORMAT = 1
@@ -118,7 +119,7 @@ def _trial(state: TrialState) -> dict[str, Any]:
         "seconds_left": progress.eta if state.state == "RUNNING" else None,
         "silent": progress.silent,
         "log": str(state.log) if state.log else None,
-        "starts": [asdict(start) for start in state.starts],
+        "starts": [{**asdict(start), "attempt": start.name} for start in state.starts],
     }
     # JSON knows neither inf (no limit) nor nan (diverged)
     endless = {key for key, value in found.items() if isinstance(value, float) and not math.isfinite(value)}

@@ -2,23 +2,27 @@
   python -m launcher watch                 the last sweep; keys: up, down, l log, c cancel, r retry, q quit
   python -m launcher watch 4711            the sweep that array 4711 belongs to
   python -m launcher watch | tee log.txt   a line for every change, until all trials have ended
-Slurm is asked every half minute at most (fewer than 5 commands a minute); what a trial says of itself is read every
-second. While Slurm does not answer, the age of its last answer is shown. Exit codes as `status`.
+Slurm is asked every half minute at most (fewer than 5 commands a minute); the trials' folders are read every second.
+While Slurm does not answer, the age of its last answer is shown. Exit codes as `status`.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 
-from launcher.status.states import LIVE
-from launcher.status.watcher import Lines, Watcher
+from launcher.status import states
+from launcher.status.live import LineView
+from launcher.status.trial_state import LIVE
+from launcher.status.watcher import Watcher
+from launcher.submit import actions
 from launcher.sweep import find
-from launcher.sweep.folder import Sweep
+from launcher.sweep.folder import Sweep, Trial
+from launcher.terminal import can_redraw
 
 _POLL_S = 1.0
+_OVERVIEW_S = 60.0  # between two lines about all that run
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -28,22 +32,41 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     sweep = find.sweep(args.sweep)
-    terminal = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-    if args.lines or not terminal:
+    if args.lines or not (sys.stdin.isatty() and can_redraw(sys.stdout)):
         return follow(sweep)
     from launcher.status.screen import Screen
 
-    return Screen(sweep).run()
+    return Screen(sweep, Keys()).run()
 
 
 def follow(sweep: Sweep) -> int:
     """Lines until all trials have ended."""
-    watcher, lines = Watcher(sweep), Lines(sys.stdout)
+    watcher = Watcher(sweep)
     look = watcher.first()
+    view = LineView(sweep.trials, sys.stdout, _OVERVIEW_S)
     while True:
         began = time.monotonic()
-        lines(look, watcher.age)
+        view.show(look.trials, look.answers.troubles, watcher.age)
         if not set(look.counts) & LIVE:
             return look.exit_code
         time.sleep(max(_POLL_S, 5 * (time.monotonic() - began)))
         look = watcher.look()
+
+
+class Keys:
+    """What the keys of the screen do to a trial. Its state may have changed since it was drawn."""
+
+    def cancel(self, sweep: Sweep, trial: Trial) -> str:
+        look = states.look(sweep)
+        chosen = actions.to_cancel(look, [trial]).chosen
+        return "; ".join(actions.cancel(look, chosen)) if chosen else "it has ended meanwhile"
+
+    def retry(self, sweep: Sweep, trial: Trial) -> str:
+        with actions.one_retry(sweep):
+            if actions.of_local(sweep, trial):
+                return f"it runs on this machine: python -m launcher retry {trial.number} in a shell"
+            if not actions.to_retry(states.look(sweep), [trial], only_failed=False).chosen:
+                return "it waits, runs or is done meanwhile"
+            from launcher.submit.again import submit_again
+
+            return f"submitted as array {', '.join(submit_again(sweep, [trial]))}"

@@ -38,7 +38,7 @@ def how(trial: Path, me: Me, code: int, word: Word) -> Ending:
     reported = logs.srun_reported(batch)
     node = _node(trial, me, failure.rank if failure else None) or (reported.node if reported else "")
     error = failure.error if failure else reported.how if reported else f"exit code {code}"
-    memory = logs.said_out_of_memory(batch)
+    memory = logs.out_of_memory_line(batch)
     if failure and failure.type == UNFIT:
         return Ending("node", failure.error.partition(": ")[2], step, suspect=node, unfit=True)
     if failure and failure.type in REPEATABLE and not memory:

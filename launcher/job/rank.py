@@ -17,8 +17,7 @@ from typing import IO
 
 from launcher.findings import Refused
 from launcher.job import node_check, ports
-from launcher.local.rank import write_error
-from launcher.sweep import metrics
+from launcher.sweep import metrics, rank_errors
 
 #: Slurm's warnings: before the time limit (--signal), and of a preemption or a scancel.
 WARNINGS = (signal.SIGUSR2, signal.SIGTERM)
@@ -111,9 +110,9 @@ def _run(trial: Path) -> int:
 
 def _note(trial: Path, error: BaseException) -> None:
     """Where another rank has ended this one's connections, the first note says why."""
-    name = f"{os.environ['TRIAL_ATTEMPT']}_{os.environ['RANK']}_error.json"
+    note = rank_errors.path(trial / "log", os.environ["TRIAL_ATTEMPT"], os.environ["RANK"])
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    write_error(trial / "log" / name, error, node=node)
+    rank_errors.write(note, error, node=node)
 
 
 if __name__ == "__main__":

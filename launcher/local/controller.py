@@ -1,15 +1,13 @@
-"""The process between the launcher and a trial's ranks: submitit's own controller, made for ranks that need each other.
+"""The process between the launcher and a trial's ranks: submitit's controller, adapted to ranks that need each other.
 
     python -m launcher.local.controller <trial>/log
 
-Unlike submitit's it ends with the launcher, ends all ranks when one has failed (the others would wait for it in a
-collective for ever), has no time limit, runs a trial only if nobody else does, and notes how the ranks ended.
+Unlike submitit's, it ends with the launcher, ends all ranks when one has failed (the others would wait for it in a
+collective for ever), has no time limit, runs a trial only if no other launcher does, and notes how the ranks ended.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import signal
 import sys
@@ -19,14 +17,15 @@ from pathlib import Path
 
 from submitit.local.local import Controller
 
+from launcher import whole_file
 from launcher.local.parent import PARENT, die_with_parent
 
 JOB_ID = "SUBMITIT_LOCAL_JOB_ID"
 GRACE = "LAUNCHER_GRACE_S"
-#: Exit code: the trial is run by another launcher.
+#: Exit code: another launcher runs the trial.
 BUSY = 75  # EX_TEMPFAIL of sysexits.h
 _POLL_S = 0.05
-# Long enough for the other ranks to say what they noticed, too short to be waited for.
+# Long enough for the other ranks to note what they noticed, too short to be waited for.
 _LAST_WORDS_S = 1.0
 
 
@@ -65,22 +64,19 @@ class TrialController(Controller):
             {"rank": rank, "code": code, "time": seen[rank], "ended_by_launcher": rank in ended_by_us}
             for rank, code in enumerate(codes)
         ]
-        beside = self.folder / f"{self.pid}_exit.json.new"
-        beside.write_text(json.dumps(ranks, indent=1))
-        os.replace(beside, self.folder / f"{self.pid}_exit.json")
+        whole_file.write_json(self.folder / f"{self.pid}_exit.json", ranks)
 
 
 def main() -> int:
     die_with_parent()
     os.environ[PARENT] = str(os.getpid())  # for the ranks
     folder = Path(sys.argv[1])
-    lock = (folder / "lock").open("w")  # held as long as this process lives
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with whole_file.locked(folder / "lock", wait=False):
+            TrialController(folder).run(max_retry=1)
     except BlockingIOError:
-        print("this trial is being run by another launcher", file=sys.stderr)
+        print("another launcher runs this trial", file=sys.stderr)
         return BUSY
-    TrialController(folder).run(max_retry=1)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""No process without its parent: what ends when the process that started it ends, even by kill -9."""
+"""Ends a process when the process that started it ends, even by kill -9."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent() -> None:
-    """From now on this process is killed when the parent named by PARENT ends. Does nothing where none is named.
+    """Have this process killed when the parent named by PARENT ends. Does nothing where none is named.
 
     The parent may have ended before this call: then this process ends here and now.
     """

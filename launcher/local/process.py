@@ -16,11 +16,11 @@ from submitit.local.local import LocalExecutor, LocalJob
 
 import launcher
 from launcher.local.controller import GRACE, JOB_ID
-from launcher.local.ending import log_of
 from launcher.local.parent import PARENT
+from launcher.sweep.logs import log_of
 
 _FOR_EVER_MIN = 60 * 24 * 365
-# What a surrounding batch job or launcher says of ranks that are not ours: Lightning would believe it.
+# Set by a surrounding batch job or launcher for ranks that are not ours; Lightning would take them for its own.
 _FOREIGN = ("SLURM_", "SUBMITIT_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_")
 _OWN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -91,7 +91,7 @@ def _new_start(folder: Path) -> str:
 
 
 def environment(*, threads: int, gpus: tuple[str, ...] | None, grace_s: float) -> dict[str, str]:
-    """The ranks' environment: this one, with cores and GPUs shared out and no word of foreign ranks.
+    """The ranks' environment: this one, with cores and GPUs shared out and no variables of other launchers' ranks.
 
     A number of threads that the user has set is left. `gpus`: None leaves CUDA_VISIBLE_DEVICES as it is.
     """
@@ -124,7 +124,7 @@ def kill_group(group: int, patience_s: float = 5.0) -> list[int]:
 
 
 def members(group: int) -> list[int]:
-    """Ids of the living processes of a process group; dead ones that nobody has asked after are left out."""
+    """Ids of the living processes of a process group; zombies are left out."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

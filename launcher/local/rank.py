@@ -1,21 +1,17 @@
-"""What submitit runs in each local rank's process: one rank of one trial. Slurm's ranks begin in slurm_rank."""
+"""What submitit runs in each local rank's process: one rank of one trial. Slurm's ranks begin in launcher.job.rank."""
 
 from __future__ import annotations
 
 import faulthandler
 import importlib
-import json
 import os
 import signal
-import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.findings import Refused
 from launcher.local.parent import die_with_parent
-from launcher.sweep import metrics
+from launcher.sweep import metrics, rank_errors
 
 if TYPE_CHECKING:
     from submitit.core.job_environment import JobEnvironment
@@ -51,8 +47,7 @@ class RunRank:
             getattr(importlib.import_module(module), function)(Path(self.folder))
         except BaseException as error:
             if not (isinstance(error, SystemExit) and not error.code):
-                paths = env.paths
-                write_error(paths.folder / f"{env.job_id}_{env.global_rank}_error.json", error)
+                rank_errors.write(rank_errors.path(env.paths.folder, env.job_id, env.global_rank), error)
             raise
 
 
@@ -67,19 +62,3 @@ def rank_variables(env: JobEnvironment, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-
-
-def write_error(path: Path, error: BaseException, **more: str) -> None:
-    """Note what ended a rank, with its time, so that the first of many failures can be told from what followed."""
-    refused = isinstance(error, Refused)
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    note = {
-        "time": time.time(),
-        "type": "" if refused else type(error).__name__,
-        "message": text,
-        "traceback": "".join(traceback.format_exception(error)),
-        **more,
-    }
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(note, indent=1), encoding="utf-8", errors="backslashreplace")
-    os.replace(beside, path)

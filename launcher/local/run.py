@@ -8,84 +8,47 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import FrameType
 from typing import IO, Any
 
-from launcher.findings import Finding, LauncherError
+from launcher.findings import LauncherError
 from launcher.job import ports
-from launcher.local import ending, process
+from launcher.local import process
+from launcher.local.controller import BUSY
 from launcher.local.rank import TRAIN, RunRank
+from launcher.local.room import Need, check, slots_for
 from launcher.machine import Machine, look
-from launcher.sweep.folder import Outcome, Sweep, Trial
+from launcher.status.local_states import died, ended
+from launcher.status.slurm_states import finished
+from launcher.status.trial_state import TrialState
+from launcher.sweep import logs
+from launcher.sweep.folder import Sweep, Trial
 
-MEMORY_GB_PER_RANK = 3.0
 _POLL_S = 0.1
 # A last trial waits for the ones before it, to have all cores, if that takes less than this share of a trial's time:
 # two threads were measured to be some 1.5 times as fast as one, which saves a third of its time.
 _WORTH_WAITING = 0.25
 
-OnUpdate = Callable[[Mapping[int, Outcome]], None]
+OnUpdate = Callable[[list[TrialState]], None]
 
 
-class Stopped(LauncherError):
-    """The launcher was asked to stop (Ctrl-C, SIGTERM, SIGHUP), and has: no rank is left running."""
+class RunStopped(LauncherError):
+    """The launcher was asked to stop (Ctrl-C, SIGTERM, SIGHUP), and has stopped: no rank is left running."""
 
-    def __init__(self, signum: int, outcomes: list[Outcome]) -> None:
+    def __init__(self, signum: int, states: list[TrialState]) -> None:
         self.signum = signum
-        self.outcomes = outcomes
+        self.states = states
         self.exit_code = 128 + signum
-        stopped = [o.trial.name for o in outcomes if o.state == "CANCELLED" and o.log is not None]
-        unstarted = [o.trial.name for o in outcomes if o.state == "CANCELLED" and o.log is None]
+        stopped = [state.trial.name for state in states if state.state == "CANCELLED" and state.log is not None]
+        unstarted = [state.trial.name for state in states if state.state == "CANCELLED" and state.log is None]
         parts = [f"stopped by {signal.Signals(signum).name}"]
         parts += [f"ended while running: trial {', '.join(stopped)}"] if stopped else []
         parts += [f"never started: trial {', '.join(unstarted)}"] if unstarted else []
         super().__init__("; ".join([*parts, "nothing is left running"]))
-
-
-@dataclass(frozen=True)
-class Need:
-    """What one trial takes, by its config."""
-
-    ranks: int
-    memory_gb: float
-    accelerator: str
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Need:
-        trainer = config.get("trainer") or {}
-        ranks = int(trainer.get("devices") or 1)
-        memory = (config.get("cluster") or {}).get("memory_gb_per_rank") or MEMORY_GB_PER_RANK
-        return cls(ranks, ranks * float(memory), str(trainer.get("accelerator") or "auto"))
-
-    def on_gpu(self, machine: Machine) -> bool:
-        return bool(machine.gpus) and self.accelerator != "cpu"
-
-
-def check(config: Mapping[str, Any], machine: Machine) -> list[Finding]:
-    """What makes a trial impossible on this machine."""
-    need = Need.of(config)
-    nodes = int((config.get("trainer") or {}).get("num_nodes") or 1)
-    found = []
-    if nodes > 1:
-        why = "this machine is one node"
-        found.append(Finding("trainer.num_nodes", str(nodes), why, "set it to 1, or choose a Slurm cluster"))
-    if need.on_gpu(machine) and need.ranks > len(machine.gpus):
-        why = f"this machine has {len(machine.gpus)} GPU{'s' if len(machine.gpus) > 1 else ''}"
-        remedy = f"set it to at most {len(machine.gpus)}, or trainer.accelerator=cpu"
-        found.append(Finding("trainer.devices", str(need.ranks), why, remedy))
-    return found
-
-
-def slots_for(need: Need, machine: Machine) -> int:
-    """How many such trials the machine takes at once: a core a rank, its memory, its GPUs; at least one."""
-    bounds = [machine.cores // need.ranks, int(machine.memory_gb // need.memory_gb)]
-    if need.on_gpu(machine):
-        bounds.append(len(machine.gpus) // need.ranks)
-    return max(1, min(bounds))
 
 
 def run(
@@ -97,34 +60,34 @@ def run(
     grace_s: float = 5.0,
     machine: Machine | None = None,
     entry: str = TRAIN,
-) -> list[Outcome]:
+) -> list[TrialState]:
     """Run `trials` (all, if not given) of a sweep, and wait for them. A trial that has its result is not run again.
 
     slots: at most so many trials at once; by default as many as cores, memory and GPUs allow.
-    on_update: called some ten times a second, and in the end, with the outcome of every trial so far.
+    on_update: called some ten times a second, and in the end, with the state of every trial, without its progress.
     grace_s: seconds between asking ranks to end and killing them.
     entry: what each rank calls with the trial's folder, as module:function.
 
-    Returns the outcomes in the order of `trials`. Raises Stopped after a signal. Whatever it raises, no process it
-    started is left; nor is one if this process is killed.
+    Returns the last states in the order of `trials`. Raises RunStopped after a signal. Whatever it raises, no process
+    that it started is left; nor is one if this process is killed.
     """
     chosen = sweep.trials if trials is None else list(trials)
-    runner = _Runner(chosen, slots, on_update, grace_s, machine or look(), entry)
+    job = f"{socket.gethostname()}:{os.getpid()}"
+    runner = _Runner(chosen, job, slots, on_update, grace_s, machine or look(), entry)
     if runner.waiting:
-        numbers = [trial.number for trial in runner.waiting]
-        sweep.record_job("local", f"{socket.gethostname()}:{os.getpid()}", numbers)
+        sweep.record_job("local", job, [trial.number for trial in runner.waiting])
     with _signals() as caught:
         try:
             while (runner.waiting or runner.running) and not caught:
                 runner.turn()
                 time.sleep(_POLL_S)
             if caught:
-                runner.stop(caught, tell=caught[0] != signal.SIGHUP)  # after a hangup there is nobody to tell
+                runner.stop(caught, update=caught[0] != signal.SIGHUP)  # after a hangup the terminal is gone
         finally:
-            runner.stop(caught, tell=False)
+            runner.stop(caught, update=False)
     if caught:
-        raise Stopped(caught[0], runner.in_order())
-    runner.tell()
+        raise RunStopped(caught[0], runner.in_order())
+    runner.update()
     return runner.in_order()
 
 
@@ -164,44 +127,46 @@ class _Running:
 
 
 class _Runner:
-    """The trials of one `run`: waiting, running, and what became of the rest."""
+    """The trials of one `run`: those that wait, those that run, and the states of all."""
 
     def __init__(
         self,
         trials: list[Trial],
+        job: str,
         slots: int | None,
         on_update: OnUpdate | None,
         grace_s: float,
         machine: Machine,
         entry: str,
     ) -> None:
-        self.trials, self.slots, self.on_update = trials, slots, on_update
+        self.trials, self.job, self.slots, self.on_update = trials, job, slots, on_update
         self.grace_s, self.machine, self.entry = grace_s, machine, entry
         self.running: list[_Running] = []
         self.waiting: list[Trial] = []
-        self.outcomes: dict[int, Outcome] = {}
+        self.states: dict[int, TrialState] = {}
         self.durations: list[float] = []
         for trial in trials:
-            result = trial.result()
-            if result is None:
-                self.waiting.append(trial)
-                self.outcomes[trial.number] = Outcome(trial, "WAITING")
-            else:
-                self.outcomes[trial.number] = Outcome(trial, "DONE", seconds=result.get("seconds"))
+            waiting = TrialState(trial=trial, state="WAITING", job=job)
+            done = finished(waiting)
+            self.states[trial.number] = done or waiting
+            self.waiting += [] if done else [trial]
 
-    def in_order(self) -> list[Outcome]:
-        return [self.outcomes[trial.number] for trial in self.trials]
+    def in_order(self) -> list[TrialState]:
+        return [self.states[trial.number] for trial in self.trials]
 
-    def tell(self) -> None:
+    def change(self, trial: Trial, **changes: Any) -> None:
+        self.states[trial.number] = replace(self.states[trial.number], **changes)
+
+    def update(self) -> None:
         if self.on_update:
-            self.on_update(MappingProxyType(self.outcomes))
+            self.on_update(self.in_order())
 
     def turn(self) -> None:
-        """One look at everything."""
+        """Take note of what has ended, start what there is room for, report."""
         self.reap()
         while self.waiting and self.start(self.waiting[0]):
             self.waiting.pop(0)
-        self.tell()
+        self.update()
 
     def start(self, trial: Trial) -> bool:
         """Start a trial if there is room. True if it needs no more starting."""
@@ -209,7 +174,7 @@ class _Runner:
         need = Need.of(config)
         found = check(config, self.machine)
         if found:
-            self.outcomes[trial.number] = Outcome(trial, "FAILED", error="; ".join(map(str, found)))
+            self.change(trial, state="FAILED", reason="; ".join(map(str, found)))
             return True
         slots = self.slots or slots_for(need, self.machine)
         if len(self.running) >= slots or self._better_wait(need, slots):
@@ -221,8 +186,7 @@ class _Runner:
         task = RunRank(str(trial.folder), port, self.entry)
         job_id, controller = process.start(task, trial.folder / "log", need.ranks, env)
         self.running.append(_Running(trial, need, job_id, controller, lock, gpus or ()))
-        log = ending.log_of(trial.folder / "log", job_id, 0)
-        self.outcomes[trial.number] = Outcome(trial, "RUNNING", log=log)
+        self.change(trial, state="RUNNING", log=logs.log_of(trial.folder / "log", job_id, 0))
         return True
 
     def _threads(self, need: Need, slots: int, running: int) -> int:
@@ -255,39 +219,48 @@ class _Runner:
             left = process.kill_group(entry.controller.pid)  # what a rank has started and left
             self.running.remove(entry)
             entry.port_lock.close()
-            outcome = self._outcome(entry, signum)
+            state = self._state_at_end(entry, signum)
             if left:
-                outcome = replace(outcome, error=f"{outcome.error} (still there after SIGKILL: {left})")
-            self.outcomes[entry.trial.number] = outcome
+                state = replace(state, error=f"{state.error} (still there after SIGKILL: {left})".strip())
+            self.states[entry.trial.number] = state
             process.tidy(entry.logs, entry.job_id)
 
-    def _outcome(self, entry: _Running, signum: int | None) -> Outcome:
+    def _state_at_end(self, entry: _Running, signum: int | None) -> TrialState:
+        """The state of a trial whose controller has ended."""
         seconds = time.monotonic() - entry.started
-        end = ending.read(entry.logs, entry.job_id, entry.need.ranks, entry.controller.returncode)
+        before = replace(self.states[entry.trial.number], elapsed=seconds)
+        start = logs.StartLogs(entry.job_id, None, 0)
+        start.logs.update({rank: logs.log_of(entry.logs, entry.job_id, rank) for rank in range(entry.need.ranks)})
         if entry.trial.result() is not None:
             self.durations.append(seconds)
-            error = f"after its result was written: {end.error}" if end.error else ""
-            return Outcome(entry.trial, "DONE", error, end.log, seconds)
+            failures = logs.local_failures(start)
+            error = f"after its result was written: {failures[0].error or died(failures[0].code)}" if failures else ""
+            return replace(before, state="DONE", error=error)
         if signum is not None:
-            return Outcome(entry.trial, "CANCELLED", f"stopped by {signal.Signals(signum).name}", end.log, seconds)
-        error = end.error or "ended without writing result.json"
-        return Outcome(entry.trial, "FAILED", error, end.log, seconds)
+            return replace(before, state="CANCELLED", reason=f"stopped by {signal.Signals(signum).name}")
+        code = entry.controller.returncode
+        if code == BUSY:
+            return replace(before, state="FAILED", reason="another launcher runs it")
+        if start.exits() is None:
+            last = (logs.tail(start.logs[0]) or ["the log is empty"])[-1]
+            return replace(before, state="FAILED", reason=f"its controller ended: {died(code)}", error=last)
+        return ended(before, start)
 
-    def stop(self, caught: list[int], tell: bool) -> None:
+    def stop(self, caught: list[int], update: bool) -> None:
         """End all that runs, and wait until it is gone: TERM, after the grace (or a second signal) KILL."""
         signum = caught[0] if caught else signal.SIGTERM
         for entry in self.running:
             entry.controller.send_signal(signal.SIGTERM)  # it passes it on to the ranks
-            self.outcomes[entry.trial.number] = replace(self.outcomes[entry.trial.number], state="STOPPING")
+            self.change(entry.trial, state="STOPPING")
         deadline = time.monotonic() + self.grace_s
         while self.running:
             if time.monotonic() >= deadline or len(caught) > 1:
                 for entry in self.running:
                     process.kill_group(entry.controller.pid)
             self.reap(signum)
-            if tell:
-                self.tell()
+            if update:
+                self.update()
             time.sleep(_POLL_S / 2)
         for trial in self.waiting:
-            self.outcomes[trial.number] = Outcome(trial, "CANCELLED", "not started")
+            self.change(trial, state="CANCELLED", reason="not started")
         self.waiting.clear()

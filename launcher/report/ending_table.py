@@ -8,17 +8,16 @@ from collections.abc import Iterable
 from launcher.report import judge, measures, text
 from launcher.report.gather import Report, gather
 from launcher.report.pools import Pool
-from launcher.status.states import TrialState
-from launcher.sweep.folder import Outcome, Sweep
+from launcher.status.trial_state import TrialState
+from launcher.sweep.folder import Sweep
 
 _WIDTH = 80
 _LONGEST_REASON = 90
 
 
-def render(sweep: Sweep, outcomes: Iterable[Outcome] = ()) -> str:
-    """At most 80 columns wide but for reasons and other overrides. `outcomes` say why a trial has no result."""
-    states = [TrialState(trial=it.trial, state=it.state, error=it.error) for it in outcomes]
-    report = gather(sweep, states)
+def render(sweep: Sweep, states: Iterable[TrialState] = ()) -> str:
+    """At most 80 columns wide but for reasons and other overrides. `states` say why a trial has no result."""
+    report = gather(sweep, list(states))
     return "\n".join(
         [*_table(report), *(textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in _lines(report))]
     )

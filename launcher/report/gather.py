@@ -17,7 +17,7 @@ from launcher.report.trials import TrialReport
 from launcher.sweep.folder import BETA, Sweep, Trial
 
 if TYPE_CHECKING:
-    from launcher.status.states import TrialState
+    from launcher.status.trial_state import TrialState
 
 VARIED = (BETA, "model.seed")
 """Overrides that have a place of their own in the report: beta, and the seed, over which it averages."""

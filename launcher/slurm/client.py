@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher import whole_file
 from launcher.slurm import rows, site
 from launcher.slurm.rows import AccountRow, QueueRow
 from launcher.slurm.run import (
@@ -150,21 +151,22 @@ def submit(script: Path, receipt: Path, timeout: float = 2 * PATIENCE) -> int:
     stderr = complaints.read_text(encoding="utf-8", errors="replace")
     if not stderr:
         complaints.unlink()
-    answer = Answer(command, code, receipt.read_text(), stderr, time.monotonic() - began)
+    stdout = receipt.read_text(encoding="utf-8", errors="replace")
+    answer = Answer(command, code, stdout, stderr, time.monotonic() - began)
     for hook in hooks:
         hook(answer)
     if code:
         raise SlurmError(answer)
-    job_id = read_receipt(receipt)
-    if job_id is None:
+    written = read_receipt(receipt)
+    if written is None:
         raise SlurmError(answer, f"no job id in {answer.stdout!r}")
-    return job_id
+    return written[0]
 
 
-def read_receipt(receipt: Path) -> int | None:
-    """The job's id that sbatch wrote, None where it wrote none (yet)."""
-    said = _job_id(receipt.read_text()) if receipt.exists() else None
-    return said[0] if said else None
+def read_receipt(receipt: Path) -> tuple[int, str] | None:
+    """The job's id that sbatch wrote, and its cluster if sbatch named one; None where it wrote no id (yet)."""
+    written = whole_file.read(receipt)
+    return None if written is None else _job_id(written.decode(errors="replace"))
 
 
 def _job_id(text: str) -> tuple[int, str] | None:

@@ -1,4 +1,4 @@
-"""Slurm's word on a whole sweep: one squeue, and one sacct where that does not say enough."""
+"""What Slurm answers about a whole sweep: one squeue, and one sacct where that is not enough."""
 
 from __future__ import annotations
 
@@ -6,28 +6,36 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from launcher.slurm import client
+from launcher.slurm import client, run
 from launcher.slurm.rows import AccountRow, QueueRow
 from launcher.sweep.elements import Element, elements, has_array_id
 from launcher.sweep.folder import Sweep
 
+# A job was submitted when sweep.json says so, give or take this: clocks differ, and sbatch may wait for its controller.
+_SUBMITTED_SLACK_S = 900.0
+
 
 @dataclass(frozen=True)
 class Answers:
-    """Slurm's word on a sweep."""
+    """What Slurm answered about a sweep."""
 
     time: float
-    """When it was asked."""
+    """When it was asked, in seconds since 1970."""
     queue: Mapping[str, QueueRow] | None = field(default_factory=dict)
     """By name, `69_2`; None: squeue did not answer."""
     account: Mapping[str, AccountRow] | None = None
-    """None: sacct did not answer, or was not asked."""
+    """By name; None: sacct did not answer, or was not asked."""
     troubles: tuple[str, ...] = ()
     """What did not answer, a line each."""
     claimed: Mapping[str, str] = field(default_factory=dict)
-    """Ids of arrays that sbatch made but could not tell any more, by the name of their script."""
+    """Ids of arrays whose sbatch was ended before it could write them, by the name of their script."""
+    reused: frozenset[str] = frozenset()
+    """Names of the sweep's elements that Slurm has given to other jobs since."""
+    cluster: str = ""
+    """This machine's cluster, if it had to be asked for: a job may be on another one of a multi-cluster site."""
 
     def jobs(self, sweep: Sweep) -> list[Mapping[str, Any]]:
         """What was submitted for the sweep, with the ids that are known."""
@@ -36,38 +44,75 @@ class Answers:
             for job in sweep.submitted()
         ]
 
+    def elsewhere(self, part: Element) -> bool:
+        """Whether the element is on another cluster than this machine's, which is not asked."""
+        return part.job.get("cluster", "") not in ("", self.cluster)
+
 
 def ask(sweep: Sweep) -> Answers:
-    """One squeue for all arrays that have a trial without a result, one sacct if that does not say enough.
+    """One squeue for all arrays that have a trial without a result, one sacct if that is not enough.
 
     Only where an sbatch has left no id does another squeue look for its array by the sweep's name for it.
     """
     claimed = _claim(sweep)
-    parts = elements(Answers(0.0, claimed=claimed).jobs(sweep))
-    open_ = [parts.get(trial.number, []) for trial in sweep.trials if trial.result() is None]
-    ids = sorted({int(part.job["id"]) for those in open_ for part in those if part.in_slurm})
     now = time.time()
+    answers = Answers(now, claimed=claimed)
+    jobs = answers.jobs(sweep)
+    if any(job.get("cluster") for job in jobs):
+        answers = Answers(now, claimed=claimed, cluster=_cluster_name())
+    parts = elements(jobs)
+    asked = [
+        [part for part in parts.get(trial.number, []) if part.in_slurm and not answers.elsewhere(part)]
+        for trial in sweep.trials
+        if trial.result() is None
+    ]
+    ids = sorted({int(part.job["id"]) for those in asked for part in those})
     if not ids:
-        return Answers(now, claimed=claimed)
+        return answers
     troubles = []
     queue: dict[str, QueueRow] | None = None
     account: dict[str, AccountRow] | None = None
+    reused: set[str] = set()
+    submitted = {part.name: part for those in asked for part in those}
     try:
-        queue = {row.name: row for row in client.squeue(ids, ended=True)}
-    except client.SlurmError as error:
-        troubles.append(f"squeue does not answer ({_said(error)}): what waits and what runs is not known for certain")
-    if queue is None or any(any(part.in_slurm for part in those) and not _alive(those, queue) for those in open_):
+        rows = client.squeue(ids, ended=True)
+        reused = {row.name for row in rows if row.name in submitted and not _is_ours(row, submitted[row.name])}
+        queue = {row.name: row for row in rows if row.name not in reused}
+    except run.SlurmError as error:
+        troubles.append(f"squeue does not answer ({_words(error)}): what waits and what runs is not known for certain")
+    if queue is None or any(those and not _alive(those, queue) for those in asked):
         try:
-            account = {row.name: row for row in client.sacct(ids)}
-        except client.SlurmError as error:
-            troubles.append(f"sacct does not answer ({_said(error)}): how trials ended is not known in full")
-    return Answers(now, queue, account, tuple(troubles), claimed)
+            account = {row.name: row for row in client.sacct(ids) if row.name not in reused}
+        except run.SlurmError as error:
+            troubles.append(f"sacct does not answer ({_words(error)}): how trials ended is not known in full")
+    return Answers(now, queue, account, tuple(troubles), claimed, frozenset(reused), answers.cluster)
+
+
+def _is_ours(row: QueueRow, part: Element) -> bool:
+    """Whether the job in the queue is the one that was submitted: Slurm's numbers start again one day.
+
+    A requeue gives a job a new time of submission.
+    """
+    if row.submitted is None:
+        return True
+    late = row.submitted - datetime.fromisoformat(part.job["submitted"]).timestamp()
+    if late > _SUBMITTED_SLACK_S:
+        return row.restarts > 0
+    return late > -_SUBMITTED_SLACK_S or "first" in part.job  # the times of continuations are those of copied files
+
+
+def _cluster_name() -> str:
+    """The name of this machine's cluster; "" where Slurm does not answer."""
+    try:
+        return client.cluster().name
+    except run.SlurmError:
+        return ""
 
 
 def _claim(sweep: Sweep) -> dict[str, str]:
     """The array of an sbatch that was killed, or took too long, after the controller had taken its job.
 
-    Its name is the sweep's own. Silent where Slurm is away: the question for the others says so.
+    It has the sweep's own name. Nothing is reported where Slurm is away: the question for the others reports that.
     """
     known = sweep.submitted()
     nameless = [job for job in known if job["kind"] == "slurm" and not job["id"] and job.get("name")]
@@ -75,11 +120,10 @@ def _claim(sweep: Sweep) -> dict[str, str]:
         return {}
     try:
         rows = client.squeue(name=" ".join(nameless[-1]["name"].split()), user=sweep.data["user"], ended=True)
-    except client.SlurmError:
+    except run.SlurmError:
         return {}
-    strangers = sorted(
-        {row.array_id for row in rows if row.array_id} - {int(j["id"]) for j in known if has_array_id(j)}
-    )
+    known_ids = {int(job["id"]) for job in known if has_array_id(job)}
+    strangers = sorted({row.array_id for row in rows if row.array_id} - known_ids)
     if len(strangers) != 1:
         return {}
     size = len({row.task_id for row in rows if row.array_id == strangers[0]})
@@ -91,7 +135,7 @@ def _alive(parts: Iterable[Element], queue: Mapping[str, QueueRow]) -> bool:
     return any(part.name in queue and not queue[part.name].state.ended for part in parts)
 
 
-def _said(error: client.SlurmError) -> str:
-    if isinstance(error, client.SlurmMissing):
+def _words(error: run.SlurmError) -> str:
+    if isinstance(error, run.SlurmMissing):
         return "not found on this machine"
     return (error.said or str(error))[:120]

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from launcher.status.states import ENDED_BADLY, Look, TrialState
+from launcher.status.rows import figure, time_left
+from launcher.status.trial_state import Look, TrialState, counts_text
 from launcher.sweep import bad_nodes
 from launcher.sweep.folder import labels
+from launcher.terminal import cut, printable
 from launcher.units import clock, when
 
 COLOURS = {
@@ -38,16 +40,15 @@ def table(look: Look, width: int = 80, *, colour: bool = False, full: bool = Fal
     names = labels([state.trial for state in look.trials])
     groups = _grouped(look.trials, full)
     lines = [_title(look, width), *_body(groups, names, width, colour)]
-    remarks = [part for line in _remarks(look) for part in _wrapped(line, width)]
+    remarks = [part for line in _remarks(look) for part in _wrapped(printable(line), width)]
     return "\n".join(lines + ([""] + remarks if remarks else []))
 
 
 def _title(look: Look, width: int) -> str:
-    counts = ", ".join(f"{count} {word.lower()}" for word, count in look.counts.items())
     asked = time.strftime("%H:%M:%S", time.localtime(look.answers.time))
     name = f"{look.sweep.experiment.get('name', '')} {look.sweep.shown}"
-    rest = f" | {counts} | {asked}"
-    return cut(name, max(20, width - len(rest)), middle=True) + rest
+    rest = f" | {counts_text(look.trials)} | {asked}"
+    return cut(printable(name), max(20, width - len(rest)), middle=True) + rest
 
 
 def _grouped(states: Sequence[TrialState], full: bool) -> list[list[TrialState]]:
@@ -78,7 +79,7 @@ def columns(names: dict[int, str]) -> list[Column]:
         Column("step", _step, 1),
         Column("loss", lambda s: figure(s.progress.loss, ".4f"), 2),
         Column("acc", lambda s: figure(s.progress.accuracy, ".2f"), 4),
-        Column("left", _left, 3),
+        Column("left", time_left, 3),
         Column("alive", _alive, 7),
         Column("exit", lambda s: s.exit_code.split(",")[0], 10),
     ]
@@ -87,7 +88,7 @@ def columns(names: dict[int, str]) -> list[Column]:
 def _body(groups: list[list[TrialState]], names: dict[int, str], width: int, colour: bool) -> list[str]:
     shown = columns(names)
     numbers = [_span(group) for group in groups]
-    cells = [[_cell(column, group) for column in shown] for group in groups]
+    cells = [[printable(_cell(column, group)) for column in shown] for group in groups]
     keep = [place for place in range(len(shown)) if any(row[place] for row in cells)]
     widths = {place: max(len(shown[place].head), *(len(row[place]) for row in cells)) for place in keep}
     first = max([1, *map(len, numbers)])
@@ -145,36 +146,15 @@ def _step(state: TrialState) -> str:
     return f"{progress.step}/{progress.max_steps}"
 
 
-def _left(state: TrialState) -> str:
-    if state.state == "WAITING" and state.expected:
-        return "~" + when(state.expected)
-    eta = state.progress.eta
-    return clock(eta) if state.state == "RUNNING" and eta is not None else ""
-
-
 def _alive(state: TrialState) -> str:
-    return "" if state.beat is None or state.state == "DONE" else clock(state.beat)
-
-
-def figure(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def cut(text: str, width: int, middle: bool = False) -> str:
-    """At most `width` characters, with … for what is left out."""
-    if len(text) <= width:
-        return text
-    if middle:
-        head = (width - 1) // 3
-        return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
-    return text[: max(0, width - 1)] + "…"
+    return "" if state.progress.silent is None or state.state == "DONE" else clock(state.progress.silent)
 
 
 def _remarks(look: Look) -> list[str]:
     """What did not answer; why trials wait, when they are expected; why they failed. One line for those alike."""
     told: dict[tuple[str, str], list[TrialState]] = {}
     for state in look.trials:
-        text = remark(state)
+        text = state.remark
         if text:
             told.setdefault((state.state, text), []).append(state)
     order = {"FAILED": 0, "UNKNOWN": 1, "CANCELLED": 2, "UNSUBMITTED": 2}
@@ -197,15 +177,6 @@ def _wrapped(line: str, width: int) -> list[str]:
     import textwrap
 
     return textwrap.wrap(line, width, subsequent_indent="  ", max_lines=3, placeholder=" …") or [line]
-
-
-def remark(state: TrialState) -> str:
-    """Why a trial is as it is: what its rank said, and what Slurm says."""
-    if state.state not in ENDED_BADLY:
-        return state.reason
-    if state.error in state.reason:
-        return state.reason
-    return f"{state.error}; {state.reason}" if state.reason else state.error
 
 
 def spans(numbers: Sequence[int]) -> str:

@@ -1,31 +1,30 @@
-"""Stopping trials and running them again; what `cancel`, `retry` and the keys of `watch` do."""
+"""Which trials can be stopped or run again, and stopping them: for `cancel`, `retry` and the keys of `watch`."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
-import time
-from collections.abc import Iterable, Iterator, Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from datetime import datetime
 
+from launcher import whole_file
 from launcher.findings import Finding, Refused
 from launcher.slurm import client
-from launcher.slurm.rows import QueueRow, array_spec
+from launcher.slurm.rows import array_spec
 from launcher.status import local_states
-from launcher.status.states import LIVE, Look, TrialState
+from launcher.status.trial_state import LIVE, Look, TrialState
 from launcher.sweep.elements import elements
 from launcher.sweep.folder import Sweep, Trial
 
-_SETTLED_S = 3.0  # see slurm.start_now
 _UNSURE = "Slurm does not say whether it runs"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be done to which trials, and which are left alone, and why."""
+class Selection:
+    """Which trials a command acts on, and which it leaves alone, with the reason."""
 
     chosen: list[TrialState] = field(default_factory=list)
     left: list[tuple[TrialState, str]] = field(default_factory=list)
@@ -34,22 +33,24 @@ class Plan:
 # -- cancel ------------------------------------------------------------------------------------------------------------
 
 
-def to_cancel(look: Look, wanted: Sequence[Trial]) -> Plan:
-    """Of the wanted trials (none: all) those that wait or run, or may."""
-    plan = Plan()
+def to_cancel(look: Look, wanted: Sequence[Trial]) -> Selection:
+    """The wanted trials (none: all) that wait or run, or may."""
+    selection = Selection()
     numbers = {trial.number for trial in wanted or look.sweep.trials}
     for state in look.trials:
         if state.trial.number not in numbers:
             continue
         if state.state in LIVE:
-            plan.chosen.append(state)
+            selection.chosen.append(state)
         elif wanted:
-            plan.left.append((state, f"is {state.state.lower()}"))
-    return plan
+            selection.left.append((state, f"is {state.state.lower()}"))
+    return selection
 
 
 def cancel(look: Look, chosen: Sequence[TrialState]) -> list[str]:
     """Stop trials, in one scancel. Returns a line for each thing that was done. Raises SlurmError and Refused."""
+    look.sweep.refuse_foreign("cancel")
+    _refuse_other_cluster(chosen)
     slurms = [state for state in chosen if _is_element(state)]
     _refuse_some_of_a_job(look, slurms)
     here = [state for state in chosen if not _is_element(state)]
@@ -63,12 +64,20 @@ def cancel(look: Look, chosen: Sequence[TrialState]) -> list[str]:
     return done
 
 
+def _refuse_other_cluster(chosen: Sequence[TrialState]) -> None:
+    """A job's number means another job here, if the job is on another cluster."""
+    for state in chosen:
+        name, _, cluster = state.job.partition(";")
+        if cluster:
+            why = f"its job {name} is on the cluster {cluster}"
+            raise Refused([Finding("TRIAL", str(state.trial.number), why, f"scancel -M {cluster} {name}")])
+
+
 def _refuse_some_of_a_job(look: Look, chosen: Sequence[TrialState]) -> None:
     """Trials that share a job end together."""
     jobs, numbers = {state.job for state in chosen}, {state.trial.number for state in chosen}
-    beside = [
-        s.trial.number for s in look.trials if s.job in jobs and s.state in LIVE and s.trial.number not in numbers
-    ]
+    beside = [s.trial.number for s in look.trials if s.job in jobs and s.state in LIVE]
+    beside = [number for number in beside if number not in numbers]
     if beside:
         why = f"on the same node, in the same job, {_trials(beside)} would end with it"
         raise Refused([Finding("TRIAL", array_spec(sorted(numbers)), why, "name those as well, or let it run")])
@@ -96,7 +105,7 @@ def _arrays(names: Sequence[str]) -> list[str]:
 
 
 def _cancel_here(look: Look, chosen: Sequence[TrialState]) -> list[str]:
-    """Of a local sweep: all of it by its launcher, a running trial by its controller."""
+    """Stop trials of a local sweep: all of them by their launcher, one that runs by its controller."""
     numbers = {state.trial.number for state in chosen}
     done = []
     for job in sorted({state.job for state in chosen}):
@@ -118,80 +127,62 @@ def _cancel_here(look: Look, chosen: Sequence[TrialState]) -> list[str]:
 
 
 def _launcher(sweep: Sweep, job: str) -> int:
-    import socket
-    from datetime import datetime
-
+    """The process id of the launcher that runs trials of a local sweep. Raises Refused where it cannot be stopped."""
     host, _, pid = job.rpartition(":")
     if host != socket.gethostname():
         raise Refused([Finding("SWEEP", str(sweep.folder), f"it runs on {host}", f"cancel it on {host}")])
     record = next(record for record in reversed(sweep.jobs) if record["id"] == job)
     if not local_states.alive(int(pid), datetime.fromisoformat(record["submitted"]).timestamp()):
         raise Refused([Finding("SWEEP", str(sweep.folder), "its launcher has ended already", "see status")])
+    if not local_states.is_own(int(pid)):
+        why = f"process {pid} is no Python process of yours"
+        raise Refused([Finding("SWEEP", str(sweep.folder), why, "see status")])
     return int(pid)
 
 
 def _end_controller(state: TrialState) -> str:
     pid = local_states.holder(state.trial.folder / "log" / "lock")
-    command = Path(f"/proc/{pid}/cmdline")
-    if pid is None or not command.exists() or b"launcher.local.controller" not in command.read_bytes():
+    if pid is None or not local_states.is_own(pid, "launcher.local.controller"):
         why = "the process that runs it cannot be found"
         raise Refused([Finding("TRIAL", str(state.trial.number), why, "cancel the whole sweep")])
-    os.kill(pid, signal.SIGTERM)  # it passes it on to the ranks
+    os.kill(pid, signal.SIGTERM)  # the controller passes it on to the ranks
     return f"asked trial {state.trial.name} (process {pid}) to stop"
-
-
-# -- requeued trials ---------------------------------------------------------------------------------------------------
-
-_held: dict[str, float] = {}  # requeued elements that Slurm holds, and when they were first seen so
-
-
-def hasten(rows: Iterable[QueueRow]) -> list[str]:
-    """Let those that were requeued start as soon as there is room, without the two minutes that Slurm holds them for.
-
-    To be called again and again. Only somebody outside of the job can do it: the hold begins when the job has ended,
-    and its script with it. Returns their names. Raises SlurmError.
-    """
-    now = time.monotonic()
-    held = {row.name for row in rows if row.restarts and row.reason == "BeginTime" and row.state.word == "PENDING"}
-    for name in set(_held) - held:
-        del _held[name]
-    ready = sorted(name for name in held if now - _held.setdefault(name, now) >= _SETTLED_S)
-    client.start_now(ready)
-    return ready
 
 
 # -- retry -------------------------------------------------------------------------------------------------------------
 
 
-def to_retry(look: Look, wanted: Sequence[Trial], only_failed: bool) -> Plan:
-    """Of the wanted trials (none: all) those that ended without a result; `only_failed`: not the cancelled ones."""
-    plan = Plan()
+def to_retry(look: Look, wanted: Sequence[Trial], only_failed: bool) -> Selection:
+    """The wanted trials (none: all) that ended without a result; `only_failed`: without those that were cancelled."""
+    selection = Selection()
     numbers = {trial.number for trial in wanted or look.sweep.trials}
     for state in look.trials:
         if state.trial.number not in numbers:
             continue
         if state.state == "UNKNOWN":
-            plan.left.append((state, _UNSURE))
+            selection.left.append((state, _UNSURE))
         elif state.state in LIVE or state.state == "DONE":
             if wanted:
-                plan.left.append((state, f"is {state.state.lower()}"))
+                selection.left.append((state, f"is {state.state.lower()}"))
+        elif not state.trial.folder.is_dir():
+            selection.left.append((state, "has lost its folder"))
         elif only_failed and state.state == "CANCELLED":
-            plan.left.append((state, "was cancelled, and --failed asks for what failed"))
+            selection.left.append((state, "was cancelled, and --failed asks for what failed"))
         else:
-            plan.chosen.append(state)
-    return plan
+            selection.chosen.append(state)
+    return selection
 
 
 @contextlib.contextmanager
-def alone(sweep: Sweep) -> Iterator[None]:
-    """One retry of a sweep at a time, so that two people do not submit the same trial twice. Raises Refused."""
-    with (sweep.folder / ".retry.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            why = "somebody else is retrying trials of it at this moment"
-            raise Refused([Finding("SWEEP", str(sweep.folder), why, "look again with status")]) from None
-        yield
+def one_retry(sweep: Sweep) -> Iterator[None]:
+    """One retry of a sweep at a time, so that the same trial is not submitted twice. Raises Refused."""
+    sweep.refuse_foreign("retry")
+    try:
+        with whole_file.locked(sweep.folder / ".retry.lock", wait=False):
+            yield
+    except BlockingIOError:
+        why = "another process is retrying trials of it at this moment"
+        raise Refused([Finding("SWEEP", str(sweep.folder), why, "look again with status")]) from None
 
 
 def of_local(sweep: Sweep, trial: Trial) -> bool:
@@ -200,16 +191,3 @@ def of_local(sweep: Sweep, trial: Trial) -> bool:
     if parts:
         return bool(parts[-1].job["kind"] == "local")
     return str((trial.config().get("cluster") or {}).get("name")) == "local"
-
-
-def submit_again(sweep: Sweep, trials: Sequence[Trial]) -> list[str]:
-    """One new array of these trials, which belongs to the same sweep. Returns its id (several only if the trials ask
-    Slurm for different things). Training goes on from the last checkpoint in each trial's folder. Raises SlurmError.
-    """
-    from launcher.submit import to_slurm
-
-    configs = {trial.number: trial.config() for trial in trials}
-    most = client.cluster().max_array_size
-    requests = list(to_slurm.arrays(sweep, trials, configs, most))
-    to_slurm.submit(sweep, requests)
-    return [job["id"] for job in Sweep.load(sweep.folder).submitted() if job["id"]][-len(requests) :]

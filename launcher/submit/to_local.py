@@ -13,28 +13,28 @@ from launcher.check import preflight
 from launcher.compose import hydra_state
 from launcher.compose.trials import TrialConfig
 from launcher.findings import Finding
-from launcher.local import run
+from launcher.local import room, run
 from launcher.report.ending_table import render
-from launcher.status.progress import view
+from launcher.status.live import live_view
 from launcher.submit.prepare import checked_trials, job_return
 
 
 def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
-    """Raises Refused before anything is written, and local.Stopped after Ctrl-C, when nothing runs any more."""
+    """Raises Refused before anything is written, and RunStopped after Ctrl-C, when nothing runs any more."""
     sweep, trials = checked_trials(launcher, job_overrides, _check)
     config = trials[0].config()
     print(f"{len(trials)} trial{'s' if len(trials) > 1 else ''}, results in {sweep.folder}", flush=True)
     print(preflight.summary(config, len(trials)), flush=True)
-    with view(trials) as show:
-        outcomes = run.run(sweep, trials, slots=config["cluster"].get("trials_at_once"), on_update=show)
-    print(render(sweep, outcomes))
-    for outcome in outcomes:
-        if outcome.state != "DONE":
+    with live_view(trials) as view:
+        states = run.run(sweep, trials, slots=config["cluster"].get("trials_at_once"), on_update=view)
+    print(render(sweep, states))
+    for state in states:
+        if state.state != "DONE":
             hydra_state.exit_code = 1
-            print(f"error: trial {outcome.trial.name} failed: {outcome.error}; log: {outcome.log}", file=sys.stderr)
-    return [job_return(outcome.trial, outcome.error) for outcome in outcomes]
+            print(f"error: trial {state.trial.name} failed: {state.remark}; log: {state.log}", file=sys.stderr)
+    return [job_return(state.trial, state.remark) for state in states]
 
 
 def _check(trials: Sequence[TrialConfig]) -> list[Finding]:
     here = machine.look()
-    return list(dict.fromkeys(finding for trial in trials for finding in run.check(trial.config, here)))
+    return list(dict.fromkeys(finding for trial in trials for finding in room.check(trial.config, here)))

@@ -7,7 +7,6 @@ file lets it be used again.
 from __future__ import annotations
 
 import errno
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +32,10 @@ def read(sweep: Path, cluster: str | None = None) -> list[BadNode]:
     found = []
     for path in sorted(sweep.glob(f"{FOLDER}/*/*.json")):
         try:
-            note = json.loads(path.read_bytes())
+            note = whole_file.read_json(path)
             one = BadNode(path.stem, path.parent.name, str(note["why"]), int(note["trial"]), float(note["time"]))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            continue  # just removed
+        except (ValueError, KeyError, TypeError):
+            continue  # removed at this moment
         if cluster in (None, one.cluster):
             found.append(one)
     return found

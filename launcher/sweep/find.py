@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ ENVIRONMENT = "LAUNCHER_RUNS"
 _DEPTH = 4  # folders below `runs` that a sweep may lie in; hydra.sweep.dir is runs/<experiment>/<time>
 _ARRAY = re.compile(r"(\d+)(?:_(\d+))?")
 _NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_MOST_TRIALS = 100_000  # in a range
 
 
 def roots() -> list[Path]:
@@ -26,11 +28,11 @@ def roots() -> list[Path]:
 
 def folders() -> list[Path]:
     """All sweep folders below the roots, the one that something was last submitted for first."""
-    found: dict[Path, float] = {}
+    times: dict[Path, float] = {}
     for root in roots():
         for path in _below(root, _DEPTH):
-            found.setdefault(path.resolve(), (path / "sweep.json").stat().st_mtime)
-    return sorted(found, key=lambda path: found[path], reverse=True)
+            times.setdefault(path.resolve(), (path / "sweep.json").lstat().st_mtime)
+    return sorted(times, key=lambda path: times[path], reverse=True)
 
 
 def _below(folder: Path, depth: int) -> Iterable[Path]:
@@ -53,7 +55,7 @@ def sweep(what: str = LAST) -> Sweep:
     if (Path(what).expanduser() / "sweep.json").exists():
         return Sweep.load(what)
     if os.sep in what and Path(what).expanduser().exists():
-        return Sweep.load(what)  # which says what is wrong with it
+        return Sweep.load(what)  # which reports what is wrong with it
     known = folders()
     looked = " and ".join(str(root) for root in roots())
     if not known:
@@ -61,45 +63,60 @@ def sweep(what: str = LAST) -> Sweep:
         remedy = f"name a sweep's folder, or set {ENVIRONMENT} to the folder that your sweeps are in"
         raise Refused([Finding("SWEEP", what, why, remedy)])
     if what == LAST:
-        return Sweep.load(known[0])
-    if _ARRAY.fullmatch(what):
-        found = _by_array(known, int(what.partition("_")[0]))
-        if found:
-            return found
-        raise Refused([Finding("SWEEP", what, f"no sweep under {looked} has submitted this array", "name its folder")])
-    return _by_name(known, what, looked)
-
-
-def _by_array(known: Sequence[Path], number: int) -> Sweep | None:
-    for folder in known:
-        one = Sweep.load(folder)
-        if any(job["kind"] == "slurm" and job["id"] == str(number) for job in one.submitted()):
-            return one
-    return None
-
-
-def _by_name(known: Sequence[Path], what: str, looked: str) -> Sweep:
-    """By the end of the folder's path, or the sweep's id: one at most; by the experiment: the newest."""
-    tail = Path(what).parts
-    same = [folder for folder in known if folder.parts[-len(tail) :] == tail]
-    if len(same) == 1:
-        return Sweep.load(same[0])
-    if same:
-        there = ", ".join(str(folder) for folder in same[:5])
-        raise Refused([Finding("SWEEP", what, f"several sweeps have this name ({there})", "name the folder")])
-    loaded = [Sweep.load(folder) for folder in known]
+        return _newest_own(known, looked)
+    by_tail = _by_tail(known, what)
+    if by_tail:
+        return by_tail
+    loaded = _readable(known)
+    number = _ARRAY.fullmatch(what)
     for one in loaded:
-        if what in (one.data.get("id"), one.experiment.get("name"), one.folder.parent.name):
+        if number and any(job["kind"] == "slurm" and job["id"] == number[1] for job in one.submitted()):
             return one
+    for one in loaded:
+        if what in (one.data.get("id"), str(one.experiment.get("name")), one.folder.parent.name):
+            return one
+    if number:
+        raise Refused([Finding("SWEEP", what, f"no sweep under {looked} has submitted this array", "name its folder")])
     names = sorted({str(one.experiment.get("name")) for one in loaded})
     why = f"no sweep under {looked} has this name or id"
     raise Refused([Finding("SWEEP", what, why, f"there are: {', '.join(names[:8])}")])
 
 
+def _newest_own(known: Sequence[Path], looked: str) -> Sweep:
+    """The user's own sweep that something was last submitted for: `last` is acted upon without looking."""
+    for folder in known:
+        if (folder / "sweep.json").lstat().st_uid == os.geteuid():
+            return Sweep.load(folder)
+    why = f"the {len(known)} sweeps under {looked} belong to other users"
+    raise Refused([Finding("SWEEP", LAST, why, f"name one by its folder, such as {known[0]}")])
+
+
+def _by_tail(known: Sequence[Path], what: str) -> Sweep | None:
+    """The sweep whose folder's path ends so: at most one."""
+    tail = Path(what).parts
+    same = [folder for folder in known if folder.parts[-len(tail) :] == tail]
+    if len(same) > 1:
+        there = ", ".join(str(folder) for folder in same[:5])
+        raise Refused([Finding("SWEEP", what, f"several sweeps have this name ({there})", "name the folder")])
+    return Sweep.load(same[0]) if same else None
+
+
+def _readable(known: Sequence[Path]) -> list[Sweep]:
+    """The sweeps that can be read. One that is damaged or of a newer version must not hide the others."""
+    loaded = []
+    for folder in known:
+        try:
+            loaded.append(Sweep.load(folder))
+        except Refused as refused:
+            print(f"warning: {refused}; it is left out of the search", file=sys.stderr)
+    return loaded
+
+
 def trials_and_sweep(words: Sequence[str], named: str | None) -> tuple[Sweep, list[Trial]]:
     """What `cancel 0 2-4 runs/x` means: numbers are trials, the one other word is the sweep, which `--sweep` names too.
 
-    `69_2` is an element of array 69: its sweep, and what trials this element runs. Raises Refused.
+    `69_2` is an element of array 69: its sweep, and the trials that the element runs. No number means no trials: the
+    commands then take all. Raises Refused.
     """
     numbers = [word for word in words if _NUMBERS.fullmatch(word)]
     others = [word for word in words if not _NUMBERS.fullmatch(word)]
@@ -109,8 +126,8 @@ def trials_and_sweep(words: Sequence[str], named: str | None) -> tuple[Sweep, li
         raise Refused([Finding("SWEEP", " ".join(others), "more than one sweep", "name one")])
     one = sweep(others[0]) if others else sweep()
     chosen = {number for word in numbers for number in _numbers(word)}
-    named_so = [word for word in others if (found := _ARRAY.fullmatch(word)) and found[2]]
-    chosen |= {number for word in named_so for number in _element(one, word)}
+    element_names = [word for word in others if (match := _ARRAY.fullmatch(word)) and match[2]]
+    chosen |= {number for word in element_names for number in _trials_of(one, word)}
     return one, trials(one, chosen)
 
 
@@ -128,17 +145,21 @@ def trials(one: Sweep, numbers: Iterable[int]) -> list[Trial]:
 
 
 def _numbers(word: str) -> Iterable[int]:
+    """The numbers of `0,2-4`. Raises Refused for a range that is reversed: no trial would mean all trials."""
     for part in word.split(","):
         first, _, last = part.partition("-")
-        if int(last or first) - int(first) > 100_000:
+        span = int(last or first) - int(first)
+        if span < 0:
+            raise Refused([Finding("TRIAL", word, f"{part} ends before it begins", f"write {last}-{first}")])
+        if span > _MOST_TRIALS:
             raise Refused([Finding("TRIAL", word, "no sweep has so many trials", "write a shorter range")])
         yield from range(int(first), int(last or first) + 1)
 
 
-def _element(one: Sweep, word: str) -> list[int]:
+def _trials_of(one: Sweep, element: str) -> list[int]:
     """The trials that an element of an array runs."""
-    found = [number for number, parts in elements(one.submitted()).items() if word in (part.name for part in parts)]
-    if found:
-        return found
-    array = word.partition("_")[0]
-    raise Refused([Finding("TRIAL", word, f"array {array} has no such element", f"see: status {array}")])
+    numbers = [number for number, parts in elements(one.submitted()).items() if element in [p.name for p in parts]]
+    if numbers:
+        return numbers
+    array = element.partition("_")[0]
+    raise Refused([Finding("TRIAL", element, f"array {array} has no such element", f"see: status {array}")])

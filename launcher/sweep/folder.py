@@ -10,7 +10,6 @@ SWEEP/<n>/log/           what each rank printed
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import getpass
 import importlib.metadata
 import json
@@ -24,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from launcher import whole_file
 from launcher.findings import Finding, Refused
@@ -41,8 +40,6 @@ BETA = "model.dpo.ref_policy_kl_penalty"
 _DISTRIBUTIONS = ("dpo-launcher", "hydra-core", "hydra-submitit-launcher", "submitit", "nemo-aligner", "nemo_toolkit")
 # submitit (and Slurm, in --output) put ids in the place of these wherever they stand in a path.
 _PLACEHOLDERS = re.compile("%[jtAa]")
-
-State = Literal["WAITING", "RUNNING", "STOPPING", "DONE", "FAILED", "CANCELLED"]
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,16 @@ class Trial:
         return loaded
 
     def result(self) -> dict[str, Any] | None:
-        """result.json, or None where there is none or none that is whole."""
-        try:
-            loaded = json.loads((self.folder / "result.json").read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
+        """What result.json holds; None where there is none or none that is whole."""
+        loaded = whole_file.read_json(self.folder / "result.json")
         return loaded if isinstance(loaded, dict) else None
+
+    def has_result(self) -> bool:
+        """Whether result.json is there. Lists the folder, which makes NFS look anew."""
+        try:
+            return "result.json" in os.listdir(self.folder)
+        except OSError:
+            return False
 
     def metrics_rows(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl, a half-written last one left out."""
@@ -99,20 +100,6 @@ class Trial:
     def progress(self, now: float | None = None) -> Progress:
         """How far it is, from the last lines of metrics.jsonl."""
         return metrics.read_progress(self.folder / "metrics.jsonl", now)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a trial, or what is becoming of it."""
-
-    trial: Trial
-    state: State
-    error: str = ""
-    """The first failed rank's exception in one line; for a DONE trial, what went wrong after its result was written."""
-    log: Path | None = None
-    """The file to read: the first failed rank's, else rank 0's."""
-    seconds: float | None = None
-    """Wall time; of a trial that was done before, what its result says."""
 
 
 class Sweep:
@@ -190,17 +177,49 @@ class Sweep:
     def load(cls, path: Path | str) -> Sweep:
         """Open a sweep folder. Raises Refused where it is none."""
         folder = Path(os.path.abspath(Path(path).expanduser()))
+        file = folder / "sweep.json"
         try:
-            data = json.loads((folder / "sweep.json").read_bytes())
+            with whole_file.regular(file) as stream:
+                data = json.loads(stream.read())
         except (FileNotFoundError, NotADirectoryError) as error:
             why = "is no sweep folder (it has no sweep.json)"
             raise Refused([Finding(str(folder), "", why, "name the folder that a sweep printed")]) from error
-        except (OSError, ValueError) as error:
-            raise Refused([Finding(str(folder / "sweep.json"), "", f"cannot be read ({error})")]) from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise Refused([Finding(str(file), "", f"cannot be read ({error})")]) from error
         if not isinstance(data, dict) or not isinstance(data.get("format"), int) or data["format"] > FORMAT:
             why = f"has a format that this version does not know (it knows up to {FORMAT})"
-            raise Refused([Finding(str(folder / "sweep.json"), "", why, "use a newer version")])
-        return cls(folder, data)
+            raise Refused([Finding(str(file), "", why, "use a newer version")])
+        sweep = cls(folder, data)
+        try:
+            sweep._check()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Refused([Finding(str(file), "", f"is damaged ({error!r})")]) from error
+        return sweep
+
+    def _check(self) -> None:
+        """Raises KeyError, TypeError, ValueError or AttributeError where sweep.json lacks what is read from it."""
+        trials = self.trials
+        labels(trials)
+        for trial in trials:
+            f"{int(trial.number)} {trial.name}"
+        self.experiment.get("name")
+        for job in self.jobs:
+            datetime.fromisoformat(job["submitted"]).timestamp()
+            if job["kind"] not in ("slurm", "local") or not all(isinstance(number, int) for number in job["trials"]):
+                raise ValueError(f"job {job['id']}")
+
+    @property
+    def own(self) -> bool:
+        """Whether folder and sweep.json belong to this user. Those of others may be looked at, no more."""
+        owners = {path.lstat().st_uid for path in (self.folder.resolve(), self.folder / "sweep.json")}
+        return owners == {os.geteuid()}
+
+    def refuse_foreign(self, what: str) -> None:
+        """Raises Refused where the sweep is another user's: its files would have this user run or stop something."""
+        if not self.own:
+            owner = self.folder.stat().st_uid
+            why = f"belongs to another user (id {owner})"
+            raise Refused([Finding("SWEEP", str(self.folder), why, f"its owner can {what} it; you can look at it")])
 
     @property
     def shown(self) -> str:
@@ -236,7 +255,8 @@ class Sweep:
         found = []
         for job in self.jobs:
             if job["kind"] == "slurm" and not job["id"]:
-                job = {**job, "id": str(client.read_receipt(self.receipt(job["script"])) or "")}
+                number, cluster = client.read_receipt(self.receipt(job["script"])) or ("", "")
+                job = {**job, "id": str(number), **({"cluster": cluster} if cluster else {})}
             found.append(job)
         return sorted([*found, *self._continuations()], key=lambda job: datetime.fromisoformat(job["submitted"]))
 
@@ -245,7 +265,8 @@ class Sweep:
         for path in (self.folder / "slurm").glob("trial*-after-*_*.id"):
             trial, index = path.stem.partition("-")[0].removeprefix("trial"), path.stem.rpartition("_")[2]
             when = datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat()
-            note = {"kind": "slurm", "id": path.read_text().strip(), "trials": [int(trial)], "first": int(index)}
+            number = (whole_file.read(path) or b"").decode(errors="replace").strip()
+            note = {"kind": "slurm", "id": number, "trials": [int(trial)], "first": int(index)}
             yield {**note, "submitted": when, "script": path.name, "name": ""}
 
     def receipt(self, script: str) -> Path:
@@ -269,8 +290,7 @@ class Sweep:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
         """sweep.json as it is now, written back afterwards; one writer at a time, readers see the old or the new."""
-        with (self.folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with whole_file.locked(self.folder / ".lock"):
             data = json.loads((self.folder / "sweep.json").read_bytes())
             yield data
             whole_file.write_json(self.folder / "sweep.json", data)

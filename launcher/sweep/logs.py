@@ -2,20 +2,23 @@
 
 <trial>/log/<job>.<restart>_<rank>_log.out      a start of a Slurm job; a requeue counts the restart up
 <trial>/log/local<n>_<rank>_log.out             a start on this machine
-<trial>/log/<either>_<rank>_error.json          what ended a rank, where it could still say so: time, type, message
+<trial>/log/<either>_<rank>_error.json          what ended a rank, where it could still note it (see rank_errors)
+<trial>/log/local<n>_exit.json                  how the ranks of a local start ended, noted by their controller
 <trial>/log/<job>.<restart>_stopped.json        written by a start that was warned, and has saved
 <trial>/log/<job>.<restart>_srun.out            of a trial that shares its job with others: what its srun complained of
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from launcher import whole_file
+from launcher.sweep import rank_errors
 
 _LOG = re.compile(r"(?P<name>local(?P<local>\d+)|(?P<job>\d+)(?:\.(?P<restart>\d+))?)_(?P<rank>\d+)_log\.out")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r(?!\n)")
@@ -24,11 +27,13 @@ _LONGEST = 300  # characters of an error in one line
 _MOST_LINES = 40  # of a traceback
 _LAST_LINES = 12  # of a log without one
 _RANKS = 64  # at most so many ranks' logs are searched for the first error
+# The controller notices a killed rank at its next look; other ranks notice at once what that rank's end broke.
+_NOTICED_LATE_S = 0.5
 _ERROR = re.compile(r"\s*(?:\[?rank ?\d+\]?:\s*)?((?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Refused)\b.*)")
 _FATAL = re.compile(r"(Fatal Python error: .*|Segmentation fault.*|.*\bCUDA out of memory\b.*|.*\bKilled\b.*)")
 _MEMORY = re.compile(r"out.of.memory|oom[- _]kill|exceeded (?:job|step|its) ?memory|memory limit", re.IGNORECASE)
 _TYPE = re.compile(r"(?:\w+\.)*([A-Z]\w*(?:Error|Exception|Refused))\b")
-#: What a rank says when another one has gone: not the cause.
+#: What a rank prints when another one has gone: not the cause.
 _FOLLOWED = re.compile(
     r"Connection (?:reset|closed|refused)|Broken pipe|gloo|NCCL|ProcessGroup|DistNetwork|DistBackend|TCPStore"
     r"|SIGTERM|Interrupt|rendezvous|heartbeat",
@@ -58,22 +63,41 @@ class StartLogs:
     def folder(self) -> Path:
         return next(iter(self.logs.values())).parent
 
+    @property
+    def local(self) -> bool:
+        return self.job_id is None
+
+    @property
+    def last_written(self) -> float:
+        """When one of its logs was last written to, in seconds since 1970."""
+        return max(log.stat().st_mtime for log in self.logs.values())
+
+    def exits(self) -> list[dict[str, Any]] | None:
+        """How its ranks ended, noted by a local controller: rank, code, time, ended_by_launcher. None: no note."""
+        noted = whole_file.read_json(self.folder / f"{self.name}_exit.json")
+        return noted if isinstance(noted, list) else None
+
 
 def by_start(trial_folder: Path) -> list[StartLogs]:
-    """A trial's starts, in order; [] where it has not started. Local ones, of which a Slurm sweep has none, first."""
-    found: dict[str, StartLogs] = {}
+    """The logs of a trial's starts, in order; [] where it has not started. Local starts come first."""
+    starts: dict[str, StartLogs] = {}
     try:
         names = os.listdir(trial_folder / "log")
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return []
     for name in names:
         match = _LOG.fullmatch(name)
         if match:
             job = int(match["job"]) if match["job"] else None
             number = int(match["local"] or match["restart"] or 0)
-            start = found.setdefault(match["name"], StartLogs(match["name"], job, number))
+            start = starts.setdefault(match["name"], StartLogs(match["name"], job, number))
             start.logs[int(match["rank"])] = trial_folder / "log" / name
-    return sorted(found.values(), key=lambda start: (start.job_id or 0, start.number))
+    return sorted(starts.values(), key=lambda start: (start.job_id or 0, start.number))
+
+
+def log_of(log_folder: Path, start: str, rank: int) -> Path:
+    """Where a rank's output goes, stdout and stderr in one (submitit's name for it)."""
+    return log_folder / f"{start}_{rank}_log.out"
 
 
 def srun_log(trial_folder: Path, start: str) -> Path:
@@ -83,10 +107,10 @@ def srun_log(trial_folder: Path, start: str) -> Path:
 
 @dataclass(frozen=True)
 class Failure:
-    """The first failure of a start."""
+    """How a rank failed."""
 
     rank: int | None
-    """None: no rank said anything, this is from what the batch script printed."""
+    """None: no rank printed an error, this is from what the batch script printed."""
     error: str
     """In one line."""
     lines: tuple[str, ...]
@@ -94,33 +118,58 @@ class Failure:
     log: Path
     type: str = ""
     """The exception's name, `Refused` of a config that cannot be run; "" where it was none."""
+    code: int = 0
+    """The rank's exit code, below 0 the signal that killed it; only known of local ranks."""
 
 
 def failure(start: StartLogs, batch: Sequence[str] = ()) -> Failure | None:
-    """What the rank that failed first said. None where no rank of the start said anything that looks like an error.
+    """The failure of the rank that failed first. None where no rank left anything that looks like an error.
 
-    By the ranks' own notes, which have the time; else by the log of the rank that srun reports first in `batch`, what
-    the batch script printed; else by what the logs end with, where a complaint about a lost connection only counts if
-    there is no other.
+    By the exit codes that a local controller noted; else by the ranks' own notes, which have the time; else by the log
+    of the rank that srun reports first in `batch`, what the batch script printed; else by what the logs end with, where
+    a complaint about a lost connection only counts if there is no other.
     """
-    noted = [found for rank in sorted(start.logs) if (found := _noted(start, rank))]
+    local = local_failures(start)
+    if local:
+        return local[0]
+    noted = [(note.time, rank, note) for rank in sorted(start.logs) if (note := _note(start, rank))]
     if noted:
-        return min(noted, key=lambda pair: pair[0])[1]
+        _, rank, note = min(noted, key=lambda item: item[:2])
+        return _noted(note, rank, start.logs[rank])
     reported = srun_reported(batch)
-    if reported and reported[0] in start.logs:
-        rank, how, _ = reported
-        log = start.logs[rank]
-        return _told(rank, log) or Failure(rank, how, tuple(tail(log)[-_LAST_LINES:]), log)
-    told = []
+    if reported and reported.rank in start.logs:
+        log = start.logs[reported.rank]
+        printed = _printed(reported.rank, log)
+        return printed or Failure(reported.rank, reported.how, tuple(tail(log)[-_LAST_LINES:]), log)
+    candidates = []
     for rank in sorted(start.logs)[:_RANKS]:
-        said = _told(rank, start.logs[rank])
-        if said:
-            told.append((bool(_FOLLOWED.search(said.error)), start.logs[rank].stat().st_mtime, rank, said))
-    return min(told, key=lambda item: item[:3])[3] if told else None
+        printed = _printed(rank, start.logs[rank])
+        if printed:
+            followed = bool(_FOLLOWED.search(printed.error))
+            candidates.append((followed, start.logs[rank].stat().st_mtime, rank, printed))
+    return min(candidates, key=lambda item: item[:3])[3] if candidates else None
 
 
-class Reported(NamedTuple):
-    """A task that srun says has failed."""
+def local_failures(start: StartLogs) -> list[Failure]:
+    """The failures of the ranks of a local start, the first one first; without those that the launcher ended."""
+    failures: list[tuple[float, int, Failure]] = []
+    for exit_ in start.exits() or ():
+        rank, code = int(exit_["rank"]), int(exit_["code"] or 0)
+        log = start.logs.get(rank, log_of(start.folder, start.name, rank))
+        note = _note(start, rank)
+        if note:
+            failures.append((note.time, rank, _noted(note, rank, log, code)))
+        elif code and not exit_["ended_by_launcher"]:
+            lines = tail(log)
+            printed = _printed(rank, log) if code > 0 else None
+            error = printed.error if printed else shorten(lines[-1]) if lines and code > 0 else ""
+            found = Failure(rank, error, printed.lines if printed else tuple(lines[-_LAST_LINES:]), log, code=code)
+            failures.append((float(exit_["time"]) - _NOTICED_LATE_S, rank, found))
+    return [found for _, _, found in sorted(failures, key=lambda item: item[:2])]
+
+
+class SrunReport(NamedTuple):
+    """A task that srun reports as failed."""
 
     rank: int
     how: str
@@ -128,29 +177,52 @@ class Reported(NamedTuple):
     node: str
 
 
-def srun_reported(batch: Sequence[str]) -> Reported | None:
+def srun_reported(batch: Sequence[str]) -> SrunReport | None:
     """The task that srun reports as the first to fail: `srun: error: node2: task 1: Exited with exit code 3`.
 
-    One that it ended itself, as it does once one has failed, only if there is no other.
+    A task that srun ended itself, as it does once one has failed, counts only if there is no other.
     """
     matches = [match for line in batch if (match := _SRUN.fullmatch(line.strip()))]
-    found = [Reported(int(match[2]), match[3].strip(), match[1]) for match in matches]
-    return next((each for each in found if not _ENDED_BY_SRUN.match(each.how)), found[0] if found else None)
+    reports = [SrunReport(int(match[2]), match[3].strip(), match[1]) for match in matches]
+    first = reports[0] if reports else None
+    return next((report for report in reports if not _ENDED_BY_SRUN.match(report.how)), first)
 
 
-def _noted(start: StartLogs, rank: int) -> tuple[float, Failure] | None:
-    path = start.folder / f"{start.name}_{rank}_error.json"
+def tail(path: Path, size: int = _TAIL) -> list[str]:
+    """The last lines of a file without colours and blank lines; [] where there is no file that can be read."""
     try:
-        note: dict[str, Any] = json.loads(path.read_bytes())
-        error = ": ".join(part for part in (note["type"], note["message"]) if part)
-        lines = tuple(str(note.get("traceback", "")).rstrip().splitlines()[-_MOST_LINES:])
-        kind = str(note["type"]) or "Refused"
-        return float(note["time"]), Failure(rank, _short(error), lines or (error,), start.logs[rank], kind)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+        with whole_file.regular(path) as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - size))
+            text = stream.read(size).decode(errors="replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in _ANSI.sub("", text).splitlines() if line.strip()]
 
 
-def _told(rank: int, log: Path) -> Failure | None:
+def out_of_memory_line(lines: Iterable[str]) -> str:
+    """The line in which Slurm or CUDA reports that memory ran out; "" where none does."""
+    line = next((line.strip() for line in lines if _MEMORY.search(line)), "")
+    return shorten(_STEPD.sub("", line))
+
+
+def shorten(text: str) -> str:
+    """The text in one line that is not too long."""
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _note(start: StartLogs, rank: int) -> rank_errors.RankError | None:
+    return rank_errors.read(start.folder, start.name, rank)
+
+
+def _noted(note: rank_errors.RankError, rank: int, log: Path, code: int = 0) -> Failure:
+    """A rank's failure by its own note."""
+    lines = note.traceback or (note.text,)
+    return Failure(rank, shorten(note.text), lines, log, note.type or "Refused", code)
+
+
+def _printed(rank: int, log: Path) -> Failure | None:
+    """A rank's failure by the last line of its log that looks like an error."""
     lines = tail(log)
     for place in range(len(lines) - 1, -1, -1):
         line = lines[place]
@@ -160,12 +232,12 @@ def _told(rank: int, log: Path) -> Failure | None:
         if match or _MEMORY.search(line):
             text = match[1] if match else _STEPD.sub("", line.strip())
             kind = _TYPE.match(text)
-            return Failure(rank, _short(text), tuple(_around(lines, place)), log, kind[1] if kind else "")
+            return Failure(rank, shorten(text), tuple(_around(lines, place)), log, kind[1] if kind else "")
     return None
 
 
 def _around(lines: list[str], place: int) -> list[str]:
-    """The traceback that ends in line `place`; what follows it where it is a crash of the interpreter's."""
+    """The traceback that ends in line `place`; what follows it where the interpreter itself crashed."""
     if "Fatal Python error" in lines[place]:
         return lines[place : place + _MOST_LINES]
     first = max(0, place - _MOST_LINES + 1)
@@ -173,25 +245,3 @@ def _around(lines: list[str], place: int) -> list[str]:
         if "Traceback (most recent call last)" in lines[start]:
             return lines[start : place + 1]
     return lines[max(0, place - 4) : place + 1]
-
-
-def tail(path: Path, size: int = _TAIL) -> list[str]:
-    """The last lines of a file without colours and blank lines; [] where there is no file."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - size))
-            text = stream.read().decode(errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [line.rstrip() for line in _ANSI.sub("", text).splitlines() if line.strip()]
-
-
-def said_out_of_memory(lines: Iterable[str]) -> str:
-    """The line in which Slurm or CUDA says that memory ran out; "" where none does."""
-    said = next((line.strip() for line in lines if _MEMORY.search(line)), "")
-    return _short(_STEPD.sub("", said))
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

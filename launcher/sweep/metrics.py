@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher import whole_file
+
 #: Bytes read from the end and the start of a file for a look at the progress: some 30 train steps, and the first.
 TAIL, HEAD = 16384, 4096
 #: The phase that a rank 0 writes first of all; a trial that is started again begins anew with it.
@@ -48,11 +50,7 @@ class Progress:
 
 def read_all(path: Path) -> list[Line]:
     """Every whole line of the file, in order; [] where there is no file. Broken lines are left out."""
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    return _parse(text)
+    return _parse(whole_file.read(path) or b"")
 
 
 def read_progress(path: Path, now: float | None = None, tail_size: int = TAIL) -> Progress:
@@ -61,7 +59,7 @@ def read_progress(path: Path, now: float | None = None, tail_size: int = TAIL) -
     `now` is the time in seconds since the epoch, time.time() if not given.
     """
     try:
-        with path.open("rb") as stream:
+        with whole_file.regular(path) as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - tail_size))
             tail = stream.read()
@@ -70,7 +68,7 @@ def read_progress(path: Path, now: float | None = None, tail_size: int = TAIL) -
                 tail = tail.partition(b"\n")[2]  # begins in the middle of a line
                 stream.seek(0)
                 head = stream.read(HEAD)
-    except FileNotFoundError:
+    except OSError:  # a disk that does not answer for a moment is asked again at the next look
         return Progress()
     lines = _parse(tail)
     starts = [place for place, line in enumerate(lines) if line.get("phase") == STARTING]

@@ -74,12 +74,8 @@ class Start:
 def read(trial: Path) -> list[Start]:
     """All starts, oldest first; [] where there is none. A line that a node began and died over is no line."""
     starts: dict[str, dict[str, Any]] = {}
-    try:
-        text = (trial / "starts.jsonl").read_bytes()
-    except FileNotFoundError:
-        return []
     known = set(Start.__dataclass_fields__)
-    for line in text.splitlines():
+    for line in (whole_file.read(trial / "starts.jsonl") or b"").splitlines():
         try:
             note = {key: value for key, value in json.loads(line).items() if key in known}
             starts.setdefault(note["name"], {}).update(note)
@@ -137,7 +133,4 @@ def take_over(trial: Path, name: str) -> None:
 
 def owner(trial: Path) -> str:
     """The start that the trial belongs to; "" where none has taken it."""
-    try:
-        return (trial / "log" / "current").read_text().strip()
-    except FileNotFoundError:
-        return ""
+    return (whole_file.read(trial / "log" / "current") or b"").decode(errors="replace").strip()

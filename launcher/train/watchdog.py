@@ -7,7 +7,6 @@ collective, for half an hour or for ever. Each rank has its own watchdog, a thre
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+from launcher.sweep import rank_errors
 from launcher.train import ownership
 from launcher.train.metrics_file import MetricsFile
 
@@ -105,10 +105,7 @@ def _note(trial_dir: Path, rank: int, message: str) -> None:
     """In the format of the notes that ranks leave of their errors; srun's own exit code tells of one rank only."""
     attempt = os.environ.get("TRIAL_ATTEMPT")
     if attempt:
-        path = trial_dir / "log" / f"{attempt}_{rank}_error.json"
-        beside = path.with_suffix(".new")
-        beside.write_text(json.dumps({"time": time.time(), "type": "Hung", "message": message, "traceback": ""}))
-        os.replace(beside, path)
+        rank_errors.write_text(rank_errors.path(trial_dir / "log", attempt, rank), "Hung", message)
 
 
 def _dump_neighbour() -> None:

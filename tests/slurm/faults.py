@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.status.states import Look
+from launcher.status.trial_state import Look
 from launcher.sweep import metrics
 from launcher.sweep.folder import Trial
 from tests.slurm.victim import SAVE, Sweeping, trained

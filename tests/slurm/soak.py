@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.status.states import Look
+from launcher.status.trial_state import Look
 from launcher.sweep import checkpoints, starts
 from tests.slurm import inject
 from tests.slurm.cluster import Cluster

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from launcher.status import states
-from launcher.status.states import Look
+from launcher.status.trial_state import Look
 from launcher.submit import to_slurm
 from launcher.sweep.folder import Sweep
 

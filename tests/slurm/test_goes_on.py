@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.__main__ import main
-from launcher.slurm import client
-from launcher.status.states import Look
-from launcher.submit import actions
+from launcher.slurm import client, requeued
+from launcher.status.trial_state import Look
 from launcher.sweep import bad_nodes, find, starts
 from launcher.sweep import logs as rank_logs
 from launcher.sweep.folder import Sweep
@@ -183,6 +182,6 @@ def test_the_hold_of_a_requeue_is_cut_short(cluster: Existing, tmp_path: Path) -
     (array,) = [job["id"] for job in sweep.submitted()]
     cluster.run("scancel", "--signal=TERM", look.trials[0].job)
     assert wait_until(lambda: [row.reason for row in client.squeue([array])] == ["BeginTime"], 20)
-    assert actions.hasten(client.squeue([array])) == [], "it may be too early"
-    assert wait_until(lambda: actions.hasten(client.squeue([array])) == [look.trials[0].job], 6, poll=0.5)
+    assert requeued.start_held(client.squeue([array])) == [], "it may be too early"
+    assert wait_until(lambda: requeued.start_held(client.squeue([array])) == [look.trials[0].job], 6, poll=0.5)
     until(sweep, lambda look: words(look) == ["DONE"])

@@ -10,6 +10,7 @@ import pytest
 from launcher.findings import Refused
 from launcher.status import states
 from launcher.submit import actions
+from launcher.submit.again import submit_again
 from launcher.sweep import starts
 from launcher.sweep.folder import Sweep
 from tests.slurm.cluster import Cluster
@@ -70,7 +71,7 @@ def test_each_has_an_end_of_its_own(cluster: Existing, tmp_path: Path) -> None:
     assert [len(starts.read(trial.folder)) for trial in sweep.trials] == [1, 2, 1, 1]
     assert wait_until(lambda: not cluster.queue(), 30), cluster.queue()
     assert until(sweep, lambda look: look.trials[2].slurm == "FAILED").trials[2].exit_code.startswith("1:0")
-    actions.submit_again(sweep, sweep.trials[2:3])
+    submit_again(sweep, sweep.trials[2:3])
     look = until(sweep, lambda look: words(look) == ["DONE"] * 4)
     assert look.exit_code == 0
 
@@ -81,7 +82,7 @@ def test_those_that_failed_are_retried_together(cluster: Existing, tmp_path: Pat
     sweep = make(tmp_path / "sweep", behave, behave, trials_per_node=2)
     submit(sweep)
     until(sweep, lambda look: words(look) == ["FAILED"] * 2 and not cluster.queue())
-    actions.submit_again(sweep, sweep.trials)
+    submit_again(sweep, sweep.trials)
     look = states.look(Sweep.load(sweep.folder))
     assert not {"FAILED", "CANCELLED"} & set(words(look)) and len({state.job for state in look.trials}) == 1
     assert until(sweep, lambda look: words(look) == ["DONE"] * 2).exit_code == 0

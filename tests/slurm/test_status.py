@@ -15,7 +15,7 @@ import pytest
 from launcher.__main__ import main
 from launcher.slurm import client
 from launcher.status import states
-from launcher.status.states import TrialState
+from launcher.status.trial_state import TrialState
 from launcher.sweep.folder import Sweep
 from tests.slurm.cluster import Cluster
 from tests.slurm.daemon import wait_until

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.status import states
-from launcher.status.states import Look
+from launcher.status.trial_state import Look
 from launcher.sweep import metrics
 from launcher.sweep.folder import Sweep
 from tests.slurm.daemon import Pid, jobs_processes

@@ -16,9 +16,10 @@ import pytest
 
 from launcher.local import process
 from launcher.local import run as local
-from launcher.local.run import Stopped
+from launcher.local.run import RunStopped
 from launcher.machine import Machine
-from launcher.sweep.folder import Outcome, Sweep
+from launcher.status.trial_state import TrialState
+from launcher.sweep.folder import Sweep
 from tests.unit.test_machine import MACHINE, need
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +91,7 @@ def make(tmp_path: Path, *behave: Mapping[str, Any], ranks: int = 1) -> Sweep:
     return Sweep.create(tmp_path / "a 'b' $(false)" / "s", command=[], experiment={}, trials=trials)
 
 
-def run(sweep: Sweep, **more: Any) -> list[Outcome]:
+def run(sweep: Sweep, **more: Any) -> list[TrialState]:
     return local.run(sweep, **{"machine": MACHINE, "entry": "standin_train:train", "grace_s": 0.5, **more})
 
 
@@ -144,7 +145,7 @@ def test_what_is_done_is_not_run_again_and_attempts_keep_their_logs(tmp_path: Pa
     old = first[1].log and first[1].log.read_bytes()
     second = run(sweep)
     assert [outcome.state for outcome in second] == ["DONE", "FAILED"]
-    assert second[0].log is None and second[0].seconds == 1.0
+    assert second[0].log is None and second[0].elapsed == 1.0
     assert second[1].log and second[1].log.name == "local2_0_log.out"
     assert first[1].log and first[1].log.read_bytes() == old
     assert [job["trials"] for job in Sweep.load(sweep.folder).jobs] == [[0, 1], [1]]
@@ -155,9 +156,9 @@ def test_no_more_than_slots_run_at_once(tmp_path: Path, slots: int) -> None:
     sweep = make(tmp_path, {}, {}, {})
     most = 0
 
-    def watch(outcomes: Mapping[int, Outcome]) -> None:
+    def watch(outcomes: list[TrialState]) -> None:
         nonlocal most
-        most = max(most, sum(outcome.state == "RUNNING" for outcome in outcomes.values()))
+        most = max(most, sum(outcome.state == "RUNNING" for outcome in outcomes))
 
     assert [outcome.state for outcome in run(sweep, slots=slots, on_update=watch)] == ["DONE"] * 3
     spans = [(result["began"], result["ended"]) for trial in sweep.trials if (result := trial.result())]
@@ -168,14 +169,14 @@ def test_no_more_than_slots_run_at_once(tmp_path: Path, slots: int) -> None:
 
 
 FAILURES: list[tuple[dict[str, str], str, str]] = [
-    ({"0": "hang", "1": "raise"}, "rank 1: ValueError: the loss is nan", "local1_1_log.out"),
-    ({"0": "raise", "1": "hang"}, "rank 0: ValueError: the loss is nan", "local1_0_log.out"),
-    ({"0": "deaf", "1": "kill"}, "rank 1: was killed by SIGKILL", "local1_1_log.out"),
-    ({"0": "hang", "1": "segfault"}, "rank 1: was killed by SIGSEGV", "local1_1_log.out"),
-    ({"0": "hang", "1": "refuse"}, "rank 1: data.jsonl:3: is not JSON", "local1_1_log.out"),
-    ({"all": "nothing"}, "ended without writing result.json", "local1_0_log.out"),
-    ({"0": "exit", "1": "hang"}, "rank 0: SystemExit: 3", "local1_0_log.out"),
-    ({"0": "vanish", "1": "hang"}, "rank 0: RuntimeError: said before leaving (exit code 3)", "local1_0_log.out"),
+    ({"0": "hang", "1": "raise"}, "ValueError: the loss is nan; rank 1: exit code 1", "local1_1_log.out"),
+    ({"0": "raise", "1": "hang"}, "ValueError: the loss is nan; rank 0: exit code 1", "local1_0_log.out"),
+    ({"0": "deaf", "1": "kill"}, "rank 1: killed by SIGKILL", "local1_1_log.out"),
+    ({"0": "hang", "1": "segfault"}, "rank 1: killed by SIGSEGV", "local1_1_log.out"),
+    ({"0": "hang", "1": "refuse"}, "data.jsonl:3: is not JSON; rank 1: exit code 1", "local1_1_log.out"),
+    ({"all": "nothing"}, "ended well, but left no result.json", "local1_0_log.out"),
+    ({"0": "exit", "1": "hang"}, "SystemExit: 3; rank 0: exit code 3", "local1_0_log.out"),
+    ({"0": "vanish", "1": "hang"}, "RuntimeError: said before leaving; rank 0: exit code 3", "local1_0_log.out"),
 ]
 
 
@@ -184,13 +185,13 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path: Path) -> None:
     outcomes = run(sweep, slots=4)
     assert not processes_of(sweep)
     for outcome, (_, error, log) in zip(outcomes, FAILURES, strict=True):
-        assert outcome.state == "FAILED" and outcome.error.startswith(error), outcome.error
+        assert outcome.state == "FAILED" and outcome.remark.startswith(error), outcome.remark
         assert outcome.log and outcome.log.name == log and outcome.log.exists()
 
 
 def test_a_missing_module_is_told_from_the_log(tmp_path: Path) -> None:
     (outcome,) = run(make(tmp_path, {}), entry="no_such_module:train")
-    assert outcome.state == "FAILED" and "No module named 'no_such_module'" in outcome.error
+    assert outcome.state == "FAILED" and "No module named 'no_such_module'" in outcome.remark
 
 
 def test_a_result_counts_even_if_the_end_was_rough(tmp_path: Path) -> None:
@@ -209,14 +210,14 @@ def test_a_trial_is_run_by_one_launcher_at_a_time(tmp_path: Path) -> None:
     other = start_launcher(sweep)
     until(lambda: (sweep.folder / "0" / "rank0.json").exists())
     (outcome,) = run(sweep)
-    assert (outcome.state, outcome.error) == ("FAILED", "is being run by another launcher")
+    assert (outcome.state, outcome.remark) == ("FAILED", "another launcher runs it")
     assert other.wait(20) == 0 and sweep.trials[0].result() is not None
 
 
 def test_an_error_in_the_view_leaves_nothing_running(tmp_path: Path) -> None:
     sweep = make(tmp_path, {"all": "hang"})
 
-    def broken(outcomes: Mapping[int, Outcome]) -> None:
+    def broken(outcomes: list[TrialState]) -> None:
         if (sweep.folder / "0" / "rank0.json").exists():
             raise BrokenPipeError("nobody reads this")
 
@@ -236,9 +237,9 @@ from launcher.sweep.folder import Sweep
 machine = Machine(cores=4, memory_gb=64.0)
 try:
     outcomes = local.run(Sweep.load(sys.argv[1]), slots=2, machine=machine, entry="standin_train:train", grace_s=1.0)
-except local.Stopped as stopped:
+except local.RunStopped as stopped:
     print(stopped)
-    print([outcome.state for outcome in stopped.outcomes])
+    print([outcome.state for outcome in stopped.states])
     sys.exit(stopped.exit_code)
 sys.exit(any(outcome.state != "DONE" for outcome in outcomes))
 """
@@ -344,7 +345,7 @@ def test_threads_and_gpus_are_shared_out(tmp_path: Path) -> None:
 
 def test_a_last_trial_waits_for_the_cores_of_one_that_is_nearly_done(tmp_path: Path) -> None:
     sweep = make(tmp_path, {}, {}, {})
-    runner = local._Runner(sweep.trials, None, None, 1.0, Machine(2, 64.0), "")
+    runner = local._Runner(sweep.trials, "host:1", None, None, 1.0, Machine(2, 64.0), "")
     runner.waiting = [sweep.trials[2]]
     runner.durations = [100.0]
     none: Any = None
@@ -375,6 +376,10 @@ def test_foreign_ranks_are_not_believed_and_own_threads_are_kept(monkeypatch: py
 
 def test_stopped_says_what_became_of_each_trial(tmp_path: Path) -> None:
     trials = make(tmp_path, {}, {}).trials
-    stopped = Stopped(signal.SIGINT, [Outcome(trials[0], "DONE"), Outcome(trials[1], "CANCELLED", log=tmp_path)])
+    states = [
+        TrialState(trial=trials[0], state="DONE"),
+        TrialState(trial=trials[1], state="CANCELLED", log=tmp_path),
+    ]
+    stopped = RunStopped(signal.SIGINT, states)
     assert stopped.exit_code == 130
     assert str(stopped) == "stopped by SIGINT; ended while running: trial 1 (beta 1); nothing is left running"

@@ -17,8 +17,9 @@ import pytest
 from launcher.__main__ import main
 from launcher.findings import Refused
 from launcher.status import local_states, states
+from launcher.status.trial_state import TrialState
 from launcher.submit import actions
-from launcher.sweep.folder import Outcome, Sweep
+from launcher.sweep.folder import Sweep
 from tests.unit.test_states import done, log, make
 
 
@@ -109,9 +110,9 @@ def test_a_local_sweep_is_run_on_here(tmp_path: Path, monkeypatch: pytest.Monkey
     done(sweep, 1)
     told: list[list[int]] = []
 
-    def run(sweep: Sweep, trials: list[Any], **how: Any) -> list[Outcome]:
+    def run(sweep: Sweep, trials: list[Any], **how: Any) -> list[TrialState]:
         told.append([trial.number for trial in trials])
-        return [Outcome(trial, "FAILED", "again") for trial in trials]
+        return [TrialState(trial=trial, state="FAILED", error="again") for trial in trials]
 
     monkeypatch.setattr(runner, "run", run)
     assert main(["retry", "--failed", str(sweep.folder)]) == 1 and told == [[0]]

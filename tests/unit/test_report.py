@@ -13,7 +13,7 @@ from launcher import estimates
 from launcher.report import gather, judge, markdown, recorded, table_csv, text
 from launcher.report.measures import REGISTRY
 from launcher.report.pools import difference, progress
-from launcher.status.states import TrialState
+from launcher.status.trial_state import TrialState
 from tests.unit import report_sweep
 from tests.unit.report_sweep import PAIRS, START, make
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from launcher.commands.status import as_json
-from launcher.slurm import client
-from launcher.status.states import Look, join
+from launcher.slurm import client, requeued
+from launcher.status.states import join
 from launcher.status.table import table
-from launcher.submit import actions
+from launcher.status.trial_state import Look
 from launcher.sweep import bad_nodes, find, starts
 from launcher.sweep.folder import Sweep
 from launcher.sweep.starts import Kind, Start
@@ -79,13 +79,13 @@ def test_bad_nodes_are_seen(tmp_path: Path) -> None:
 def test_only_what_was_requeued_a_while_ago_is_hastened(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     started: list[list[str]] = []
-    monkeypatch.setattr(actions.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(requeued.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(client, "start_now", lambda names: started.append(list(names)))
     held = queued(0, "PENDING", reason="BeginTime", restarts=1)
     begin = queued(1, "PENDING", reason="BeginTime")  # its user wants it to wait
-    assert actions.hasten([held, begin]) == []
+    assert requeued.start_held([held, begin]) == []
     now[0] += 4
-    assert actions.hasten([held, begin]) == [held.name]
-    actions.hasten([queued(0, "RUNNING", restarts=1)])
-    assert actions.hasten([held]) == [], "another requeue is another hold"
+    assert requeued.start_held([held, begin]) == [held.name]
+    requeued.start_held([queued(0, "RUNNING", restarts=1)])
+    assert requeued.start_held([held]) == [], "another requeue is another hold"
     assert started == [[], [held.name], [], []]

@@ -17,11 +17,13 @@ from launcher.findings import Refused
 from launcher.slurm import client, reasons
 from launcher.slurm.rows import STATES, AccountRow, QueueRow
 from launcher.status import states
-from launcher.status.states import Answers, Look, TrialState
-from launcher.status.table import cut, table
+from launcher.status.answers import Answers
+from launcher.status.table import table
+from launcher.status.trial_state import Look, TrialState
 from launcher.submit import actions
 from launcher.sweep import starts
 from launcher.sweep.folder import Sweep
+from launcher.terminal import cut
 from launcher.units import when
 
 ARRAY = 69
@@ -29,8 +31,8 @@ ARRAY = 69
 
 def queued(index: int, word: str, **more: Any) -> QueueRow:
     row = QueueRow(
-        job_id=ARRAY + index, array_id=ARRAY, task_id=index, state=STATES[word], reason="", submitted=1.0, started=None,
-        elapsed=0.0, limit=3600.0, restarts=0, node_count=2, nodes="", partition="main",
+        job_id=ARRAY + index, array_id=ARRAY, task_id=index, state=STATES[word], reason="", submitted=time.time(),
+        started=None, elapsed=0.0, limit=3600.0, restarts=0, node_count=2, nodes="", partition="main",
     )  # fmt: skip
     return replace(row, **more)
 
@@ -107,9 +109,9 @@ def one(
         ([queued(0, "FAILED")], [accounted(0, "RUNNING")], "FAILED", "ended with another exit code than 0"),
         ([queued(1, "RUNNING")], [], "CANCELLED", "cancelled before it started (Slurm keeps no record of that)"),
         ([], [], "CANCELLED", "cancelled before it started (Slurm keeps no record of that)"),
-        ([], None, "FAILED", "has ended without a result; how is not known while the accounting"),
-        (None, None, "UNKNOWN", "Slurm does not say how it is"),
-        (None, [], "UNKNOWN", "Slurm does not say how it is"),
+        ([], None, "FAILED", "has ended without a result; how it ended is not known while"),
+        (None, None, "UNKNOWN", "Slurm does not answer"),
+        (None, [], "UNKNOWN", "Slurm does not answer"),
         (None, [accounted(0, "RUNNING")], "RUNNING", "by the accounting; squeue does not answer"),
         (None, [accounted(0, "PENDING")], "WAITING", "by the accounting; squeue does not answer"),
         (None, [accounted(0, "TIMEOUT")], "FAILED", "reached its time limit"),
@@ -258,7 +260,7 @@ def test_no_more_logs_are_searched_than_wanted(tmp_path: Path) -> None:
     for number in range(3):
         log(sweep, number, "ValueError: x\n")
     rows = [accounted(number, "FAILED") for number in range(3)]
-    look = states.join(sweep, answers([], rows), errors=2)
+    look = states.join(sweep, answers([], rows), max_errors=2)
     assert [bool(state.error) for state in look.trials] == [True, True, False]
 
 
@@ -305,7 +307,7 @@ def test_scancel_gets_few_words(tmp_path: Path) -> None:
 
 def test_two_retries_at_once_are_refused(tmp_path: Path) -> None:
     sweep = make(tmp_path / "s", 1)
-    with actions.alone(sweep), pytest.raises(Refused, match="at this moment"), actions.alone(sweep):
+    with actions.one_retry(sweep), pytest.raises(Refused, match="at this moment"), actions.one_retry(sweep):
         pass
 
 

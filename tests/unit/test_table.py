@@ -11,7 +11,8 @@ import pytest
 
 from launcher.report import ending_table, judge, markdown, text
 from launcher.report.gather import gather
-from launcher.sweep.folder import Outcome, Sweep
+from launcher.status.trial_state import TrialState
+from launcher.sweep.folder import Sweep
 from tests.unit import report_sweep
 
 # beta: (validation loss, accuracy, log-ratio of chosen, of rejected)
@@ -35,7 +36,7 @@ def write(made: Sweep, number: int, **result: Any) -> None:
     (made.trials[number].folder / "result.json").write_text(json.dumps(found))
 
 
-def words(made: Sweep, *outcomes: Outcome) -> str:
+def words(made: Sweep, *outcomes: TrialState) -> str:
     """What is printed, on one line."""
     return " ".join(ending_table.render(made, outcomes).split())
 
@@ -103,7 +104,10 @@ def test_an_order_that_is_not_as_expected_is_reported(tmp_path: Path) -> None:
 
 def test_failed_and_missing_trials_are_shown_with_their_reason(tmp_path: Path) -> None:
     made = sweep(tmp_path, {0.05: None, 0.1: AS_EXPECTED[0.1], 0.5: None})
-    outcomes = [Outcome(made.trials[0], "FAILED", "ValueError: x|y " + "z" * 200), Outcome(made.trials[2], "WAITING")]
+    outcomes = [
+        TrialState(trial=made.trials[0], state="FAILED", error="ValueError: x|y " + "z" * 200),
+        TrialState(trial=made.trials[2], state="WAITING"),
+    ]
     printed = ending_table.render(made, outcomes)
     assert "failed: ValueError: x|y zzz" in printed and "zzz…" in printed and "waiting\n" in printed
     assert "2 of 3 trials have no result." in printed and "nothing is known of" in " ".join(printed.split())

@@ -26,9 +26,12 @@ from rich.console import Console
 from launcher.slurm import client
 from launcher.status import states
 from launcher.status import watcher as watching
+from launcher.status.answers import Answers
+from launcher.status.live import LineView
+from launcher.status.losses import ASCII, BLOCKS, Losses, sparkline
 from launcher.status.screen import draw
-from launcher.status.states import Answers
-from launcher.status.watcher import ASCII, BLOCKS, Lines, Losses, Watcher, sparkline
+from launcher.status.trial_state import Look
+from launcher.status.watcher import Watcher
 from launcher.sweep.folder import Sweep
 from tests.unit.test_local_states import local
 from tests.unit.test_states import answers, done, log, make, queued
@@ -65,7 +68,7 @@ class Slurm:
         return Answers(self.clock.now, {row.name: row for row in [queued(0, "RUNNING"), queued(1, "PENDING")]}, {})
 
 
-def watched(watcher: Watcher, clock: Clock, seconds: float) -> states.Look:
+def watched(watcher: Watcher, clock: Clock, seconds: float) -> Look:
     for _ in range(int(seconds)):
         clock.now += 1
         look = watcher.look()
@@ -139,7 +142,11 @@ def test_a_retry_from_another_shell_is_noticed(tmp_path: Path, clock: Clock) -> 
 def test_lines(tmp_path: Path, clock: Clock) -> None:
     sweep = make(tmp_path / "s", 3)
     out = io.StringIO()
-    lines = Lines(out)
+    view = LineView(sweep.trials, out, every=60.0)
+
+    def lines(look: Look, age: float) -> None:
+        view(look.trials, look.answers.troubles, age)
+
     rows = [queued(0, "RUNNING", nodes="node1"), queued(1, "PENDING", reason="Priority")]
     lines(states.join(sweep, answers([*rows, queued(2, "RUNNING")])), 0)
     lines(states.join(sweep, answers([*rows, queued(2, "RUNNING")])), 0)
@@ -155,7 +162,7 @@ def test_lines(tmp_path: Path, clock: Clock) -> None:
         "2 running, 1 waiting",
         "trial 2 (beta 0.2) lr=2 failed: ValueError: x; ended with another exit code than 0",
         "! sacct is away",
-        "trial 0 (beta 0) lr=0 done",
+        "trial 0 (beta 0) lr=0 done after 12 s",
         "trial 1 (beta 0.1) lr=1 running",
         "! Slurm's last answer is 1:39 old",
         "#1 starting",
@@ -263,6 +270,6 @@ def test_piped_it_ends_with_the_trials(tmp_path: Path) -> None:
         rest = watch.stdout.read()
         assert watch.wait(20) == 0
     assert [line.split(" ", 1)[1] for line in rest.splitlines()] == [
-        "trial 0 (beta 0) lr=0 done",
-        "trial 1 (beta 0.1) lr=1 done",
+        "trial 0 (beta 0) lr=0 done after 12 s",
+        "trial 1 (beta 0.1) lr=1 done after 12 s",
     ]

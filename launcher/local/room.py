@@ -1,0 +1,54 @@
+"""What a trial needs of this machine, and how many trials the machine has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.findings import Finding
+from launcher.machine import Machine
+
+MEMORY_GB_PER_RANK = 3.0
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one trial needs, by its config."""
+
+    ranks: int
+    memory_gb: float
+    accelerator: str
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Need:
+        trainer = config.get("trainer") or {}
+        ranks = int(trainer.get("devices") or 1)
+        memory = (config.get("cluster") or {}).get("memory_gb_per_rank") or MEMORY_GB_PER_RANK
+        return cls(ranks, ranks * float(memory), str(trainer.get("accelerator") or "auto"))
+
+    def on_gpu(self, machine: Machine) -> bool:
+        return bool(machine.gpus) and self.accelerator != "cpu"
+
+
+def check(config: Mapping[str, Any], machine: Machine) -> list[Finding]:
+    """What makes a trial impossible on this machine."""
+    need = Need.of(config)
+    nodes = int((config.get("trainer") or {}).get("num_nodes") or 1)
+    found = []
+    if nodes > 1:
+        why = "this machine is one node"
+        found.append(Finding("trainer.num_nodes", str(nodes), why, "set it to 1, or choose a Slurm cluster"))
+    if need.on_gpu(machine) and need.ranks > len(machine.gpus):
+        why = f"this machine has {len(machine.gpus)} GPU{'s' if len(machine.gpus) > 1 else ''}"
+        remedy = f"set it to at most {len(machine.gpus)}, or trainer.accelerator=cpu"
+        found.append(Finding("trainer.devices", str(need.ranks), why, remedy))
+    return found
+
+
+def slots_for(need: Need, machine: Machine) -> int:
+    """How many such trials the machine has room for at once: a core a rank, its memory, its GPUs; at least one."""
+    bounds = [machine.cores // need.ranks, int(machine.memory_gb // need.memory_gb)]
+    if need.on_gpu(machine):
+        bounds.append(len(machine.gpus) // need.ranks)
+    return max(1, min(bounds))

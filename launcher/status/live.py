@@ -1,0 +1,218 @@
+"""The live view of trials: a table that is drawn anew on a terminal, plain lines elsewhere.
+
+It shows the states that it is called with; the progress of running trials is read from their folders when it is time
+to show it. A view that can no longer be written (a closed pipe, a terminal that is gone) stops itself: it never ends
+the trials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from launcher.status.rows import cell, rows_table
+from launcher.status.trial_state import LIVE, TrialState, counts_text
+from launcher.sweep.folder import Trial, labels
+from launcher.terminal import can_redraw, printable
+from launcher.units import clock, when
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+WIDTH = 80  # columns that every line fits in
+_TABLE_S = 0.5  # between two pictures
+_OVERVIEW_S = 4.0  # between two lines about all that run: a run is never silent for more than 5 s
+_OLD_S = 60.0  # from then on the age of Slurm's last answer is shown
+_BUSY = ("RUNNING", "STOPPING")
+
+
+class LiveView(AbstractContextManager["LiveView"]):
+    """Called with the states of all trials as often as one likes; shows them when it is time."""
+
+    def __init__(self, trials: Sequence[Trial], stream: TextIO) -> None:
+        self.labels = labels(trials)
+        self.stream = stream
+        self.started = time.monotonic()
+        self.shown = 0.0
+        self.broken = False
+
+    def __call__(self, states: Sequence[TrialState], troubles: Sequence[str] = (), age: float = 0.0) -> None:
+        """`troubles`: what did not answer, a line each; `age`: seconds since the last full answer of Slurm."""
+        if self.broken:
+            return
+        try:
+            self.show(states, troubles, age)
+        except (OSError, ValueError) as error:
+            self.give_up(error)
+
+    def show(self, states: Sequence[TrialState], troubles: Sequence[str], age: float) -> None:
+        raise NotImplementedError
+
+    def give_up(self, error: Exception) -> None:
+        """Show nothing more, and report that where it is still possible."""
+        self.broken = True
+        with contextlib.suppress(OSError, ValueError):  # the same terminal, mostly
+            print(f"the progress can no longer be shown ({error}); the trials go on", file=sys.stderr, flush=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def due(self, every: float) -> bool:
+        now = time.monotonic()
+        if now - self.shown < every:
+            return False
+        self.shown = now
+        return True
+
+
+def live_view(trials: Sequence[Trial], stream: TextIO | None = None) -> LiveView:
+    """A table that is drawn anew where `stream` (stdout) is a terminal that can do that, else plain lines."""
+    stream = stream or sys.stdout
+    return TableView(trials, stream) if can_redraw(stream) else LineView(trials, stream)
+
+
+class LineView(LiveView):
+    """A line for every change of a trial's state and every validation; regularly one about all trials that run.
+
+    Without escape codes. `every`: seconds between two lines about all.
+    """
+
+    def __init__(self, trials: Sequence[Trial], stream: TextIO, every: float = _OVERVIEW_S) -> None:
+        super().__init__(trials, stream)
+        self.every = every
+        self.seen: dict[int, tuple[str, ...]] = {}
+        self.validated: dict[int, int | None] = {}
+        self.troubles: tuple[str, ...] = ()
+        self.shown = self.started if every > _OVERVIEW_S else 0.0
+
+    def show(self, states: Sequence[TrialState], troubles: Sequence[str], age: float) -> None:
+        if tuple(troubles) != self.troubles:
+            self.troubles = tuple(troubles)
+            for trouble in self.troubles or ("Slurm answers again",):
+                self.write(f"! {trouble}")
+        first = not self.seen
+        for state in states:
+            now = (state.state, state.reason, state.error, str(state.restarts))
+            if self.seen.get(state.trial.number) != now and not (first and state.state == "WAITING"):
+                self.write(self.change(state, first))
+            self.seen[state.trial.number] = now
+        if first and len(states) > 1:
+            self.write(counts_text(list(states)))
+        if self.due(self.every):
+            if troubles and age > _OLD_S:
+                self.write(f"! Slurm's last answer is {clock(age)} old")
+            running = [_with_progress(state) for state in states if state.state in _BUSY]
+            for state in running:
+                self.validation(state)
+            for line in self.overview(states, running):
+                self.write(line)
+
+    def write(self, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {printable(text)}", file=self.stream, flush=True)
+
+    def change(self, state: TrialState, first: bool) -> str:
+        trial = " ".join(filter(None, ("trial", state.trial.name, self.labels.get(state.trial.number, ""))))
+        if state.state == "DONE" and first:
+            return f"{trial} was done before"
+        where = f" on {state.nodes}" if state.state == "RUNNING" and state.nodes else ""
+        took = f" after {clock(state.elapsed)}" if state.elapsed is not None and state.state not in LIVE else ""
+        why = f": {state.remark}" if state.remark else f": {state.error}" if state.error else ""
+        soon = f"; expected {when(state.expected)}" if state.expected else ""
+        log = f", log {state.log}" if state.state == "RUNNING" and state.log and not state.nodes else ""
+        return f"{trial} {state.state.lower()}{where}{took}{why}{soon}{log}"
+
+    def validation(self, state: TrialState) -> None:
+        progress, number = state.progress, state.trial.number
+        if progress.val_loss is not None and self.validated.get(number, -1) != progress.val_step:
+            self.validated[number] = progress.val_step
+            accuracy = f", accuracy {progress.val_accuracy:.3f}" if progress.val_accuracy is not None else ""
+            text = f"trial {state.trial.name} step {progress.val_step}: validation loss {progress.val_loss:.4f}"
+            self.write(text + accuracy)
+
+    def overview(self, states: Sequence[TrialState], running: Sequence[TrialState]) -> list[str]:
+        """All running trials, in lines of 80 columns; more than three lines become one of counts."""
+        etas = [state.progress.eta for state in running]
+        left = [f"{clock(max(eta for eta in etas if eta is not None))} left"] if etas and None not in etas else []
+        lines = _pack([cell(state) for state in running] + left, WIDTH - len("00:00:00 "))
+        if len(lines) <= 3:
+            return lines
+        steps = [state.progress.step for state in running]
+        return [f"steps {min(steps)} to {max(steps)}; {counts_text(list(states))}"]
+
+
+class TableView(LiveView):
+    """A table of the trials, drawn anew twice a second; as many rows as the terminal has room for."""
+
+    def __init__(self, trials: Sequence[Trial], stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        super().__init__(trials, stream)
+        self.console = Console(file=stream)  # honours NO_COLOR
+        # Drawn from the caller's loop: a thread of rich's own would run beside the starting of processes.
+        self.live = Live(console=self.console, auto_refresh=False, vertical_overflow="crop")
+        self.last: tuple[Sequence[TrialState], Sequence[str]] | None = None
+
+    def __enter__(self) -> TableView:
+        self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self.last and not self.broken:
+                self.live.update(self.draw(*self.last), refresh=True)
+            self.live.stop()
+        except (OSError, ValueError) as failed:
+            self.give_up(failed)
+
+    def show(self, states: Sequence[TrialState], troubles: Sequence[str], age: float) -> None:
+        self.last = states, troubles
+        if self.due(_TABLE_S):
+            self.live.update(self.draw(states, troubles), refresh=True)
+
+    def draw(self, states: Sequence[TrialState], troubles: Sequence[str] = ()) -> Group:
+        """The table, why trials failed, what does not answer, and a line of counts."""
+        from rich.console import Group
+        from rich.text import Text
+
+        failed = [state for state in states if state.state == "FAILED"][-3:]
+        notes = [Text(printable(f"trial {s.trial.name} FAILED: {s.remark}"), "red", overflow="fold") for s in failed]
+        notes += [Text(printable(f"! {trouble}"), "magenta", overflow="fold") for trouble in troubles]
+        room = max(3, self.console.size.height - 4 - 2 * len(notes))
+        chosen = sorted(sorted(states, key=_attention)[:room], key=lambda state: state.trial.number)
+        hidden = len(states) - len(chosen)
+        more = f", {hidden} of them not shown" if hidden else ""
+        foot = Text(f"{clock(time.monotonic() - self.started)} | {counts_text(list(states))}{more}", "dim")
+        rows = [_with_progress(state) if state.log else state for state in chosen]
+        return Group(rows_table(rows, self.labels, self.console), *notes, foot)
+
+
+def _with_progress(state: TrialState) -> TrialState:
+    return replace(state, progress=state.trial.progress())
+
+
+def _attention(state: TrialState) -> int:
+    """What is shown first where there is no room for all."""
+    order = ("RUNNING", "STOPPING", "FAILED", "UNKNOWN", "DONE", "CANCELLED", "UNSUBMITTED", "WAITING")
+    return order.index(state.state)
+
+
+def _pack(cells: Sequence[str], room: int) -> list[str]:
+    """The cells in as few lines as they fit in."""
+    lines: list[str] = []
+    for text in cells:
+        if lines and len(lines[-1]) + len(text) + 3 <= room:
+            lines[-1] += f" | {text}"
+        else:
+            lines.append(text)
+    return lines

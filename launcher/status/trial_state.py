@@ -1,0 +1,96 @@
+"""The state of one trial at one moment: the one model that `status`, `watch`, `wait=true` and local runs share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from launcher.status.answers import Answers
+from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.metrics import Progress
+from launcher.sweep.starts import Start
+
+StateName = Literal["WAITING", "RUNNING", "STOPPING", "DONE", "FAILED", "CANCELLED", "UNSUBMITTED", "UNKNOWN"]
+#: In the order in which counts are shown.
+STATE_NAMES: tuple[StateName, ...] = (
+    "RUNNING", "STOPPING", "WAITING", "DONE", "FAILED", "CANCELLED", "UNSUBMITTED", "UNKNOWN",
+)  # fmt: skip
+LIVE = frozenset({"WAITING", "RUNNING", "STOPPING", "UNKNOWN"})
+"""The states of trials that may still become DONE by themselves."""
+ENDED_BADLY = frozenset({"FAILED", "CANCELLED", "UNSUBMITTED"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialState:
+    """What one trial is doing, or how it ended. A trial is DONE only if its result.json is there."""
+
+    trial: Trial
+    state: StateName
+    reason: str = ""
+    """Why it waits or how it ended, in words; "" where there is nothing to say."""
+    error: str = ""
+    """The error of the rank that failed first, in one line. In a local run, also what failed after a trial was done."""
+    rank: int | None = None
+    """The rank that failed first, where that is known."""
+    slurm: str = ""
+    """Slurm's own word, such as TIMEOUT."""
+    slurm_reason: str = ""
+    """Slurm's own reason, such as JobArrayTaskLimit."""
+    exit_code: str = ""
+    """As sacct writes it, `3:0` (code:signal), with the steps' where that differs; "" where it is not known."""
+    job: str = ""
+    """`69_2` for scancel, `host:pid` of a local launcher."""
+    nodes: str = ""
+    node_count: int | None = None
+    elapsed: float | None = None
+    """Seconds of its last start; of a done trial, the seconds that its result gives."""
+    limit: float | None = None
+    """The time limit in seconds; inf: none."""
+    restarts: int = 0
+    """How often it was started again: requeues and retries."""
+    expected: float | None = None
+    """When Slurm expects it to start, in seconds since 1970."""
+    progress: Progress = field(default_factory=Progress)
+    log: Path | None = None
+    """The log to read: that of the rank that failed, else rank 0's, of the last start."""
+    starts: tuple[Start, ...] = ()
+    """On Slurm: what happened to each of its starts, oldest first."""
+
+    @property
+    def remark(self) -> str:
+        """Why the trial is in its state: the error of its rank, and what Slurm or the launcher reports."""
+        if self.state not in ENDED_BADLY or self.error in self.reason:
+            return self.reason
+        return f"{self.error}; {self.reason}" if self.reason else self.error
+
+
+@dataclass(frozen=True)
+class Look:
+    """All trials of a sweep at one moment."""
+
+    sweep: Sweep
+    trials: list[TrialState]
+    answers: Answers
+
+    @property
+    def counts(self) -> dict[StateName, int]:
+        return count(self.trials)
+
+    @property
+    def exit_code(self) -> int:
+        """0: all trials are done; 3: some may still become done; 1: all have ended, some without a result."""
+        names = set(self.counts)
+        return 3 if names & LIVE else 1 if names & ENDED_BADLY else 0
+
+
+def count(states: list[TrialState]) -> dict[StateName, int]:
+    """How many trials are in each state, for the states that occur."""
+    counts = Counter(state.state for state in states)
+    return {name: counts[name] for name in STATE_NAMES if counts[name]}
+
+
+def counts_text(states: list[TrialState]) -> str:
+    """`2 running, 1 waiting`"""
+    return ", ".join(f"{number} {name.lower()}" for name, number in count(states).items())

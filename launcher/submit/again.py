@@ -1,0 +1,22 @@
+"""Submitting trials of a sweep again: for `retry` and the key of `watch`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from launcher.slurm import client
+from launcher.submit import to_slurm
+from launcher.sweep.folder import Sweep, Trial
+
+
+def submit_again(sweep: Sweep, trials: Sequence[Trial]) -> list[str]:
+    """Submit one new array of these trials, which belongs to the same sweep. Returns its id.
+
+    There are several ids only if the trials ask Slurm for different things. Training goes on from the last checkpoint
+    in each trial's folder. Raises SlurmError.
+    """
+    configs = {trial.number: trial.config() for trial in trials}
+    most = client.cluster().max_array_size
+    requests = list(to_slurm.arrays(sweep, trials, configs, most))
+    to_slurm.submit(sweep, requests)
+    return [job["id"] for job in Sweep.load(sweep.folder).submitted() if job["id"]][-len(requests) :]
