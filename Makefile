@@ -5,12 +5,16 @@ VENV := .venv
 PYTHON_IN := $(VENV)/bin/python
 EXTRAS := train,test
 
-.PHONY: help setup sweep test test-all test-fast lint house bench clean
+.PHONY: help setup sweep test test-all test-fast test-slurm test-containers lint house bench clean
 help:
 	@echo "make sweep      set up, then run the beta sweep on this machine and compare the three betas"
 	@echo "make test       set up, then run all tests and lint"
 	@echo "make test-all   those too that take minutes each"
 	@echo "make test-fast  the unit tests alone, in seconds"
+	@echo "make test-slurm SLURM=24.11"
+	@echo "                all of tests/slurm on that Slurm (22.05, 24.11, 26.05), in a Debian root (needs root; 1 GB, 2 minutes)"
+	@echo "make test-containers"
+	@echo "                trials in a real Apptainer and in a stand-in for pyxis, on Slurm 26.05 (the same, with a root of 2 GB)"
 	@echo "make bench      figures beside others', each in one run: command to sbatch and stock hydra-submitit-launcher, training"
 	@echo "                and stock NeMo-Aligner, pairs prepared and datasets.map, conversion at Llama-3-8B's shape (50 min);"
 	@echo "                HH_RLHF_FILE=pairs.jsonl.gz names real pairs in Anthropic's format, else the project's own are taken"
@@ -42,6 +46,14 @@ test: setup models/tiny.nemo lint
 
 test-all: setup models/tiny.nemo lint
 	$(PYTHON_IN) -m pytest
+
+# The version of Slurm: 22.05, 24.11 or 26.05. One that is not this machine's runs in a Debian root that tests/roots builds.
+SLURM := 24.11
+test-slurm: setup models/tiny.nemo
+	$(PYTHON_IN) -m tests.roots $(SLURM) -- $(PYTHON_IN) -m pytest tests/slurm $(PYTEST_ARGS)
+
+test-containers: setup models/tiny.nemo
+	$(PYTHON_IN) -m tests.roots 26.05 -- $(PYTHON_IN) -m pytest tests/containers $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.installed
 	$(PYTHON_IN) -m pytest tests/unit

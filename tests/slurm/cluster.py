@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.slurm.conf import Places, Shape, gres_conf, hosts, slurm_conf, slurmdbd_conf
+from tests.slurm.conf import Places, Shape, cgroup_conf, gres_conf, hosts, slurm_conf, slurmdbd_conf
 from tests.slurm.daemon import ClusterFailed, Daemon, Node, jobs_processes
 from tests.slurm.existing import Existing, environment, user_name
 
@@ -82,6 +82,7 @@ class Cluster(Existing):
         try:
             self.places = self._lay_out()
             self.env = environment(self.places.conf)
+            _write(self.places, "cgroup.conf", cgroup_conf(self.version))
             for step in (self._start_munge_and_sql, self._start_slurmdbd, self._start_slurmctld, self._start_nodes):
                 step()
                 self.progress(f"{time.monotonic() - began:5.1f} s  {', '.join(self.daemons)}")
@@ -112,7 +113,6 @@ class Cluster(Existing):
             (folder / "dev" / f"nvidia{number}").symlink_to("/dev/null")
         _write(places, "slurm.conf", slurm_conf(self.shape, places))
         _write(places, "gres.conf", gres_conf(self.shape, places))
-        _write(places, "cgroup.conf", "")
         _write(places, "hosts", hosts(self.shape, places))
         _write(places, "slurmdbd.conf", slurmdbd_conf(places), mode=0o600)
         _write(places, "munge.key", os.urandom(512).hex(), mode=0o600)

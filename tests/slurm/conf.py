@@ -161,6 +161,11 @@ def gres_conf(shape: Shape, places: Places) -> str:
     return f'AutoDetect=off\nNodeName=node[1-{shape.nodes}] Name=gpu File="{files}"\n'
 
 
+def cgroup_conf(version: tuple[int, ...]) -> str:
+    """cgroup.conf. Nothing here uses cgroups; slurmd 23.11 and later looks for them all the same unless told not to."""
+    return lines({"CgroupPlugin": "disabled"}) if version >= (23, 11) else ""
+
+
 def slurmdbd_conf(places: Places) -> str:
     """slurmdbd.conf. With StorageHost=localhost the data base is found by the socket in MYSQL_UNIX_PORT."""
     return lines(

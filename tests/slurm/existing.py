@@ -48,6 +48,11 @@ class Existing:
         return done
 
     @property
+    def version(self) -> tuple[int, ...]:
+        """Slurm's version: (24, 11, 5)."""
+        return tuple(int(part) for part in self.run("sinfo", "--version").stdout.split()[-1].split(".")[:3])
+
+    @property
     def names(self) -> list[str]:
         """The names of its nodes."""
         return sorted(set(self.run("sinfo", "-h", "-N", "-o", "%N").stdout.split()))
