@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    # Run as a script, Python puts this folder first; the packages lie one above.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_prep import scratch  # noqa: E402
 from data_prep.models import small_models  # noqa: E402
@@ -32,7 +33,7 @@ from launcher.nemo import nemo_file  # noqa: E402
 #: Bytes of a model in fp32 up to which it is proved whole, by NeMo's own restore; larger ones layer by layer.
 WHOLE = 2 << 30
 #: Raised when files of the same source should be made anew.
-CONVERTER = 1
+CONVERTER = 2
 
 EXAMPLES = """\
 examples:
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     names = " or ".join(small_models.NAMES)
     made = argparse.ArgumentParser(
         prog="convert_checkpoint.py",
-        description="Convert a Hugging Face Llama (2, 3, 3.1, SmolLM2) to .nemo, and prove that it is the same model.",
+        description="Convert a Hugging Face Llama (2, 3 to 3.3, SmolLM2) to .nemo and prove that it is the same model.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -171,13 +172,12 @@ def _write_folder(folder: HFFolder, content: Path, record: dict[str, Any], progr
         from data_prep.models.megatron_weights import write_weights
         from data_prep.models.torch_dist import CheckpointWriter
 
-        config = _config(folder, record["precision"])
-    content.mkdir()
+        tokenizer = content / nemo_file.TOKENIZER_FOLDER
+        tokenizer.mkdir(parents=True)
+        folder.copy_tokenizer(tokenizer)
+        config = _config(folder, tokenizer, record["precision"])
     (content / nemo_file.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     nemo_file.write_record(content, record)
-    (content / nemo_file.TOKENIZER_FOLDER).mkdir()
-    for path in folder.tokenizer_files():
-        shutil.copyfile(path, content / nemo_file.TOKENIZER_FOLDER / path.name)
 
     def read(name: str, first: int, end: int) -> torch.Tensor:
         with safe_open(folder.files[name], framework="pt") as file:  # anew each time, so that its pages are let go
@@ -191,14 +191,14 @@ def _write_folder(folder: HFFolder, content: Path, record: dict[str, Any], progr
         write_weights(folder.shape, read, CheckpointWriter(content / nemo_file.WEIGHTS, dtype), on_layer)
 
 
-def _config(folder: HFFolder, precision: str) -> dict[str, Any]:
+def _config(folder: HFFolder, tokenizer: Path, precision: str) -> dict[str, Any]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder is read, nothing is looked up
     from transformers import AutoTokenizer
 
     from data_prep.models.nemo_config import model_config
 
     try:
-        tokens = len(AutoTokenizer.from_pretrained(str(folder.path), use_fast=True))
+        tokens = len(AutoTokenizer.from_pretrained(str(tokenizer), use_fast=True))
     except Exception as error:  # transformers raises whatever its many parsers raise
         why = f"its tokenizer cannot be loaded ({type(error).__name__}: {str(error)[:200]})"
         raise Refused([Finding(str(folder.path), "", why, "copy the model's tokenizer files there again")]) from None
@@ -269,17 +269,19 @@ def main(argv: list[str] | None = None) -> int:
         else:
             convert(args.source, args.output, precision=args.precision, verify=args.verify, force=args.force)
     except Refused as refused:
-        print(refused, file=sys.stderr)
+        for finding in refused.findings:
+            print(f"error: {finding}", file=sys.stderr)
         return refused.exit_code
     except OSError as error:
         where = str(error.filename or args.output or args.source)
-        print(Finding(where, "", f"{error.strerror or error}; nothing was written"), file=sys.stderr)
+        finding = Finding(where, "", f"{error.strerror or error}; nothing was written")
+        print(f"error: {finding}", file=sys.stderr)
         return Refused.exit_code
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
     except Failed as error:
-        print(f"{args.source}: the proof failed, no file was written: {error}", file=sys.stderr)
+        print(f"error: {args.source}: the proof failed, no file was written: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 _NAMES = {
     "attn_norm": "input_layernorm",
@@ -59,7 +60,7 @@ def hf_name(name: str) -> str:
     return f"model.layers.{layer}.{_NAMES[part]}.weight"
 
 
-def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
+def unpermute(weight: NDArray[Any], heads: int) -> NDArray[Any]:
     """Undo llama.cpp's order of a query or key projection's rows ([heads * d, hidden]).
 
     It stores each head's rotary pairs side by side (0, d/2, 1, d/2 + 1, ...), HF one half after the other.
@@ -67,12 +68,6 @@ def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
     """
     pairs = weight.shape[0] // heads // 2
     return weight.reshape(heads, pairs, 2, -1).swapaxes(1, 2).reshape(weight.shape)
-
-
-def permute(weight: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp's order: the inverse of `unpermute`."""
-    pairs = weight.shape[0] // heads // 2
-    return weight.reshape(heads, 2, pairs, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
 def hf_config(field: dict[str, Any], tied: bool) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep import what_it_is
 from data_prep.models.llama_shape import LlamaShape, read_shape
 from launcher.findings import Finding, Refused
 
@@ -38,14 +40,20 @@ class HFFolder:
     shape: LlamaShape
     files: dict[str, Path]
 
-    @property
-    def weight_bytes(self) -> int:
-        return sum(path.stat().st_size for path in set(self.files.values()))
-
     def tokenizer_files(self) -> list[Path]:
         """The tokenizer's files, and config.json: AutoTokenizer falls back on it."""
         present = [self.path / name for name in (*TOKENIZER_FILES, "config.json", "generation_config.json")]
         return [path for path in present if path.is_file()]
+
+    def copy_tokenizer(self, into: Path) -> None:
+        """Copy the tokenizer's files, in the words of transformers 4, which NeMo loads them with."""
+        for path in self.tokenizer_files():
+            if path.name == "tokenizer_config.json":
+                config = json.loads(path.read_text(encoding="utf-8"))
+                text = json.dumps(_in_old_dress(config), indent=2, ensure_ascii=False)
+                (into / path.name).write_text(text + "\n", encoding="utf-8")
+            else:
+                shutil.copyfile(path, into / path.name)
 
     def licence(self) -> str:
         """What the folder's model card or licence file says it is under; "" where it has neither."""
@@ -83,10 +91,23 @@ class HFFolder:
         return digest.hexdigest()
 
 
+def _in_old_dress(config: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer_config.json of transformers 5 as transformers 4 would have written it; others as they are."""
+    extra = config.get("extra_special_tokens")
+    if isinstance(extra, list):  # of 4, a dictionary: of names and tokens
+        config = {key: value for key, value in config.items() if key != "extra_special_tokens"}
+        config["additional_special_tokens"] = extra
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config = {**config, "tokenizer_class": "PreTrainedTokenizerFast"}
+    return config
+
+
 def open_folder(path: Path) -> HFFolder:
     """Checks all that can be known of a folder without reading a weight; raises Refused with every finding."""
     if not path.is_dir():
         raise Refused([_missing_folder(path)])
+    if (known := what_it_is.describe(path)) is not None:
+        raise Refused([Finding("SOURCE", str(path), *known)])
     shape = read_shape(path)
     findings = list(_tokenizer_findings(path))
     files, bad = _weights(path, shape)
@@ -97,7 +118,8 @@ def open_folder(path: Path) -> HFFolder:
 
 def _missing_folder(path: Path) -> Finding:
     if path.exists():
-        return Finding("SOURCE", str(path), "is a file", "give the folder of a Hugging Face checkpoint")
+        known = what_it_is.describe(path) or ("is a file", "give the folder of a Hugging Face checkpoint")
+        return Finding("SOURCE", str(path), *known)
     remedy = "give the folder of a Hugging Face Llama, or tiny or smollm2_135m"
     return Finding("SOURCE", str(path), "no such folder", remedy)
 
@@ -160,6 +182,9 @@ def _match(
 def read_header(file: Path) -> dict[str, dict[str, Any]]:
     """A safetensors file's header: name -> {dtype, shape, data_offsets}; raises Refused if missing or cut short."""
     again = "fetch it again"
+    if what_it_is.is_lfs_pointer(file):
+        why = "is a git-lfs pointer, not the file itself"
+        raise Refused([Finding(str(file), "", why, "run `git lfs pull` in its folder")])
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:

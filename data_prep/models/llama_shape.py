@@ -1,4 +1,7 @@
-"""The shape of a Llama, from Hugging Face's config.json; what NeMo 2.1 could not reproduce is refused. Stdlib only."""
+"""The shape of a Llama, from a config.json that transformers 4 or 5 wrote; unsupported models are refused. Stdlib only.
+
+transformers 5 has `rope_parameters` in place of `rope_theta` and `rope_scaling`, and `dtype` in place of `torch_dtype`.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,22 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from launcher.findings import Finding, Refused
 
-# Llama 3.1's scaling of the rotary frequencies. NeMo 2.1 knows no other: its apply_rope_scaling has these fixed.
-LLAMA31_ROPE = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192.0,
-}
+
+class RopeScaling(NamedTuple):
+    """How Llama 3.1 and later scale their rotary frequencies (`llama3` in config.json)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: float
+
+
+LLAMA31 = RopeScaling(8.0, 1.0, 4.0, 8192.0)
+"""Llama 3.1's and 3.3's; Llama 3.2 has the factor 32."""
 _SIZES = (
     "num_hidden_layers",
     "hidden_size",
@@ -43,8 +51,7 @@ class LlamaShape:
     positions: int
     norm_eps: float
     rope_theta: float
-    rope_llama31: bool
-    """Whether rotary frequencies are scaled as in Llama 3.1."""
+    rope_scaling: RopeScaling | None
     rope_linear: float | None
     """The factor of linear position interpolation, or None."""
     tied: bool
@@ -91,12 +98,13 @@ def read_shape(path: Path) -> LlamaShape:
         raise Refused([Finding(str(file), "", f"cannot be read ({error})", "fetch the folder again")]) from None
     if not isinstance(config, dict):
         raise Refused([Finding(str(file), "", "is not a JSON object", "fetch the folder again")])
-    findings = list(_unsupported(file, config)) or list(_misshapen(file, config))
+    config, findings = _in_old_dress(file, config)
+    findings = findings or list(_unsupported(file, config)) or list(_misshapen(file, config))
     if findings:
         raise Refused(findings)
     heads = config["num_attention_heads"]
     numbers = {key: float(config.get(key, default)) for key, default in _NUMBERS.items()}
-    kind = _rope_kind(config)
+    kind, rope = _rope_kind(config), config.get("rope_scaling") or {}
     return LlamaShape(
         layers=config["num_hidden_layers"],
         hidden=config["hidden_size"],
@@ -108,17 +116,42 @@ def read_shape(path: Path) -> LlamaShape:
         positions=config["max_position_embeddings"],
         norm_eps=numbers["rms_norm_eps"],
         rope_theta=numbers["rope_theta"],
-        rope_llama31=kind == "llama3",
-        rope_linear=float(config["rope_scaling"]["factor"]) if kind == "linear" else None,
+        rope_scaling=RopeScaling(*(float(rope[key]) for key in RopeScaling._fields)) if kind == "llama3" else None,
+        rope_linear=float(rope["factor"]) if kind == "linear" else None,
         tied=bool(config.get("tie_word_embeddings", False)),
         init_std=numbers["initializer_range"],
         dtype=str(config.get("torch_dtype") or "float32"),
     )
 
 
+def _in_old_dress(file: Path, config: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """The config with the keys of transformers 4; findings where it has both kinds of keys and they disagree."""
+    new = config.get("rope_parameters")
+    if new is not None and not isinstance(new, dict):
+        return config, [Finding(f"{file}: rope_parameters", str(new), "is not an object")]
+    found: dict[str, Any] = {}
+    if new:
+        scaling = {key: value for key, value in new.items() if key != "rope_theta"}
+        default = scaling.get("rope_type", "default") == "default" and scaling.keys() <= {"rope_type"}
+        found["rope_scaling"] = None if default else scaling
+        if "rope_theta" in new:
+            found["rope_theta"] = new["rope_theta"]
+    if config.get("dtype") is not None:
+        found["torch_dtype"] = config["dtype"]
+    findings = [
+        Finding(f"{file}: {key}", str(config[key]), f"disagrees with {_NEW_DRESS[key]}", "fetch the config.json again")
+        for key, value in found.items()
+        if config.get(key) is not None and config[key] != value
+    ]
+    return {**config, **found}, findings
+
+
+_NEW_DRESS = {"rope_scaling": "rope_parameters", "rope_theta": "rope_parameters", "torch_dtype": "dtype"}
+
+
 def _unsupported(file: Path, config: dict[str, Any]) -> Iterator[Finding]:
     """Architectures and options of other models than Llama."""
-    where, llama_only = f"{file}: ", "only Llama models can be converted (Llama 2, 3, 3.1, SmolLM2)"
+    where, llama_only = f"{file}: ", "only Llama models can be converted (Llama 2, 3, 3.1, 3.2, 3.3, SmolLM2)"
     named = config.get("architectures") or [f"model_type {config.get('model_type')}"]
     if config.get("model_type") != "llama" or (config.get("architectures") or [_LLAMA]) != [_LLAMA]:
         yield Finding(f"{where}architectures", ",".join(map(str, named)), "unsupported architecture", llama_only)
@@ -149,15 +182,16 @@ def _unsupported_rope(where: str, config: dict[str, Any]) -> Iterator[Finding]:
         return
     kind = _rope_kind(config)
     if kind == "llama3":
-        for key, fixed in LLAMA31_ROPE.items():
-            if rope.get(key) != fixed:
-                why = f"NeMo 2.1 scales rotary frequencies with Llama 3.1's {fixed:g} only"
-                yield Finding(f"{where}.{key}", str(rope.get(key)), why, "use a Llama 2, 3 or 3.1")
+        for key in RopeScaling._fields:
+            if not isinstance(rope.get(key), (int, float)) or not rope[key] > 0:
+                yield Finding(f"{where}.{key}", str(rope.get(key)), "is not a positive number")
     elif kind == "linear":
         factor = rope.get("factor")
         if not isinstance(factor, (int, float)) or not factor > 0:
             yield Finding(f"{where}.factor", str(factor), "is not a positive number")
-    elif kind != "default":
+    if config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0)) not in (None, 1, 1.0):
+        yield Finding(where, str(rope), "only part of each head is rotated", "no Llama is like that")
+    if kind not in ("default", "llama3", "linear"):
         remedy = "llama3, linear and none can be converted"
         yield Finding(f"{where}.rope_type", kind, "NeMo 2.1 has no such scaling", remedy)
 

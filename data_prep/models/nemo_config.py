@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_prep.models.llama_shape import LlamaShape
-from launcher.nemo.nemo_file import TOKENIZER_FOLDER
+from data_prep.models.llama_shape import LLAMA31, LlamaShape
+from launcher.nemo.nemo_file import ROPE_SCALING, TOKENIZER_FOLDER
 
 # NeMo keeps files inside a .nemo under "nemo:NAME", but for the path of a HF tokenizer it looks nothing up: whoever
 # restores unpacks the folder and sets model.tokenizer.type to where it lies. Until then this name fails at once and
@@ -97,15 +97,22 @@ def model_config(shape: LlamaShape, tokens: int, precision: str) -> dict[str, An
 
 
 def rotary_config(shape: LlamaShape) -> dict[str, Any]:
-    """Rotary embeddings: base, Llama 3.1's scaling of the frequencies, linear interpolation of the positions."""
-    return {
+    """Rotary embeddings: base, scaling of the frequencies, linear interpolation of the positions.
+
+    NeMo 2.1 scales with Llama 3.1's numbers only. Others stand under a key of our own, which
+    launcher/train/nemo_aligner/rotary.py reads when the model is built.
+    """
+    config: dict[str, Any] = {
         "position_embedding_type": "rope",
         "rotary_percentage": 1.0,
         "rotary_interleaved": False,
         "rotary_base": shape.rope_theta,
-        "scale_positional_embedding": shape.rope_llama31,
+        "scale_positional_embedding": shape.rope_scaling == LLAMA31,
         "seq_len_interpolation_factor": shape.rope_linear,
     }
+    if shape.rope_scaling is not None and shape.rope_scaling != LLAMA31:
+        config[ROPE_SCALING] = shape.rope_scaling._asdict()
+    return config
 
 
 def vocab_divisor(vocab: int, tokens: int) -> int:

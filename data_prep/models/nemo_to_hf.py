@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep import folders
 from data_prep.models.hf_folder import TOKENIZER_FILES, open_folder
-from data_prep.models.llama_shape import LLAMA31_ROPE, LlamaShape, read_shape
+from data_prep.models.llama_shape import LLAMA31, LlamaShape, RopeScaling, read_shape
 from data_prep.models.safetensors_writer import SafetensorsWriter
 from data_prep.models.torch_dist import CheckpointReader
 from data_prep.progress import Progress
@@ -99,7 +99,7 @@ def shape_of(path: Path, config: dict[str, Any], vocabulary: int) -> LlamaShape:
         positions=config.get("max_position_embeddings") or config["encoder_seq_length"],
         norm_eps=float(config.get("layernorm_epsilon", 1e-5)),
         rope_theta=float(config.get("rotary_base", 10000.0)),
-        rope_llama31=bool(config.get("scale_positional_embedding", False)),
+        rope_scaling=_rope_scaling(config),
         rope_linear=None if linear is None else float(linear),
         tied=bool(config.get("share_embeddings_and_output_weights", True)),
         init_std=float(config.get("init_method_std", 0.02)),
@@ -107,9 +107,17 @@ def shape_of(path: Path, config: dict[str, Any], vocabulary: int) -> LlamaShape:
     )
 
 
+def _rope_scaling(config: dict[str, Any]) -> RopeScaling | None:
+    if own := config.get(nemo_file.ROPE_SCALING):
+        return RopeScaling(**own)
+    return LLAMA31 if config.get("scale_positional_embedding", False) else None
+
+
 def hf_config(shape: LlamaShape) -> dict[str, Any]:
     """config.json of a Llama of this shape; which tokens begin and end a text only a tokenizer knows."""
-    rope: dict[str, Any] | None = {"rope_type": "llama3", **LLAMA31_ROPE} if shape.rope_llama31 else None
+    rope: dict[str, Any] | None = None
+    if shape.rope_scaling is not None:
+        rope = {"rope_type": "llama3", **shape.rope_scaling._asdict()}
     if shape.rope_linear is not None:
         rope = {"rope_type": "linear", "factor": shape.rope_linear}
     return {
@@ -170,6 +178,9 @@ def _write_config(shape: LlamaShape, folder: Path) -> None:
         original = json.loads(file.read_text(encoding="utf-8"))
         own = read_shape(folder)
         config = {**original, "torch_dtype": shape.dtype}
+        if "rope_parameters" in original:  # of transformers 5; with the older keys beside it both read it right
+            made = hf_config(shape)
+            config |= {"dtype": shape.dtype, "rope_theta": made["rope_theta"], "rope_scaling": made["rope_scaling"]}
         if replace(own, dtype=shape.dtype, init_std=shape.init_std) != shape:
             config = hf_config(shape) | {key: value for key, value in original.items() if key.endswith("_token_id")}
     else:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from data_prep.models.hf_folder import HFFolder, open_folder
 from data_prep.models.proof import Failed
+from data_prep.models.proof_rope import set_frequencies
 from data_prep.models.torch_dist import LAYERS, CheckpointReader
 from launcher.nemo.nemo_file import unpack_tokenizer
 
@@ -33,6 +34,7 @@ def whole(job: dict[str, Any], ids: list[int], say: Say) -> tuple[torch.Tensor, 
     say(phase="computing HF's logits")
     stored = _stored(job)
     hf = AutoModelForCausalLM.from_pretrained(job["hf"], torch_dtype=stored, attn_implementation="eager").float().eval()
+    set_frequencies(hf.model.rotary_emb, Path(job["hf"]))
     tokens = torch.tensor([ids])
     with torch.no_grad():
         expected = hf(tokens).logits[0]
@@ -41,9 +43,12 @@ def whole(job: dict[str, Any], ids: list[int], say: Say) -> tuple[torch.Tensor, 
     say(phase="restoring the .nemo with NeMo")
     from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import MegatronGPTModel
 
+    from launcher.train.nemo_aligner.rotary import scale_frequencies
+
     with tempfile.TemporaryDirectory() as scratch:
         config, restore = _config(job, scratch)
         model = MegatronGPTModel.restore_from(**restore, override_config_path=config, strict=True).eval()
+        scale_frequencies(model, config)
         _check_tokens(model, job, ids)
     if not torch.equal(model.model.embedding.word_embeddings.weight, embedding):  # the text has few of its rows
         raise Failed("the embeddings of NeMo's model are not HF's")
@@ -107,13 +112,15 @@ def _blocks(folder: HFFolder, name: str, stored: torch.dtype) -> Iterator[tuple[
 
 @torch.no_grad()
 def _hf_states(folder: HFFolder, hidden: torch.Tensor, stored: torch.dtype, say: Say) -> torch.Tensor:
-    """What HF's output layer gets: [tokens, hidden], for embeddings of the same shape."""
+    """What HF's output layer receives: [tokens, hidden], for embeddings of the same shape."""
     from transformers import AutoConfig
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
     config = AutoConfig.from_pretrained(folder.path, attn_implementation="eager")
     length = len(hidden)
-    angles = LlamaRotaryEmbedding(config)(hidden, torch.arange(length)[None])
+    rotary = LlamaRotaryEmbedding(config)
+    set_frequencies(rotary, folder.path)
+    angles = rotary(hidden, torch.arange(length)[None])
     mask = torch.zeros(1, 1, length, length).masked_fill(_mask(length), torch.finfo(torch.float32).min)
     states = hidden[None]
     for index in range(folder.shape.layers):
@@ -141,6 +148,8 @@ def _nemo_states(
     from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
     from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import MegatronGPTModel
 
+    from launcher.train.nemo_aligner.rotary import scale_frequencies
+
     say(phase="building one layer of NeMo's model")
     with tempfile.TemporaryDirectory(dir=Path(job["nemo"]).parent) as scratch:
         config, restore = _config(job, scratch)
@@ -148,6 +157,7 @@ def _nemo_states(
         config.update(num_layers=1, override_vocab_size=8)
         trainer = restore["trainer"]
         model = MegatronGPTModel(config, trainer).eval()
+        scale_frequencies(model, config)
         _check_tokens(model, job, ids)
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.launch(lambda: None, trainer=trainer)

@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ from data_prep.models.proof import TEXT, Failed, verdict  # noqa: E402
 
 def compare(job: dict[str, Any], say: Any) -> dict[str, Any]:
     """The verdict on a job of Prover.prove's; raises Failed."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from data_prep.models import proof_models
+    from data_prep.models.hf_folder import open_folder
 
-    ids = AutoTokenizer.from_pretrained(job["hf"], use_fast=True).encode(TEXT, add_special_tokens=False)
-    ids = ids[: AutoConfig.from_pretrained(job["hf"]).max_position_embeddings]
+    folder = open_folder(Path(job["hf"]))
+    with tempfile.TemporaryDirectory() as tokenizer:
+        folder.copy_tokenizer(Path(tokenizer))
+        ids = AutoTokenizer.from_pretrained(tokenizer, use_fast=True).encode(TEXT, add_special_tokens=False)
+    ids = ids[: folder.shape.positions]
     compute = proof_models.by_layer if job["by_layer"] else proof_models.whole
     return verdict(*compute({**job, "text": TEXT}, ids, say))
 

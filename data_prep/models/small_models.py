@@ -97,7 +97,8 @@ def _make_tiny(folder: Path, progress: Progress) -> None:
 
 
 def write_random_llama(folder: Path, seed: int = 1, dtype: str = "float32", **changes: Any) -> None:
-    """A random Llama with a trained tokenizer in `folder`; `changes` are keys of config.json. The same each time.
+    """A random Llama with a trained tokenizer in `folder`; `changes` are keys of config.json, None to leave
+    one out. The same each time.
 
     Weights are drawn wide (0.1, not Llama's 0.02): attention is then far from uniform, so that a wrong rotary embedding
     or a wrong head order shows in the logits.
@@ -130,6 +131,7 @@ def write_random_llama(folder: Path, seed: int = 1, dtype: str = "float32", **ch
         "eos_token_id": 1,
         "pad_token_id": 1,
     } | changes
+    config = {key: value for key, value in config.items() if value is not None or key not in changes}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     random = torch.Generator().manual_seed(seed)
     weights = {}

@@ -21,6 +21,8 @@ RECORD = "conversion.json"
 CONFIG = "model_config.yaml"
 TOKENIZER_FOLDER = "tokenizer"
 WEIGHTS = "model_weights"
+#: Key of model_config.yaml for a scaling of the rotary frequencies that NeMo 2.1 does not know.
+ROPE_SCALING = "rope_scaling"
 _RECORD_BYTES = 2048
 _MOST_BYTES = 256 << 20  # of one tokenizer file: far above any, far below what would fill a disk
 

@@ -7,19 +7,21 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data_prep import convert_checkpoint
 from data_prep.models import megatron_weights, nemo_config, proof, small_models
-from data_prep.models.llama_shape import LLAMA31_ROPE
+from data_prep.models.hf_folder import open_folder
+from data_prep.models.llama_shape import LLAMA31 as LLAMA31_SCALING
 from launcher.nemo import nemo_file
 
 pytest.importorskip("nemo")
 pytestmark = pytest.mark.nemo
 
-LLAMA31 = {"rope_type": "llama3", **LLAMA31_ROPE}
+LLAMA31 = {"rope_type": "llama3", **LLAMA31_SCALING._asdict()}
 VARIANTS = {
     "untied, grouped queries": {},
     "tied": {"tie_word_embeddings": True},
@@ -32,6 +34,12 @@ VARIANTS = {
     "three heads": {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1},
     "more rows than tokens": {"vocab_size": 1100},
     "bf16": {"dtype": "bfloat16"},
+    "llama 3.2 rope": {"rope_theta": 500000.0, "rope_scaling": LLAMA31 | {"factor": 32.0}},
+    "written by transformers 5": {
+        "rope_theta": None,
+        "rope_parameters": {"rope_theta": 500000.0} | LLAMA31 | {"factor": 32.0},
+        "transformers_version": "5.2.0",
+    },
 }
 
 
@@ -123,6 +131,20 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("whole", [2 << 30, 0], ids=["whole", "by layer"])
+@pytest.mark.parametrize("field", [{"rope_theta": 10000.0}, {"rope_scaling": None}], ids=["theta", "scaling"])
+def test_a_config_misread_by_both_sides_fails(llama, prover, tmp_path, monkeypatch, field, whole):
+    """As transformers 4.48 reads a config of transformers 5: the proof reads its text by itself."""
+    monkeypatch.setattr(convert_checkpoint, "WHOLE", whole)
+    folder = llama(rope_theta=None, rope_parameters={"rope_theta": 500000.0} | LLAMA31)
+    opened = open_folder(folder)
+    misread = replace(opened, shape=replace(opened.shape, **field))
+    monkeypatch.setattr(convert_checkpoint, "open_folder", lambda path: misread)
+    with pytest.raises(proof.Failed, match="logits differ from HF's by up to"):
+        convert_checkpoint.convert(str(folder), tmp_path / "out" / "made.nemo", prover=prover)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("whole", [2 << 30, 0], ids=["whole", "by layer"])
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_wrong_conversion_fails_and_leaves_no_file(llama, prover, tmp_path, monkeypatch, mistake, whole):
     monkeypatch.setattr(convert_checkpoint, "WHOLE", whole)
@@ -179,6 +201,7 @@ def test_command_makes_tiny_once(tmp_path):
 
 RANK = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from launcher.train.nemo_aligner import standins
 standins.install()

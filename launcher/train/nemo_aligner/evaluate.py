@@ -223,6 +223,7 @@ def _load(config: Any, trial_dir: Path, adapters: str) -> tuple[Any, Any]:
     from nemo_aligner.utils.utils import load_and_override_model_config, load_from_nemo
 
     from launcher.train.nemo_aligner import session
+    from launcher.train.nemo_aligner.rotary import scale_frequencies
 
     path = config.pretrained_checkpoint.restore_from_path
     config.model = load_and_override_model_config(path, config.model)
@@ -232,6 +233,7 @@ def _load(config: Any, trial_dir: Path, adapters: str) -> tuple[Any, Any]:
     model = load_from_nemo(
         MegatronGPTDPOModel, config.model, lightning, strict=True, load_base_model_only=False, restore_path=path
     )
+    scale_frequencies(model, config.model)
     init_distributed(lightning, model, config.model.get("transformer_engine", False))
     # init_peft does this and logs it with a format string that has no place for its argument.
     model.load_adapters(adapters, PEFT_CONFIG_MAP[config.model.peft.peft_scheme](config.model))

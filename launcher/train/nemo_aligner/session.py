@@ -41,6 +41,7 @@ from launcher.sweep import checkpoints
 from launcher.train import signals
 from launcher.train.metrics_file import MetricsFile, TrialLogger
 from launcher.train.nemo_aligner import checkpointing, event_files, random_state, settings
+from launcher.train.nemo_aligner.rotary import scale_frequencies
 from launcher.train.nemo_aligner.savings import install
 from launcher.train.nemo_aligner.trainer import PreferenceTrainer
 from launcher.train.timer import RunTimer, Stopped
@@ -154,6 +155,7 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
     model = load_from_nemo(
         MegatronGPTDPOModel, config.model, lightning, strict=True, load_base_model_only=False, restore_path=path
     )
+    scale_frequencies(model, config.model)
     init_peft(model, config.model)
     if config.model.peft.peft_scheme == "none":
         o2 = config.model.get("megatron_amp_O2", False)
