@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from pathlib import Path
 
 if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # run as a script: the package lies one folder above
 
+from launcher import terminal  # noqa: E402
 from launcher.commands import COMMANDS, load, program  # noqa: E402
 from launcher.findings import LauncherError  # noqa: E402
 
@@ -31,6 +30,7 @@ Exit codes: 0 success, 1 something failed, 2 refused or wrong usage; of `status`
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
+    terminal.never_refuse_a_letter()
     try:
         return _run(words)
     except LauncherError as error:
@@ -39,9 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `... | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        return 141
+    except BrokenPipeError:
+        return terminal.after_broken_pipe()
 
 
 def _run(words: list[str]) -> int:
@@ -59,8 +58,6 @@ def _run(words: list[str]) -> int:
         return app.main(rest, program=f"{program()} sweep")
     command = load(name)
     args = command.parser.parse_args(rest)
-    with contextlib.suppress(AttributeError):  # not the real stdout, in a test
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # LANG=C knows no "…"
     return command.run(args)
 
 

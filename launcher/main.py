@@ -17,6 +17,7 @@ if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == HERE:
     sys.path[0] = str(HERE.parent)
 sys.path.insert(1, str(HERE / "plugins"))  # Hydra takes plugins from the namespace hydra_plugins only
 
+from launcher import terminal  # noqa: E402
 from launcher.compose import hydra_state  # noqa: E402
 from launcher.compose.config_files import config_root  # noqa: E402
 from launcher.findings import LauncherError, Refused  # noqa: E402
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None, program: str = "") -> int:
     from launcher.compose import command_line
 
     words = sys.argv[1:] if argv is None else argv
+    terminal.never_refuse_a_letter()
     try:
         line = command_line.prepare(words, config_root())
         hydra_state.forced = line.forced
@@ -36,6 +38,8 @@ def main(argv: list[str] | None = None, program: str = "") -> int:
         return _run_hydra(line.argv)
     except Refused as refused:
         return _refuse(refused)
+    except BrokenPipeError:
+        return terminal.after_broken_pipe()
 
 
 def _run_hydra(argv: list[str]) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import sys
 from typing import TextIO
 
 # Escape sequences start with a control character, of C0 or of C1; the bidirectional controls reorder what is read.
@@ -28,3 +30,16 @@ def cut(text: str, width: int, middle: bool = False) -> str:
 def can_redraw(stream: TextIO) -> bool:
     """Whether the stream is a terminal on which lines can be drawn anew."""
     return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+def never_refuse_a_letter() -> None:
+    """Have stdout and stderr replace letters that they cannot encode: LANG=C and latin-1 know no "…"."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in a test it may be something else
+            stream.reconfigure(errors="replace")
+
+
+def after_broken_pipe() -> int:
+    """The exit code where the reader of stdout has left, as `| head` does; the flush at exit then raises no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141  # 128 + SIGPIPE

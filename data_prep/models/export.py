@@ -23,7 +23,8 @@ from data_prep.models.model_card import card
 from data_prep.progress import Progress
 from launcher.findings import Finding, Refused
 from launcher.nemo import base_model, nemo_file
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 
 
 def export(

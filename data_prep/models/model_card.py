@@ -13,7 +13,8 @@ import yaml
 
 from data_prep.models import small_models
 from launcher import redact
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 
 if TYPE_CHECKING:
     from data_prep.models.adapters import Adapters

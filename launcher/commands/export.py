@@ -17,7 +17,8 @@ from pathlib import Path
 from launcher.findings import Finding, Refused
 from launcher.report import gather, judge, measures
 from launcher.sweep import find
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 
 _NEEDED = ("torch", "safetensors", "numpy")
 

@@ -20,8 +20,9 @@ from launcher.status.trial_state import ENDED_BADLY, TrialState
 from launcher.sweep import find
 from launcher.sweep import starts as history
 from launcher.sweep.elements import elements
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
 from launcher.sweep.logs import StartLogs, by_start, failure, srun_log, tail
+from launcher.sweep.trial import Trial
 
 _POLL_S = 0.5
 _ASK_S = 30.0  # between two questions to Slurm while following

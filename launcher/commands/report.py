@@ -21,7 +21,8 @@ from launcher.findings import Finding, Refused
 from launcher.report import gather, markdown, recorded, table_csv, text, trial_files
 from launcher.status import states
 from launcher.sweep import find
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 
 FORMATS = ("html", "md", "csv", "png")
 

@@ -17,7 +17,8 @@ from launcher.status import states
 from launcher.status.table import spans
 from launcher.submit import actions
 from launcher.sweep import find
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,8 @@ from launcher.status.trial_state import LIVE
 from launcher.status.watcher import Watcher
 from launcher.submit import actions
 from launcher.sweep import find
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 from launcher.terminal import can_redraw
 
 _POLL_S = 1.0

@@ -26,7 +26,8 @@ from launcher.status.local_states import died, ended
 from launcher.status.slurm_states import finished
 from launcher.status.trial_state import TrialState
 from launcher.sweep import logs
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 
 _POLL_S = 0.1
 # A last trial waits for the ones before it, to have all cores, if that takes less than this share of a trial's time:

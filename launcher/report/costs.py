@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from launcher.report.recorded import Result, Validation, integer, validation
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
 from launcher.sweep.metrics import STARTING, Line
+from launcher.sweep.trial import Trial
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from launcher.report.measures import Measure
 from launcher.report.pools import Pool, pooled
 from launcher.report.trial_files import Config, Unreadable, at
 from launcher.report.trials import TrialReport
-from launcher.sweep.folder import BETA, Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import BETA, Trial
 
 if TYPE_CHECKING:
     from launcher.status.trial_state import TrialState

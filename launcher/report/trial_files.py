@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from launcher import redact
 from launcher.sweep import metrics
-from launcher.sweep.folder import Trial
+from launcher.sweep.trial import Trial
 
 _LARGEST_CONFIG = 1 << 20  # bytes
 _LEFT_OUT = ("cluster", "paths", "exp_manager", "experiment", "wait", "hydra")  # they say where, not what

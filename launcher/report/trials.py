@@ -13,7 +13,7 @@ from launcher.report.costs import Course, TrialCost
 from launcher.report.measures import Measure
 from launcher.report.recorded import Pairs, Result, Sample, Validation
 from launcher.report.trial_files import Config, at
-from launcher.sweep.folder import Trial
+from launcher.sweep.trial import Trial
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

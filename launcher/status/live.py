@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from launcher.status.rows import cell, rows_table
 from launcher.status.trial_state import LIVE, TrialState, counts_text
-from launcher.sweep.folder import Trial, labels
+from launcher.sweep.trial import Trial, labels
 from launcher.terminal import can_redraw, printable
 from launcher.units import clock, when
 

@@ -15,7 +15,7 @@ from typing import Any
 from launcher import whole_file
 from launcher.status.trial_state import TrialState
 from launcher.sweep import logs
-from launcher.sweep.folder import Trial
+from launcher.sweep.trial import Trial
 
 
 def state(trial: Trial, job: Mapping[str, Any]) -> TrialState:

@@ -19,7 +19,8 @@ from launcher.status.losses import Losses
 from launcher.status.rows import COLOURS, rows_table
 from launcher.status.trial_state import ENDED_BADLY, LIVE, Look, TrialState, counts_text
 from launcher.status.watcher import Watcher
-from launcher.sweep.folder import Sweep, Trial, labels
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial, labels
 from launcher.terminal import cut, printable
 from launcher.units import clock
 

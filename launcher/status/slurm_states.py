@@ -13,7 +13,7 @@ from launcher.status.answers import Answers
 from launcher.status.trial_state import TrialState
 from launcher.sweep import logs, starts
 from launcher.sweep.elements import Element
-from launcher.sweep.folder import Trial
+from launcher.sweep.trial import Trial
 
 
 def state(trial: Trial, parts: Sequence[Element], answers: Answers) -> TrialState | None:

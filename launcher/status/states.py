@@ -15,9 +15,10 @@ from launcher.status.answers import Answers, ask
 from launcher.status.trial_state import ENDED_BADLY, LIVE, Look, TrialState
 from launcher.sweep import logs, starts
 from launcher.sweep.elements import elements
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
 from launcher.sweep.metrics import Progress, read_progress
 from launcher.sweep.starts import Start
+from launcher.sweep.trial import Trial
 
 _LARGE = 100  # trials from which on less is read of each one's metrics
 _SHORT = 4096  # bytes, some eight steps

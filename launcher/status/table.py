@@ -14,7 +14,7 @@ from itertools import groupby
 from launcher.status.rows import figure, time_left
 from launcher.status.trial_state import Look, TrialState, counts_text
 from launcher.sweep import bad_nodes
-from launcher.sweep.folder import labels
+from launcher.sweep.trial import labels
 from launcher.terminal import cut, printable
 from launcher.units import clock, when
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from launcher.status.answers import Answers
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
 from launcher.sweep.metrics import Progress
 from launcher.sweep.starts import Start
+from launcher.sweep.trial import Trial
 
 StateName = Literal["WAITING", "RUNNING", "STOPPING", "DONE", "FAILED", "CANCELLED", "UNSUBMITTED", "UNKNOWN"]
 #: In the order in which counts are shown.

@@ -17,7 +17,8 @@ from launcher.slurm.rows import array_spec
 from launcher.status import local_states
 from launcher.status.trial_state import LIVE, Look, TrialState
 from launcher.sweep.elements import elements
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 
 _UNSURE = "Slurm does not say whether it runs"
 

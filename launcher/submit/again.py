@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from launcher.slurm import client
 from launcher.submit import to_slurm
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 
 
 def submit_again(sweep: Sweep, trials: Sequence[Trial]) -> list[str]:

@@ -13,7 +13,8 @@ from launcher.check import preflight
 from launcher.compose import hydra_state, trials
 from launcher.compose.trials import TrialConfig
 from launcher.findings import Finding, LauncherError, Refused
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 
 Check = Callable[[Sequence[TrialConfig]], list[Finding]]
 Warn = Callable[[Sequence[TrialConfig], Path], list[Finding]]

@@ -21,7 +21,8 @@ from launcher.slurm.script import ArrayRequest
 from launcher.submit import prepare
 from launcher.submit.prepare import Check, Warn, folder_of
 from launcher.sweep import bad_nodes
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 
 
 class SubmissionFailed(LauncherError):

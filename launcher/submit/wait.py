@@ -14,7 +14,8 @@ from launcher.status.live import live_view
 from launcher.status.trial_state import LIVE, TrialState
 from launcher.status.watcher import Watcher
 from launcher.submit.prepare import job_return
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 
 _LOOK_S = 0.5  # between two looks at the trials' folders
 _LAG_S = 30.0  # a trial that left the queue may show its result so much later, on a shared disk with caches

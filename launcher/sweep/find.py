@@ -10,7 +10,8 @@ from pathlib import Path
 
 from launcher.findings import Finding, Refused
 from launcher.sweep.elements import elements
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 
 LAST = "last"
 ENVIRONMENT = "LAUNCHER_RUNS"

@@ -20,86 +20,20 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launcher import whole_file
 from launcher.findings import Finding, Refused
 from launcher.slurm import client
-from launcher.sweep import metrics, yamltext
-from launcher.sweep.metrics import Progress
-
-if TYPE_CHECKING:
-    import pandas
+from launcher.sweep.trial import BETA, Trial, labels
 
 _ELSEWHERE = "choose another folder (hydra.sweep.dir)"
 FORMAT = 1  # of sweep.json; a reader refuses a newer one
-BETA = "model.dpo.ref_policy_kl_penalty"
 _DISTRIBUTIONS = ("dpo-launcher", "hydra-core", "hydra-submitit-launcher", "submitit", "nemo-aligner", "nemo_toolkit")
 # submitit (and Slurm, in --output) put ids in the place of these wherever they stand in a path.
 _PLACEHOLDERS = re.compile("%[jtAa]")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One config, one folder."""
-
-    number: int
-    overrides: tuple[str, ...]
-    beta: float | None
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """For people: `0 (beta 0.05)`."""
-        return f"{self.number} (beta {self.beta:g})" if self.beta is not None else str(self.number)
-
-    def config(self) -> dict[str, Any]:
-        """The whole config, read anew at each call."""
-        import yaml
-
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        with (self.folder / "config.yaml").open("rb") as stream:
-            loaded: dict[str, Any] = yaml.load(stream, Loader=loader)
-        return loaded
-
-    def result(self) -> dict[str, Any] | None:
-        """What result.json holds; None where there is none or none that is whole."""
-        loaded = whole_file.read_json(self.folder / "result.json")
-        return loaded if isinstance(loaded, dict) else None
-
-    def has_result(self) -> bool:
-        """Whether result.json is there. Lists the folder, which makes NFS look anew."""
-        try:
-            return "result.json" in os.listdir(self.folder)
-        except OSError:
-            return False
-
-    def metrics_rows(self) -> list[dict[str, Any]]:
-        """Every line of metrics.jsonl, a half-written last one left out."""
-        return metrics.read_all(self.folder / "metrics.jsonl")
-
-    def metrics(self) -> pandas.DataFrame:
-        """metrics.jsonl as a table for notebooks: a row a train step or validation, indexed by step, a column a metric.
-
-        `time` is in seconds since 1970. Steps that a restart has done again are there once, as done last. Empty where
-        the trial has not begun. Raises ImportError without pandas.
-        """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("Trial.metrics() needs pandas: pip install pandas (metrics_rows() does not)") from error
-        rows = [row for row in self.metrics_rows() if "train/loss" in row or "val/loss" in row]
-        if not rows:
-            return pandas.DataFrame(columns=["time"], index=pandas.Index([], name="step", dtype="int64"))
-        # a validation after a step has a line of its own: both become one row
-        return pandas.DataFrame(rows).groupby("step").last()
-
-    def progress(self, now: float | None = None) -> Progress:
-        """How far it is, from the last lines of metrics.jsonl."""
-        return metrics.read_progress(self.folder / "metrics.jsonl", now)
 
 
 class Sweep:
@@ -297,19 +231,6 @@ class Sweep:
             self.data = data
 
 
-def labels(trials: Sequence[Trial]) -> dict[int, str]:
-    """What tells the trials apart besides beta: the overrides that not all of them have, by trial number."""
-    shared = set.intersection(*(set(trial.overrides) for trial in trials)) if trials else set()
-    return {
-        trial.number: " ".join(
-            override.lstrip("+")
-            for override in trial.overrides
-            if override not in shared and override.lstrip("+").partition("=")[0] != BETA
-        )
-        for trial in trials
-    }
-
-
 def _entry(number: int, overrides: Sequence[str], config: dict[str, Any]) -> dict[str, Any]:
     return {"number": number, "overrides": list(overrides), "beta": _beta(config)}
 
@@ -322,10 +243,12 @@ def _beta(config: dict[str, Any]) -> float | None:
 
 
 def _write_configs(folder: Path, configs: Iterable[tuple[int, dict[str, Any]]]) -> None:
+    from launcher.sweep import config_file  # PyYAML takes a while to import
+
     for number, config in configs:
         trial = folder / str(number)
         trial.mkdir()
-        (trial / "config.yaml").write_text(yamltext.dump(config), encoding="utf-8")
+        (trial / "config.yaml").write_text(config_file.dump(config), encoding="utf-8")
 
 
 def _put_in_place(beside: Path, folder: Path, mode: int) -> None:

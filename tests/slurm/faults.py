@@ -20,7 +20,7 @@ from typing import Any
 
 from launcher.status.trial_state import Look
 from launcher.sweep import metrics
-from launcher.sweep.folder import Trial
+from launcher.sweep.trial import Trial
 from tests.slurm.victim import SAVE, Sweeping, trained
 
 ROOT = Path(__file__).resolve().parents[2]

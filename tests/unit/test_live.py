@@ -19,8 +19,9 @@ from launcher.status import live
 from launcher.status.live import LineView, TableView, live_view
 from launcher.status.rows import cell, phase
 from launcher.status.trial_state import TrialState
-from launcher.sweep.folder import Sweep, Trial
+from launcher.sweep.folder import Sweep
 from launcher.sweep.metrics import Progress
+from launcher.sweep.trial import Trial
 
 
 def trials(tmp_path: Path, count: int = 2, *more: str) -> list[Trial]:

@@ -29,7 +29,7 @@ STAND_IN = """
 import json, os, signal, socket, sys, time
 from pathlib import Path
 from launcher.findings import Finding, Refused
-from launcher.sweep.folder import Trial
+from launcher.sweep.trial import Trial
 
 def train(folder):
     rank = int(os.environ["RANK"])

@@ -20,8 +20,9 @@ from omegaconf import OmegaConf
 
 from launcher import whole_file
 from launcher.findings import Refused
-from launcher.sweep import metrics, yamltext
-from launcher.sweep.folder import Sweep, labels
+from launcher.sweep import config_file, metrics
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import labels
 from launcher.units import clock
 from launcher.whole_file import write_json
 
@@ -236,7 +237,7 @@ def test_garbage_is_no_progress(tmp_path: Path) -> None:
     assert metrics.read_progress(path) == metrics.Progress() and metrics.read_all(path) == []
 
 
-# --- yamltext ---
+# --- config_file ---
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 TREES = st.recursive(SCALARS, lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(), below, max_size=4))
@@ -244,7 +245,7 @@ TREES = st.recursive(SCALARS, lambda below: st.lists(below, max_size=4) | st.dic
 
 @given(st.dictionaries(st.text(), TREES, max_size=5))
 def test_every_tree_comes_back_through_yaml(tree: dict[str, Any]) -> None:
-    assert yaml.safe_load(yamltext.dump(tree)) == tree
+    assert yaml.safe_load(config_file.dump(tree)) == tree
 
 
 TEXTS = "1e5 1.0e-3 yes NO ~ null 0x1F 1_000 12:30:45 2024-01-01 ${x} = << nan .inf é *x &x !x @x `x a: # \U0001f600"
@@ -252,7 +253,7 @@ TEXTS = "1e5 1.0e-3 yes NO ~ null 0x1F 1_000 12:30:45 2024-01-01 ${x} = << nan .
 
 @pytest.mark.parametrize("text", [*TEXTS.split(), "a: b", "a #b", "- a", "a\nb", "\x85", "\u2028", "/a b/%j 'q' \"d\""])
 def test_text_stays_text_for_every_reader(text: str) -> None:
-    written = yamltext.dump({"key": text, text: 1})
+    written = config_file.dump({"key": text, text: 1})
     assert yaml.safe_load(written) == {"key": text, text: 1}
     if "$" not in text:
         assert OmegaConf.to_container(OmegaConf.create(written)) == {"key": text, text: 1}
@@ -260,11 +261,11 @@ def test_text_stays_text_for_every_reader(text: str) -> None:
 
 @pytest.mark.parametrize("number", [5e-6, 1e22, -1e-300, 0.1, 1.0, math.inf, -math.inf])
 def test_floats_are_floats_for_every_reader(number: float) -> None:
-    written = yamltext.dump({"x": number})
+    written = config_file.dump({"x": number})
     assert yaml.safe_load(written) == {"x": number} == OmegaConf.to_container(OmegaConf.create(written))
-    assert math.isnan(yaml.safe_load(yamltext.dump({"x": math.nan}))["x"])
+    assert math.isnan(yaml.safe_load(config_file.dump({"x": math.nan}))["x"])
 
 
 def test_what_has_no_place_in_a_config() -> None:
-    with pytest.raises(TypeError, match="PosixPath"):
-        yamltext.dump({"x": Path("/")})
+    with pytest.raises(yaml.YAMLError, match="PosixPath"):
+        config_file.dump({"x": Path("/")})

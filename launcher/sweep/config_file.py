@@ -1,0 +1,43 @@
+"""A trial's config.yaml: plain dicts and lists as YAML that PyYAML, OmegaConf and begin_end's pattern read alike."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher import whole_file
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+# Text that no reader takes for anything else unquoted: begins with a letter or slash, and is none of the words below.
+# PyYAML alone would leave 1e5 unquoted, which OmegaConf reads as a number.
+_PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./+-]*(?: [A-Za-z0-9_./+-]+)*\Z", re.ASCII)
+_NOT_TEXT = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf", "infinity"})
+
+
+class _Dumper(_BaseDumper):  # type: ignore[misc]  # which of the two it is is known at run time
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: Any, value: str) -> Any:
+    plain = _PLAIN.match(value) and value.lower() not in _NOT_TEXT
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _text)
+
+
+def dump(config: dict[str, Any]) -> str:
+    """The config in block style. Raises YAMLError for values that are no dict, list, text, number, bool or None."""
+    text: str = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30)
+    return text
+
+
+def read(path: Path) -> dict[str, Any]:
+    with whole_file.regular(path) as stream:
+        config: dict[str, Any] = yaml.load(stream, Loader=_Loader)
+    return config
