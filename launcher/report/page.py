@@ -19,7 +19,7 @@ _MOST_COMPARED = 8  # pools whose samples are shown side by side
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-class Line(NamedTuple):
+class FigureLine(NamedTuple):
     """One measure on a card."""
 
     measure: Measure
@@ -36,10 +36,10 @@ class Card(NamedTuple):
 
     pool: Pool
     colour: str
-    lines: list[Line]
+    lines: list[FigureLine]
 
 
-class Answer(NamedTuple):
+class SampleLine(NamedTuple):
     """One answer to a sample's prompt. `colour` is "" where no policy wrote it."""
 
     name: str
@@ -88,20 +88,20 @@ def render(report: Report) -> str:
     )
 
 
-def samples(report: Report, colours: dict[Pool, str]) -> list[tuple[str, list[Answer]]]:
+def samples(report: Report, colours: dict[Pool, str]) -> list[tuple[str, list[SampleLine]]]:
     """(prompt, the chosen response, the reference policy's answer, every policy's). Of several seeds, the first's."""
-    found: dict[str, list[Answer]] = {}
+    found: dict[str, list[SampleLine]] = {}
     sampled = [(pool, trials[0]) for pool in report.pools if (trials := [it for it in pool.trials if it.samples])]
     for pool, trial in sampled[:_MOST_COMPARED]:
         for sample in trial.samples:
             answers = found.setdefault(
                 sample.prompt,
                 [
-                    Answer("chosen in the data", "", sample.chosen, True),
-                    Answer("reference", "", sample.reference, sample.reference_ended),
+                    SampleLine("chosen in the data", "", sample.chosen, True),
+                    SampleLine("reference", "", sample.reference, sample.reference_ended),
                 ],
             )
-            answers.append(Answer(pool.name, colours[pool], sample.policy, sample.policy_ended))
+            answers.append(SampleLine(pool.name, colours[pool], sample.policy, sample.policy_ended))
     return list(found.items())
 
 
@@ -125,7 +125,7 @@ def _card(report: Report, pool: Pool, colour: str) -> Card:
             )
             bar = 100 * estimate.value / largest if estimate and largest else 0.0
         chance = 100 * measure.chance if measure.share and measure.chance is not None else None
-        lines.append(Line(measure, measure.label(report.per), text.shown(pool, measure), bar, chance))
+        lines.append(FigureLine(measure, measure.label(report.per), text.shown(pool, measure), bar, chance))
     return Card(pool, colour, lines)
 
 

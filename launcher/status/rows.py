@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from launcher.status.losses import ASCII, BLOCKS, Losses, sparkline
 from launcher.status.trial_state import TrialState
-from launcher.sweep.metrics import Progress
+from launcher.sweep.metrics import TrialProgress
 from launcher.terminal import printable
 from launcher.units import clock, when
 
@@ -86,7 +86,7 @@ def doing(state: TrialState) -> str:
     return phase(state.progress)
 
 
-def phase(progress: Progress) -> str:
+def phase(progress: TrialProgress) -> str:
     """The phase of a running trial, how long it has taken so far, and how far it is."""
     if not progress.phase:
         return "starting"
@@ -125,5 +125,5 @@ def figure(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _silent(progress: Progress) -> bool:
+def _silent(progress: TrialProgress) -> bool:
     return progress.silent is not None and progress.silent > _SILENT_S

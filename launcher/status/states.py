@@ -16,7 +16,7 @@ from launcher.status.trial_state import ENDED_BADLY, LIVE, Look, TrialState
 from launcher.sweep import logs, starts
 from launcher.sweep.elements import elements
 from launcher.sweep.folder import Sweep
-from launcher.sweep.metrics import Progress, read_progress
+from launcher.sweep.metrics import TrialProgress, read_progress
 from launcher.sweep.starts import Start
 from launcher.sweep.trial import Trial
 
@@ -88,7 +88,7 @@ def _with_folder(state: TrialState, large: bool) -> TrialState:
     )
 
 
-def _progress(trial: Trial, large: bool) -> Progress:
+def _progress(trial: Trial, large: bool) -> TrialProgress:
     """For a large sweep by the last few lines of the metrics, unless those lack a step."""
     path = trial.folder / "metrics.jsonl"
     progress = read_progress(path, tail_size=_SHORT) if large else None

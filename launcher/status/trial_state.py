@@ -9,7 +9,7 @@ from typing import Literal
 
 from launcher.status.answers import Answers
 from launcher.sweep.folder import Sweep
-from launcher.sweep.metrics import Progress
+from launcher.sweep.metrics import TrialProgress
 from launcher.sweep.starts import Start
 from launcher.sweep.trial import Trial
 
@@ -53,7 +53,7 @@ class TrialState:
     """How often it was started again: requeues and retries."""
     expected: float | None = None
     """When Slurm expects it to start, in seconds since 1970."""
-    progress: Progress = field(default_factory=Progress)
+    progress: TrialProgress = field(default_factory=TrialProgress)
     log: Path | None = None
     """The log to read: that of the rank that failed, else rank 0's, of the last start."""
     starts: tuple[Start, ...] = ()

@@ -21,7 +21,7 @@ Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrialProgress:
     """How far a trial is, by its own word. None where it has not said yet."""
 
     phase: str = ""
@@ -53,7 +53,7 @@ def read_all(path: Path) -> list[Line]:
     return _parse(whole_file.read(path) or b"")
 
 
-def read_progress(path: Path, now: float | None = None, tail_size: int = TAIL) -> Progress:
+def read_progress(path: Path, now: float | None = None, tail_size: int = TAIL) -> TrialProgress:
     """What the last lines of the file say. Reads at most tail_size + HEAD bytes, however long the run was.
 
     `now` is the time in seconds since the epoch, time.time() if not given.
@@ -69,7 +69,7 @@ def read_progress(path: Path, now: float | None = None, tail_size: int = TAIL) -
                 stream.seek(0)
                 head = stream.read(HEAD)
     except OSError:  # a disk that does not answer for a moment is asked again at the next look
-        return Progress()
+        return TrialProgress()
     lines = _parse(tail)
     starts = [place for place, line in enumerate(lines) if line.get("phase") == STARTING]
     if starts:
@@ -107,9 +107,9 @@ def _parse(text: bytes) -> list[Line]:
     return [line for raw in text.split(b"\n") if (line := parse_line(raw)) is not None]
 
 
-def _progress(lines: list[Line], head: list[Line], now: float) -> Progress:
+def _progress(lines: list[Line], head: list[Line], now: float) -> TrialProgress:
     if not lines:
-        return Progress()
+        return TrialProgress()
     steps = [line for line in lines if "train/loss" in line]
     validations = [line for line in lines if "val/loss" in line]
     phases = [line for line in lines if "phase" in line]
@@ -122,7 +122,7 @@ def _progress(lines: list[Line], head: list[Line], now: float) -> Progress:
     eta = None
     if rate and max_steps:
         eta = max(0.0, (int(max_steps) - step) / rate - (now - steps[-1]["time"]))
-    return Progress(
+    return TrialProgress(
         phase=str(phase["phase"]),
         detail=str(phase.get("detail") or ""),
         step=step,

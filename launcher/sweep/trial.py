@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import whole_file
 from launcher.sweep import metrics
-from launcher.sweep.metrics import Progress
+from launcher.sweep.metrics import TrialProgress
 
 if TYPE_CHECKING:
     import pandas
@@ -70,7 +70,7 @@ class Trial:
         # a validation after a step has a line of its own: both become one row
         return pandas.DataFrame(rows).groupby("step").last()
 
-    def progress(self, now: float | None = None) -> Progress:
+    def progress(self, now: float | None = None) -> TrialProgress:
         """How far it is, from the last lines of metrics.jsonl."""
         return metrics.read_progress(self.folder / "metrics.jsonl", now)
 

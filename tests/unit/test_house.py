@@ -28,3 +28,9 @@ def test_a_checkout_is_measured(tmp_path: Path) -> None:
     assert house.public_classes()["Both"] == 2
     assert (house.odd_names(), house.odd_words()) == (1, 2)
     assert house.lines("launcher") == 14
+
+
+def test_a_name_is_one_thing() -> None:
+    """No two public classes of launcher/ and data_prep/ have one name."""
+    classes = House(Path(__file__).resolve().parents[2]).public_classes()
+    assert [name for name, count in classes.items() if count > 1] == []

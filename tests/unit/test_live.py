@@ -20,7 +20,7 @@ from launcher.status.live import LineView, TableView, live_view
 from launcher.status.rows import cell, phase
 from launcher.status.trial_state import TrialState
 from launcher.sweep.folder import Sweep
-from launcher.sweep.metrics import Progress
+from launcher.sweep.metrics import TrialProgress
 from launcher.sweep.trial import Trial
 
 
@@ -112,15 +112,17 @@ def test_what_was_done_before_is_not_said_to_have_run(tmp_path: Path) -> None:
 
 
 def test_cells() -> None:
-    assert phase(Progress()) == "starting"
-    assert phase(Progress("validating", "16/64 pairs", in_phase=12.3, silent=1.0)) == "validating 12 s, 16/64 pairs"
-    assert phase(Progress("loading model", silent=75.0, in_phase=80.0)) == "loading model, silent 1:15"
-    assert phase(Progress("done", in_phase=500.0, silent=500.0)) == "done"
+    assert phase(TrialProgress()) == "starting"
+    assert (
+        phase(TrialProgress("validating", "16/64 pairs", in_phase=12.3, silent=1.0)) == "validating 12 s, 16/64 pairs"
+    )
+    assert phase(TrialProgress("loading model", silent=75.0, in_phase=80.0)) == "loading model, silent 1:15"
+    assert phase(TrialProgress("done", in_phase=500.0, silent=500.0)) == "done"
     third = TrialState(trial=Trial(3, (), None, Path("/t")), state="RUNNING")
-    silent = replace(third, progress=Progress("training", step=4, max_steps=9, loss=0.5, silent=61.0))
+    silent = replace(third, progress=TrialProgress("training", step=4, max_steps=9, loss=0.5, silent=61.0))
     assert cell(silent) == "#3 4/9 loss 0.500 silent 1:01"
-    assert cell(replace(third, progress=Progress("training", step=4, loss=float("nan")))) == "#3 4 loss nan"
-    hostile = replace(third, progress=Progress("saving", "\x1b]52;c;aGk=\x07\u202e"))
+    assert cell(replace(third, progress=TrialProgress("training", step=4, loss=float("nan")))) == "#3 4 loss nan"
+    hostile = replace(third, progress=TrialProgress("saving", "\x1b]52;c;aGk=\x07\u202e"))
     assert cell(hostile) == "#3 saving, ?]52;c;aGk=??"
 
 

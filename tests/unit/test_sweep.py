@@ -234,7 +234,7 @@ def test_a_long_file_costs_its_ends_only_and_a_pause_does_not_count(tmp_path: Pa
 def test_garbage_is_no_progress(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"\xff\xfe\n[1]\n{}\n\x00\n" + b'{"time": "now"}\n')
-    assert metrics.read_progress(path) == metrics.Progress() and metrics.read_all(path) == []
+    assert metrics.read_progress(path) == metrics.TrialProgress() and metrics.read_all(path) == []
 
 
 # --- config_file ---

@@ -26,8 +26,10 @@ from launcher.train.nemo_aligner import random_state
 BROKEN = "broken"
 
 
-class TrialState(Callback):
-    """What NeMo's checkpoints lack. Lightning saves it with them, under this class's name, and restores it."""
+class CheckpointExtras(Callback):
+    """What NeMo's checkpoints lack. Lightning saves it with them, under `state_key`, and restores it."""
+
+    state_key = "TrialState"  # the class's former name, under which existing checkpoints have it
 
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}

@@ -162,7 +162,7 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=o2)
     init_distributed(lightning, model, config.model.get("transformer_engine", False))
     restored = checkpointing.resume_point(config.exp_manager)
-    state = checkpointing.TrialState()
+    state = checkpointing.CheckpointExtras()
     lightning.callbacks.append(state)
     lightning.ckpt_path = str(restored.path) if restored else None
 

@@ -11,7 +11,7 @@ from nemo_aligner.utils.trainer_utils import check_progress
 
 from launcher.train.metrics_file import MetricsFile
 from launcher.train.nemo_aligner import random_state, replicas
-from launcher.train.nemo_aligner.checkpointing import TrialState, save_last
+from launcher.train.nemo_aligner.checkpointing import CheckpointExtras, save_last
 from launcher.train.timer import RunTimer, Stopped
 
 
@@ -26,7 +26,7 @@ class PreferenceTrainer(DPOTrainer):
     doing: str
     """What micro batches are computed for, where it is not the next step."""
 
-    def __init__(self, *, state: TrialState, **arguments: Any) -> None:
+    def __init__(self, *, state: CheckpointExtras, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.state = state
         self.saved_step = 0
