@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 HIDDEN = "***"
@@ -23,6 +24,7 @@ _INSIDE = re.compile(
 _FORMS = re.compile(r"\b(?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abp]-)[A-Za-z0-9_-]{16,}")
 
 
+@lru_cache(maxsize=4096)
 def is_secret(key: str) -> bool:
     """Whether the value of a config key (`cluster.environment.HF_TOKEN`) must not be shown."""
     return bool(_PRIVATE.search(key) or _SECRET_NAME.search(key.rpartition(".")[2]))

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from launcher.report import costs, measures, recorded, trial_files
@@ -39,17 +40,17 @@ class Report:
     """(config key, its value in each trial by number) where the trials' configs differ."""
     troubles: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def done(self) -> list[TrialReport]:
         return [trial for trial in self.trials if trial.done]
 
-    @property
+    @cached_property
     def per(self) -> str:
         """What log-ratios are counted by: "response", or "token" with model.dpo.preference_average_log_probs."""
         average = any(at(trial.config, "model.dpo.preference_average_log_probs") for trial in self.trials)
         return "token" if average else "response"
 
-    @property
+    @cached_property
     def groups(self) -> dict[tuple[str, ...], list[Pool]]:
         """Pools that differ in beta alone, by what else tells them apart."""
         found: dict[tuple[str, ...], list[Pool]] = {}
@@ -58,7 +59,7 @@ class Report:
                 found.setdefault(pool.trials[0].setting, []).append(pool)
         return found
 
-    @property
+    @cached_property
     def drift_measure(self) -> Measure:
         """How far policies have left the reference: the exact KL where all that is done has it, else the drift."""
         exact = bool(self.done) and all("kl" in trial.estimates for trial in self.done)

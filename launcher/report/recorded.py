@@ -110,14 +110,21 @@ def evaluation(data: Mapping[str, Any]) -> Evaluation:
 
 
 def columns(data: Any) -> Pairs | None:
-    """The columns as they are, or None: they must be lists of finite numbers of one length."""
-    if not isinstance(data, dict) or not data or not all(isinstance(values, list) for values in data.values()):
+    """The columns as they are, or None: they must be lists of finite numbers of one length, not 0."""
+    if not isinstance(data, dict) or not all(isinstance(values, list) for values in data.values()):
         return None
-    if {len(values) for values in data.values()} in ({0}, set()) or len({len(it) for it in data.values()}) > 1:
+    lengths = {len(values) for values in data.values()}
+    if len(lengths) != 1 or 0 in lengths or not all(map(_finite, data.values())):
         return None
-    if any(number(value) is None for values in data.values() for value in values):
-        return None
-    return {str(name): [float(value) for value in values] for name, values in data.items()}
+    return {str(name): values for name, values in data.items()}
+
+
+def _finite(values: list[Any]) -> bool:
+    """Whether all are numbers with a finite sum, and so finite themselves."""
+    try:
+        return all(isinstance(value, (int, float)) for value in values) and math.isfinite(math.fsum(values))
+    except (OverflowError, ValueError):
+        return False
 
 
 def validation(line: Mapping[str, Any]) -> Validation | None:

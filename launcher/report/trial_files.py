@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, BinaryIO
@@ -19,6 +21,9 @@ from launcher.sweep.trial import Trial
 
 _LARGEST_CONFIG = 1 << 20  # bytes
 _LEFT_OUT = ("cluster", "paths", "exp_manager", "experiment", "wait", "hydra")  # they say where, not what
+
+_SECTION = re.compile(r"([A-Za-z_][\w.-]*):\n")  # a key with nothing but deeper lines
+_KEY = re.compile(r"[A-Za-z_][\w.-]*:(?: .*)?\n?\Z")
 
 Config = Mapping[str, Mapping[str, Any]]
 """config.yaml by its sections. Trials whose sections are equal share them: never change one."""
@@ -85,28 +90,35 @@ def read_config(trial: Trial) -> Config:
     if len(content) > _LARGEST_CONFIG:
         raise Unreadable(f"{trial.folder / 'config.yaml'} is larger than any config; it is not read")
     try:
-        sections: dict[str, Mapping[str, Any]] = {}
-        for text in _sections(content.decode()):
-            sections.update(_section(text))
+        loaded = _mapping(content.decode())
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"{trial.folder / 'config.yaml'} cannot be read: {' '.join(str(error).split())}") from error
-    return sections
+    return {name: value if isinstance(value, dict) else {"": value} for name, value in loaded.items()}
 
 
-def _sections(text: str) -> Iterable[str]:
-    """The text of each top-level key. Parsed one by one: most are the same in all of a sweep's thousands of trials."""
-    lines: list[str] = []
+def _mapping(text: str) -> dict[str, Any]:
+    """A block of YAML. Each key's part is parsed by itself: most are the same in all of a sweep's thousands of trials.
+
+    Raises ValueError where it is no YAML.
+    """
+    lines: list[list[str]] = []
     for line in text.splitlines(keepends=True):
-        if lines and not line[0].isspace():
-            yield "".join(lines)
-            lines = []
-        lines.append(line)
-    yield "".join(lines)
+        if not lines or not (line[0].isspace() or line.startswith("- ")):
+            lines.append([])
+        lines[-1].append(line)
+    found: dict[str, Any] = {}
+    for part in lines:
+        found.update(_part("".join(part)))
+    return found
 
 
 @lru_cache(maxsize=4096)
-def _section(text: str) -> Mapping[str, Mapping[str, Any]]:
-    """Raises ValueError where it is no YAML."""
+def _part(text: str) -> dict[str, Any]:
+    """{key: value} of one key. Never change it: whoever asks for the same text gets the same object."""
+    section = _SECTION.match(text)
+    inside = textwrap.dedent(text[section.end() :]) if section else ""
+    if section and inside and all(line[0].isspace() or _KEY.match(line) for line in inside.splitlines(keepends=True)):
+        return {section[1]: _mapping(inside)}  # no list, no comment, no scalar of several lines
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -117,9 +129,7 @@ def _section(text: str) -> Mapping[str, Mapping[str, Any]]:
         loaded = yaml.load(text, Loader=loader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
-    if not isinstance(loaded, dict):
-        return {}
-    return {str(name): value if isinstance(value, dict) else {"": value} for name, value in loaded.items()}
+    return {str(name): value for name, value in loaded.items()} if isinstance(loaded, dict) else {}
 
 
 def at(config: Config, key: str) -> Any:
@@ -136,14 +146,14 @@ def differences(configs: Mapping[int, Config]) -> list[tuple[str, dict[int, str]
     found = []
     for section in sorted({name for config in known.values() for name in config} - set(_LEFT_OUT)):
         own = {number: config.get(section, {}) for number, config in known.items()}
-        flat = {id(part): dict(_leaves(redact.config(part, section), section)) for part in own.values()}
+        flat = {id(part): dict(_leaves(part, section)) for part in own.values()}
         if len(flat) < 2:
             continue
         values = list(flat.values())
         first = values[0]
         keys = {key for other in values for key in first.keys() | other.keys() if first.get(key) != other.get(key)}
         for key in sorted(keys):
-            shown = {part: _shown(leaves.get(key)) for part, leaves in flat.items()}
+            shown = {part: _shown(redact.config(leaves.get(key), key)) for part, leaves in flat.items()}
             if len(set(shown.values())) > 1:
                 found.append((key, {n: shown[id(own[n])] if n in own else "?" for n in configs}))
     return found

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
 from launcher import __main__ as command
 from launcher.report import gather, page
 from tests.unit import report_sweep
-from tests.unit.report_sweep import make
+from tests.unit.report_sweep import BETA, make
 
 pytest.importorskip("matplotlib")
 
@@ -94,6 +95,19 @@ def test_many_trials(tmp_path):
     html = page.render(gather.gather(sweep))
     assert 'class="card"' not in html
     assert html.count("<tr><td><span") == 30
+
+
+def test_the_time_grows_with_the_trials_and_no_faster(tmp_path):
+    """1,000 trials take a second or two; where each looks at all the others, minutes."""
+    trials = [
+        ([f"{BETA}={beta}", f"model.optim.lr={rate}"], report_sweep.config(beta))
+        for rate in range(334)
+        for beta in (0.05, 0.1, 0.5)
+    ]
+    made = report_sweep.finish(report_sweep._create(tmp_path / "sweep", trials, None))
+    before = time.process_time()
+    assert report(made.folder, "--format", "md,csv") == 0
+    assert time.process_time() - before < 15
 
 
 def test_refusals_leave_nothing(sweep, tmp_path, capsys):

@@ -148,6 +148,30 @@ def test_equal_sections_are_parsed_once(tmp_path):
     assert configs[0]["trainer"] is configs[1]["trainer"] and configs[0]["model"] is not configs[1]["model"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a:\n  b:\n    c: 1\n    d: [1, 2]\n  e: x\nf: 2.5\n",
+        "a:\n- 1\n- b: 2\n",
+        "a:\n  - 1\n  - 2\n",
+        "a:\n  b: |\n    x: 1\n    y\n  c: >-\n    one\n    two\n",
+        "# head\na:\n  # inside\n  b: 1 # behind\n\n  c: 2\n",
+        "a:\n  plain text\n  on two lines\nb:\n",
+        "a:\n  'quoted: key': {x: 1}\n  1: one\n",
+        "a: {}\nb: []\nc: null\n",
+        "a:\n    deep: 1\n    more:\n        x: 1\n",
+        "",
+    ],
+)
+def test_configs_are_read_as_yaml_reads_them(sweep, content):
+    import yaml
+
+    (sweep.folder / "0" / "config.yaml").write_text(content)
+    expected = {name: it if isinstance(it, dict) else {"": it} for name, it in (yaml.safe_load(content) or {}).items()}
+    found = trial_files.read_config(sweep.trials[0])
+    assert json.dumps(found) == json.dumps(expected)
+
+
 def test_refused_is_what_the_command_raises(sweep, monkeypatch):
     from launcher.commands import report as module
 
