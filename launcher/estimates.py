@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 LEVEL = 0.05
 """Two-sided significance level: what differs counts where the probability of chance alone is below it."""
-_POWERED = 1.96 + 0.84  # standard errors that a true difference needs, to be significant in 4 of 5 experiments
+_POWER = 0.84  # standard errors beyond the threshold that make a true difference significant in 4 of 5 experiments
+_MOST_SEEDS = 100
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,20 @@ class Estimate:
             return 0.0 if self.value * direction > 0 else 1.0
         return student_tail(direction * self.value / self.error, self.freedom)
 
-    def needed(self) -> str:
+    def needed(self, level: float = LEVEL) -> str:
         """What would make a difference of this size significant in 4 of 5 experiments; "" where that is unknown."""
         if not self.error or self.at_most or not self.pairs or not self.value:
             return ""
-        allowed = (self.value / _POWERED) ** 2
-        seeds, over_pairs = self.seed_error**2, self.error**2 - self.seed_error**2
-        if seeds > over_pairs and allowed > over_pairs:
-            return f"about {_round_up(self.seeds * seeds / (allowed - over_pairs))} seeds a beta"
-        if allowed > seeds:
-            return f"about {_round_up(self.pairs * over_pairs / (allowed - seeds)):,} pairs"
-        factor = self.error**2 / allowed
-        return f"about {_round_up(self.seeds * factor)} seeds a beta on {_round_up(self.pairs * factor):,} pairs"
+        over_pairs = self.error**2 - self.seed_error**2
+        if self.seed_error**2 > over_pairs:
+            for seeds in range(self.seeds + 1, _MOST_SEEDS + 1):
+                allowed = self.value / (quantile(level / 2, seeds - 1) + _POWER)
+                if over_pairs + self.seeds * self.seed_error**2 / seeds <= allowed**2:
+                    return f"about {seeds} seeds a beta"
+        allowed = self.value / (quantile(level / 2, math.inf if self.seeds == 1 else self.freedom) + _POWER)
+        if allowed**2 > self.seed_error**2:
+            return f"about {_round_up(self.pairs * over_pairs / (allowed**2 - self.seed_error**2)):,} pairs"
+        return f"more than {_MOST_SEEDS} seeds a beta, or more pairs and seeds,"
 
 
 def mean(values: Sequence[float]) -> Estimate:
@@ -97,7 +101,8 @@ def over_seeds(values: Sequence[float], over_pairs: Estimate) -> Estimate:
     """The mean of what several seeds gave. `over_pairs` is the estimate of that mean with its error over pairs alone.
 
     The variance is the sum of the two (seeds and pairs are crossed; their interaction is in both parts, so that the
-    sum is never too small). Its degrees of freedom are Satterthwaite's (1946).
+    sum is never too small). Its degrees of freedom are those of the seeds: Satterthwaite's, which lie between the two,
+    find too many false differences with three seeds, since a spread that is small by chance raises them.
     """
     n = len(values)
     if n < 2:
@@ -106,11 +111,16 @@ def over_seeds(values: Sequence[float], over_pairs: Estimate) -> Estimate:
     value, seed_error = between.value, between.error or 0.0
     if over_pairs.error is None:
         return Estimate(value, pairs=over_pairs.pairs, paired=over_pairs.paired, seeds=n)
-    error, freedom = math.hypot(seed_error, over_pairs.error), over_pairs.freedom
-    if seed_error:
-        freedom = error**4 / (seed_error**4 / (n - 1) + over_pairs.error**4 / over_pairs.freedom)
+    error = math.hypot(seed_error, over_pairs.error)
     return Estimate(
-        value, error, over_pairs.at_most, over_pairs.pairs, over_pairs.paired, n, seed_error, max(1.0, freedom)
+        value,
+        error,
+        over_pairs.at_most,
+        over_pairs.pairs,
+        over_pairs.paired,
+        n,
+        seed_error,
+        min(n - 1, over_pairs.freedom),
     )
 
 
@@ -130,6 +140,18 @@ def student_tail(t: float, freedom: float) -> float:
         return math.erfc(t / math.sqrt(2)) / 2
     tail = _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t)) / 2
     return tail if t >= 0 else 1 - tail
+
+
+@lru_cache(maxsize=1024)
+def quantile(chance: float, freedom: float) -> float:
+    """The t with P(T > t) = chance, for chances below one half."""
+    low, high = 0.0, 1.0
+    while student_tail(high, freedom) > chance:
+        low, high = high, 2 * high
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_tail(middle, freedom) > chance else (low, middle)
+    return high
 
 
 def _incomplete_beta(a: float, b: float, x: float) -> float:

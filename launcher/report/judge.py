@@ -41,10 +41,12 @@ class Judged:
     """One-sided p-value: how likely chance alone supports the claim as well as this."""
     chance_against: float = 1.0
     """The same for contradicting it."""
-    needed: str = ""
-    """What would tell it: `about 120 pairs`."""
+    decides: Estimate | None = None
+    """The difference that the word hangs on; None where more pairs or seeds would not tell."""
     adjusted: float = 1.0
     """Two-sided p-value after Holm's correction."""
+    family: int = 1
+    """How many findings it was corrected for."""
 
     @property
     def chance(self) -> float:
@@ -59,10 +61,10 @@ class Judged:
 
     @property
     def sentence(self) -> str:
-        """The estimates, and how sure the word is."""
+        """The estimates, how sure the word is, and where it cannot be told, what would tell."""
         sure = f"; p {_p(self.adjusted)}" if self.chance < 1 else ""
-        hint = f"; {self.needed} would tell a difference of this size" if self.needed else ""
-        return f"{self.text}{sure}{hint if self.word == 'cannot be told' else ''}"
+        needed = self.decides.needed(LEVEL / self.family) if self.decides and self.word == "cannot be told" else ""
+        return f"{self.text}{sure}{f'; {needed} would tell a difference of this size' if needed else ''}"
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,14 @@ def judge(report: Report) -> Judgement:
     ]
     theory = [_theory(report, group) for group in groups if len({pool.beta for pool in group}) > 1]
     first = Judgement(tuple(raw), tuple(theory))
+    family = len(first.findings)
     adjusted = iter(estimates.holm([finding.chance for finding in first.findings]))
-    verdicts = [
-        replace(verdict, findings=tuple(replace(it, adjusted=next(adjusted)) for it in verdict.findings))
-        for verdict in raw
-    ]
-    return Judgement(tuple(verdicts), tuple(replace(it, adjusted=next(adjusted)) for it in theory))
+
+    def corrected(findings: Sequence[Judged]) -> tuple[Judged, ...]:
+        return tuple(replace(finding, adjusted=next(adjusted), family=family) for finding in findings)
+
+    verdicts = tuple(replace(verdict, findings=corrected(verdict.findings)) for verdict in raw)
+    return Judgement(verdicts, corrected(theory))
 
 
 def problem(expect: Any) -> str:
@@ -193,7 +197,7 @@ def _finding(report: Report, measure: Measure, expected: str, own: Pool, group: 
     if expected == "above chance" and measure.chance is not None:
         over = replace(estimate, value=estimate.value - measure.chance)
         text = f"{value}, chance is {measure.chance:g}; difference {_sureness(over)}"
-        return Judged(about, text, over.chance(1), over.chance(-1), over.needed())
+        return Judged(about, text, over.chance(1), over.chance(-1), over)
     others = [pool for pool in group if pool is not own and not _same(pool.beta, own.beta)]
     known = [pool for pool in others if pool.done and measure.key in pool.estimates]
     if not known:
@@ -209,10 +213,10 @@ def _finding(report: Report, measure: Measure, expected: str, own: Pool, group: 
     nearest, nearest_difference = min(compared, key=lambda it: direction * it[1].value)
     text = f"{value}; {_value(nearest, measure, report)} at {nearest.name}; difference {_sureness(nearest_difference)}"
     text += f"; nothing is known of {_some(absent)} yet" if absent else ""
-    needed = "" if absent else nearest_difference.needed()
+    decides = None if absent else nearest_difference
     if expected.startswith("not "):
-        return Judged(about, text, any_below, all_above, needed)
-    return Judged(about, text, all_above, any_below, needed)
+        return Judged(about, text, any_below, all_above, decides)
+    return Judged(about, text, all_above, any_below, decides)
 
 
 def _theory(report: Report, group: Sequence[Pool]) -> Judged:
@@ -236,7 +240,7 @@ def _theory(report: Report, group: Sequence[Pool]) -> Judged:
     falls = 1.0 if absent else max(step.chance(1) for _, _, step in steps)
     rises = min(1.0, len(steps) * min(step.chance(-1) for _, _, step in steps))
     weakest = max((step for _, _, step in steps), key=lambda step: step.chance(1))
-    return Judged(about, text, falls, rises, "" if absent else weakest.needed())
+    return Judged(about, text, falls, rises, None if absent else weakest)
 
 
 def _sureness(difference: Estimate) -> str:
