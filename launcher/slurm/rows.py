@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from launcher.units import parse_time_limit
+
 # -- states ------------------------------------------------------------------------------------------------------------
 
 
@@ -77,25 +79,12 @@ _WITHOUT_LIMIT = {"UNLIMITED", "infinite", "INFINITE"}
 
 
 def duration(text: str) -> float | None:
-    """Seconds. None if there is none, inf if there is no limit.
-
-    Reads what Slurm prints and what sbatch's --time takes: `minutes`, `minutes:seconds`, `hours:minutes:seconds`,
-    `days-hours`, `days-hours:minutes`, `days-hours:minutes:seconds`. Raises ValueError for anything else.
-    """
+    """Seconds. None if there is none, inf if there is no limit. Raises ValueError for what Slurm never prints."""
     if text in NOTHING:
         return None
     if text in _WITHOUT_LIMIT:
         return math.inf
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?(?:\.\d+)?", text)
-    if not found:
-        raise ValueError(f"{text!r} is no duration as Slurm writes them (such as 90, 1:30:00 or 2-12:00:00)")
-    days, *rest = found.groups()
-    numbers = [int(part) for part in rest if part is not None]
-    if days is not None:  # after days, hours come first; without them, a single number is minutes
-        hours, minutes, seconds = [*numbers, 0, 0][:3]
-    else:
-        hours, minutes, seconds = numbers if len(numbers) == 3 else [0, *numbers, 0][:3]
-    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+    return parse_time_limit(re.sub(r"\.\d+$", "", text))  # sacct prints fractions of a second
 
 
 def moment(text: str) -> float | None:
