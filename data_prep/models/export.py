@@ -45,7 +45,8 @@ def export(
     described = base_model.load(restored)
     progress = Progress(f"trial {trial.name}")
     with progress.phase("reading the adapter"):
-        found = adapters.read(adapter_file(trial, result), described.under(config) if described else None)
+        shape = {**described.config, **config["model"]} if described else None
+        found = adapters.read(adapter_file(trial, result), shape)
     name = base or base_name(restored)
     with folders.made("--out", out) as folder:
         if merge:

@@ -6,14 +6,14 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from launcher.check import disk
-from launcher.compose.trials import TrialConfig
+from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding
 from launcher.slurm import client, script
-from launcher.slurm.rows import duration
 from launcher.slurm.site import Association, Partition
+from launcher.trial_config.cluster import Cluster
+from launcher.trial_config.config import TrialConfig
 
 
 class Site:
@@ -35,56 +35,56 @@ class Site:
         return bool({"limits", "safe", "all"} & set(enforced.split(",")))
 
 
-def findings(site: Site, config: dict[str, Any], trials: int = 1) -> list[Finding]:
+def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
     """Everything about `cluster` and the trial's shape that this cluster would not run; `trials` in the whole sweep."""
-    cluster = config["cluster"]
+    cluster = config.cluster
     try:
         partitions = {partition.name: partition for partition in site.cluster.partitions}
         associations = site.associations
     except client.SlurmError as error:
         why = f"Slurm does not answer ({error})"
-        return [Finding("cluster", cluster["name"], why, "try again later, or run here with cluster=local")]
+        return [Finding("cluster", cluster.name, why, "try again later, or run here with cluster=local")]
     name = _asked_for(site, config)
     found = _side_by_side(config)
     if name is None:
         why = "is not set, and the cluster has no default"
         return [Finding("cluster.partition", "null", why, f"there are: {', '.join(sorted(partitions))}")]
-    for one in str(name).split(","):
-        if one not in partitions:
+    for part in name.split(","):
+        if part not in partitions:
             why = "no such partition"
-            found.append(Finding("cluster.partition", one, why, f"there are: {', '.join(sorted(partitions))}"))
+            found.append(Finding("cluster.partition", part, why, f"there are: {', '.join(sorted(partitions))}"))
     if not found:
         # Several partitions: Slurm takes whichever starts first, so one that fits is enough.
-        together = script.share(cluster, trials)
-        each: list[list[Finding]] = [_partition(partitions[one], config, together) for one in str(name).split(",")]
-        found += sorted(each, key=len)[0]
+        together = script.share(config.plain["cluster"], trials)
+        unfit: list[list[Finding]] = [_partition(partitions[part], config, together) for part in name.split(",")]
+        found += sorted(unfit, key=len)[0]
         if associations is not None:
             here = site.cluster.name.lower()  # slurmdbd may keep several clusters, their names in small letters
             associations = [row for row in associations if row.cluster.lower() == here]
-            partition = partitions[str(name).split(",")[0]]
+            partition = partitions[name.split(",")[0]]
             found += _account(associations, partition, cluster)
             if not found and site.enforces_limits and associations:
                 found += _limits(_association(associations, partition, cluster), config, trials)
     return found
 
 
-def _side_by_side(config: dict[str, Any]) -> list[Finding]:
+def _side_by_side(config: TrialConfig) -> list[Finding]:
     """What trials that share a node cannot have."""
-    cluster, nodes = config["cluster"], config["trainer"]["num_nodes"]
-    together = cluster.get("trials_per_node") or 1
+    cluster, nodes = config.cluster, config.nodes
+    together = cluster.trials_per_node
     if together == 1:
         return []
     if nodes > 1:
         why = f"a trial of trainer.num_nodes={nodes} shares none of them"
         return [Finding("cluster.trials_per_node", str(together), why, "set trainer.num_nodes=1, or leave this at 1")]
-    asked = [option for option in cluster["sbatch"] or {} if str(option).startswith(("gres", "gpus"))]
+    asked = [option for option in cluster.sbatch if str(option).startswith(("gres", "gpus"))]
     asked = [option for option in asked if str(option).replace("-", "_") != "gres_flags"]
     why = "what of it each trial gets cannot be told"
     remedy = "give GPUs by cluster.gpus_per_node (a trial's), or leave cluster.trials_per_node at 1"
-    return [Finding(f"cluster.sbatch.{option}", str(cluster["sbatch"][option]), why, remedy) for option in asked]
+    return [Finding(f"cluster.sbatch.{option}", str(cluster.sbatch[option]), why, remedy) for option in asked]
 
 
-def warnings(site: Site, trials: Sequence[TrialConfig], folder: Path) -> list[Finding]:
+def warnings(site: Site, trials: Sequence[PlannedTrial], folder: Path) -> list[Finding]:
     """What this cluster would accept and may not do well: nodes that are down now, folders that only this machine has.
 
     Asks Slurm nothing that `findings` has not asked already; `folder` is the sweep's.
@@ -94,39 +94,35 @@ def warnings(site: Site, trials: Sequence[TrialConfig], folder: Path) -> list[Fi
     largest = 1
     for trial in trials:
         config = trial.config
-        found.update(dict.fromkeys(_warned_late(config["cluster"])))
+        found.update(dict.fromkeys(_warned_late(config.cluster)))
         for name in str(_asked_for(site, config)).split(","):
             partition = site.cluster.partition(name)
             if partition is not None:
                 largest = max(largest, partition.total_nodes)
-                together = script.share(config["cluster"], len(trials))
+                together = script.share(config.plain["cluster"], len(trials))
                 found.update(dict.fromkeys(_down_now(partition, config, together)))
-        model = Path(config["pretrained_checkpoint"]["restore_from_path"])
-        data = Path(config["model"]["data"]["data_prefix"]["train"][-1])
-        places[("pretrained_checkpoint.restore_from_path", model)] = None
-        places[("model.data.data_prefix", data)] = None
+        places[("pretrained_checkpoint.restore_from_path", config.base_model)] = None
+        places[("model.data.data_prefix", Path(config.data_prefix["train"][-1]))] = None
     if largest > 1:  # on a cluster of one machine everything is shared
         found.update(dict.fromkeys(disk.not_shared(places)))
     return list(found)
 
 
-def _warned_late(cluster: dict[str, Any]) -> list[Finding]:
-    seconds = cluster["time"] * 60 if isinstance(cluster["time"], int) else duration(cluster["time"]) or math.inf
-    if cluster["signal_delay_s"] < seconds:
+def _warned_late(cluster: Cluster) -> list[Finding]:
+    if cluster.signal_delay_s < cluster.time_limit_s:
         return []
-    why = f"the warning comes as the trial starts, for its time limit is {seconds:g} s"
-    return [Finding("cluster.signal_delay_s", str(cluster["signal_delay_s"]), why, "lower it, or raise cluster.time")]
+    why = f"the warning comes as the trial starts, since its time limit is {cluster.time_limit_s:g} s"
+    return [Finding("cluster.signal_delay_s", str(cluster.signal_delay_s), why, "lower it, or raise cluster.time")]
 
 
-def _asked_for(site: Site, config: dict[str, Any]) -> str | None:
+def _asked_for(site: Site, config: TrialConfig) -> str | None:
     """The partition, or several with commas, that a trial is for; the cluster's own where it names none."""
     default = site.cluster.default_partition
-    return config["cluster"]["partition"] or (default.name if default else None)
+    return config.cluster.partition or (default.name if default else None)
 
 
-def _down_now(partition: Partition, config: dict[str, Any], together: int) -> list[Finding]:
-    cluster, nodes = config["cluster"], config["trainer"]["num_nodes"]
-    gpus, memory = (cluster["gpus_per_node"] or 0) * together, (cluster["mem_gb"] or 0) * 1024
+def _down_now(partition: Partition, config: TrialConfig, together: int) -> list[Finding]:
+    nodes, gpus, memory = config.nodes, config.cluster.gpus * together, config.cluster.memory_mb
     there, up = partition.nodes_with(gpus, memory), partition.nodes_with(gpus, memory, usable=True)
     if not up < nodes <= there:
         return []
@@ -134,19 +130,17 @@ def _down_now(partition: Partition, config: dict[str, Any], together: int) -> li
     return [Finding("trainer.num_nodes", str(nodes), why, "`sinfo -R` says why they are down")]
 
 
-def _partition(partition: Partition, config: dict[str, Any], together: int) -> list[Finding]:
+def _partition(partition: Partition, config: TrialConfig, together: int) -> list[Finding]:
     """`together`: trials that share a node."""
-    cluster, trainer = config["cluster"], config["trainer"]
-    nodes, of_one = trainer["num_nodes"], cluster["gpus_per_node"] or 0
+    cluster, nodes, of_one = config.cluster, config.nodes, config.cluster.gpus
     gpus = of_one * together
     where = f"partition {partition.name}"
     found = []
     if partition.state != "UP":
         found.append(Finding("cluster.partition", partition.name, f"is {partition.state}", "choose another"))
-    seconds = cluster["time"] * 60 if isinstance(cluster["time"], int) else duration(cluster["time"])
-    if seconds is not None and seconds > partition.max_time:
+    if math.inf > cluster.time_limit_s > partition.max_time:
         limit = f"{partition.max_time / 60:g} minutes"
-        found.append(Finding("cluster.time", str(cluster["time"]), f"{where} allows {limit}", f"write at most {limit}"))
+        found.append(Finding("cluster.time", str(cluster.time), f"{where} allows {limit}", f"write at most {limit}"))
     if together > 1 and of_one <= partition.gpus_per_node < gpus:
         why = f"{where} has {partition.gpus_per_node} GPUs a node, and each trial takes {of_one}"
         remedy = f"write at most {partition.gpus_per_node // of_one}"
@@ -157,7 +151,7 @@ def _partition(partition: Partition, config: dict[str, Any], together: int) -> l
         remedy = "set trainer.devices to at most that" if partition.gpus_per_node else "set it to null for CPU nodes"
         found.append(Finding("cluster.gpus_per_node", str(of_one), why, remedy))
         gpus = 0
-    most = min(partition.max_nodes, partition.nodes_with(gpus=gpus, memory=(cluster["mem_gb"] or 0) * 1024))
+    most = min(partition.max_nodes, partition.nodes_with(gpus=gpus, memory=cluster.memory_mb))
     if nodes > most:
         largest = int(most) if most < math.inf else partition.total_nodes
         with_gpus = f" with {gpus} GPUs" if gpus else ""
@@ -166,7 +160,7 @@ def _partition(partition: Partition, config: dict[str, Any], together: int) -> l
     return found
 
 
-def _account(associations: list[Association], partition: Partition, cluster: dict[str, Any]) -> list[Finding]:
+def _account(associations: list[Association], partition: Partition, cluster: Cluster) -> list[Finding]:
     """Accounts and QoS, where the site keeps them."""
     if not associations:
         return [
@@ -185,22 +179,22 @@ def _account(associations: list[Association], partition: Partition, cluster: dic
             Finding("cluster.account", account, why, f"it admits {admits}; choose another of {', '.join(mine)}")
         )
     allowed = frozenset[str]().union(*(a.qos for a in associations if a.account == account))
-    if cluster["qos"] and allowed and cluster["qos"] not in allowed:
+    if cluster.qos and allowed and cluster.qos not in allowed:
         why = f"account {account} may not use it"
-        found.append(Finding("cluster.qos", cluster["qos"], why, f"it may use: {', '.join(sorted(allowed))}"))
-    elif cluster["qos"] and not partition.admits_qos(cluster["qos"]):
+        found.append(Finding("cluster.qos", cluster.qos, why, f"it may use: {', '.join(sorted(allowed))}"))
+    elif cluster.qos and not partition.admits_qos(cluster.qos):
         found.append(
-            Finding("cluster.qos", cluster["qos"], f"partition {partition.name} does not admit it", "choose another")
+            Finding("cluster.qos", cluster.qos, f"partition {partition.name} does not admit it", "choose another")
         )
     return found
 
 
-def _account_name(associations: list[Association], cluster: dict[str, Any]) -> str:
+def _account_name(associations: list[Association], cluster: Cluster) -> str:
     default = next((row.account for row in associations if row.default), None)
-    return str(cluster["account"] or default or min(row.account for row in associations))
+    return str(cluster.account or default or min(row.account for row in associations))
 
 
-def _association(associations: list[Association], partition: Partition, cluster: dict[str, Any]) -> Association:
+def _association(associations: list[Association], partition: Partition, cluster: Cluster) -> Association:
     """The one that a job comes under: the account's own for this partition, if the site has made one."""
     account = _account_name(associations, cluster)
     rows = [row for row in associations if row.account == account and row.partition in ("", partition.name)]
@@ -208,36 +202,34 @@ def _association(associations: list[Association], partition: Partition, cluster:
     return max(rows, key=lambda row: row.partition == partition.name)
 
 
-def _limits(association: Association, config: dict[str, Any], trials: int) -> list[Finding]:
+def _limits(association: Association, config: TrialConfig, trials: int) -> list[Finding]:
     """What the account lets one job have, and all its jobs at once; a job that alone wants more waits for ever.
 
     Limits of a QoS, and an account's group limits where they are not the user's own, are in no answer that was asked
     for here: with those the array waits, and says why (QOSMaxGRESPerUser, AssocGrpGRES, ...).
     """
-    cluster, trainer = config["cluster"], config["trainer"]
-    nodes, whose = trainer["num_nodes"], f"account {association.account}"
-    together = script.share(cluster, trials)
+    cluster, nodes, whose = config.cluster, config.nodes, f"account {association.account}"
+    together = script.share(config.plain["cluster"], trials)
     who = "a trial asks" if together == 1 else f"{together} trials on a node ask"
     found = []
-    seconds = cluster["time"] * 60 if isinstance(cluster["time"], int) else duration(cluster["time"])
-    if seconds is not None and seconds > association.max_wall:
+    if math.inf > cluster.time_limit_s > association.max_wall:
         limit = f"{association.max_wall / 60:g} minutes"
-        found.append(Finding("cluster.time", str(cluster["time"]), f"{whose} allows {limit}", f"write at most {limit}"))
+        found.append(Finding("cluster.time", str(cluster.time), f"{whose} allows {limit}", f"write at most {limit}"))
     asked = {
         "node": ("trainer.num_nodes", "nodes", nodes),
-        "gres/gpu": ("cluster.gpus_per_node", "GPUs", together * nodes * (cluster["gpus_per_node"] or 0)),
+        "gres/gpu": ("cluster.gpus_per_node", "GPUs", together * nodes * cluster.gpus),
         "cpu": (
             "cluster.cpus_per_task",
             "CPUs",
-            together * nodes * trainer["devices"] * (cluster["cpus_per_task"] or 1),
+            together * config.ranks * (cluster.cpus_per_task or 1),
         ),
-        "mem": ("cluster.mem_gb", "MB", nodes * math.ceil((cluster["mem_gb"] or 0) * 1024)),
+        "mem": ("cluster.mem_gb", "MB", nodes * cluster.memory_mb),
     }
     for name, (key, unit, count) in asked.items():
         most = min(limits.get(name, math.inf) for limits in (association.max_per_job, association.group))
         if count > most:
             why = f"{whose} gives a job at most {most:g} {unit}; {who} for {count:g} over all its nodes"
-            value = nodes if name == "node" else cluster[key.partition(".")[2]]
+            value = config.at(key)
             found.append(Finding(key, str(value), why, "lower it or trainer.num_nodes, or use another account"))
     if math.ceil(trials / together) > association.max_submit:
         each = f"each of the {trials} trials" if together == 1 else f"every {together} of the {trials} trials"

@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from launcher import units
 from launcher.check import disk, pair_lengths
 from launcher.check.pair_lengths import PairLengths
 from launcher.check.steps import Plan
-from launcher.compose.trials import is_weight
-from launcher.nemo import lora
+from launcher.nemo import data_files, lora
 from launcher.nemo.base_model import BaseModel
+from launcher.trial_config.config import Split, TrialConfig
+from launcher.trial_config.trainer import TrainingLoop
 
 #: A pass of the frozen model over a position is 2 FLOPs a weight; training adapters needs it forward and, for the
 #: activations' gradients, backward. Whole weights need a third for their own gradients (Kaplan et al. 2020, 2.1).
@@ -31,7 +30,7 @@ _CPU_MULTIPLE, _STOCK_MULTIPLE = 1, 16
 
 
 @dataclass(frozen=True)
-class Way:
+class Batching:
     """How pairs are brought to the model."""
 
     cut: bool
@@ -88,49 +87,48 @@ class Cost:
         return self.positions.training + (self.positions.validation + reference) / self.passes
 
 
-def way(config: dict[str, Any]) -> Way:
-    """As the trial's config has it; as NeMo-Aligner by itself where an earlier version's does not say."""
-    compute = config.get("compute") or {}
-    cut = bool(compute.get("cut_padding"))
-    accelerator = config["trainer"]["accelerator"]
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not config["cluster"].get("gpus_per_node"))
-    usual = _CPU_MULTIPLE if cut and on_cpu else _STOCK_MULTIPLE
-    return Way(cut, bool(compute.get("cache_reference")), compute.get("length_multiple") or usual)
+def batching(config: TrialConfig) -> Batching:
+    """As the trial's config asks for it."""
+    compute, accelerator = config.compute, config.trainer.accelerator
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not config.cluster.gpus)
+    usual = _CPU_MULTIPLE if compute.cut_padding and on_cpu else _STOCK_MULTIPLE
+    return Batching(compute.cut_padding, compute.cache_reference, compute.length_multiple or usual)
 
 
-def estimate(config: dict[str, Any], base: BaseModel | None, way: Way, trials: int = 1) -> Cost | None:
-    """None where the data's lengths are not known, or the steps are refused."""
-    model, trainer = config["model"], config["trainer"]
+def estimate(config: TrialConfig, base: BaseModel | None, how: Batching | None = None, trials: int = 1) -> Cost | None:
+    """The cost of so many trials like this one; `how` is the config's own where it is None.
+
+    None where the data's lengths are not known, or the steps are refused.
+    """
+    model, how = config.model, how or batching(config)
     train, validation = (_lengths(config, split) for split in ("train", "validation"))
     if train is None or validation is None:
         return None
     plan = disk.trial_plan(config, sum(part.rows for part in train))
     if plan is None:
         return None
-    ranks = trainer["num_nodes"] * trainer["devices"]
-    share = model["global_batch_size"] * model["tensor_model_parallel_size"] * model["pipeline_model_parallel_size"]
-    share = max(1, share // ranks)  # pairs of a global batch that one data-parallel rank has
-    alone = way.cut and model["pipeline_model_parallel_size"] == 1  # pipeline stages agree on one shape
+    # pairs of a global batch that one data-parallel rank has
+    share = max(1, config.global_batch_size * config.model_parallel_ranks // config.ranks)
+    alone = how.cut and model.pipeline_model_parallel_size == 1  # pipeline stages agree on one shape
     trained, referred = (
-        micro if alone else share
-        for micro in (model["micro_batch_size"], model["dpo"]["log_prob_forward_micro_batch_size"])
+        micro if alone else share for micro in (model.micro_batch_size, model.dpo.log_prob_forward_micro_batch_size)
     )
-    pairs = plan.max_steps * model["global_batch_size"]
-    checked = _validated(plan, trainer["dpo"], model["global_batch_size"], sum(part.rows for part in validation))
+    pairs = plan.max_steps * config.global_batch_size
+    checked = _validated(plan, config.trainer.dpo, config.global_batch_size, sum(part.rows for part in validation))
 
     def computed(count: float, parts: list[PairLengths], together: int) -> float:
-        return 2 * count * _mean(parts, together, share, way.multiple)
+        return 2 * count * _mean(parts, together, share, how.multiple)
 
     training, validating = computed(pairs, train, trained), computed(checked, validation, trained)
-    if alone and way.reference_once:  # each pair once, whatever trials and epochs
+    if alone and how.reference_once:  # each pair once, whatever trials and epochs
         seen = min(pairs, sum(part.rows for part in train)), min(checked, sum(part.rows for part in validation))
     else:
         seen = pairs, checked
     reference = computed(seen[0], train, referred) + computed(seen[1], validation, referred)
     needed = 2 * (pairs + seen[0]) * _mean(train, 1, 1) + 2 * (checked + seen[1]) * _mean(validation, 1, 1)
     positions = Positions(training, validating, reference, max(0.0, 1 - needed / (training + validating + reference)))
-    passes = _passes(base.under(config) if base else model)
-    cost = Cost(trials, positions, way.reference_once, passes, None, ranks, all(part.counted for part in train))
+    passes = _passes(config, base)
+    cost = Cost(trials, positions, how.reference_once, passes, None, config.ranks, all(part.counted for part in train))
     if base is None or not base.shaped or base.vocabulary is None:
         return cost
     weights = lora.parameters(base.config, base.vocabulary)
@@ -171,11 +169,9 @@ def least_seconds(cost: Cost) -> float | None:
     return cost.flops * cost.work / cost.whole_work / (H100_FLOPS * cost.ranks)
 
 
-def _lengths(config: dict[str, Any], split: str) -> list[PairLengths] | None:
-    names = config["model"]["data"]["data_prefix"][split]
-    files = [Path(name) for name in names if not (is_weight(name) and len(names) > 1)]
-    found = [pair_lengths.load(file) for file in files]
-    known = [one for one in found if one is not None]
+def _lengths(config: TrialConfig, split: Split) -> list[PairLengths] | None:
+    found = [pair_lengths.load(file) for file in data_files.files(config.data_prefix[split])]
+    known = [lengths for lengths in found if lengths is not None]
     return known if known and len(known) == len(found) else None
 
 
@@ -186,15 +182,16 @@ def _mean(parts: Sequence[PairLengths], together: int, share: int, multiple: int
     return mean + (multiple - 1) / 2
 
 
-def _validated(plan: Plan, dpo: dict[str, Any], batch: int, rows: int) -> float:
+def _validated(plan: Plan, loop: TrainingLoop, batch: int, rows: int) -> float:
     """Held-out pairs that all validations of a trial compute together; a batch that is not whole is left out."""
     batches = rows // batch
-    limit = dpo["limit_val_batches"]
+    limit = loop.limit_val_batches
     batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
     times = math.ceil(plan.max_steps / plan.val_check_interval)
     return float(times * batches * batch)
 
 
-def _passes(model: dict[str, Any]) -> float:
-    passes = _LORA_PASSES if model["peft"]["peft_scheme"] == "lora" else _FULL_PASSES
+def _passes(config: TrialConfig, base: BaseModel | None) -> float:
+    model = base.under(config) if base else config.model_keys
+    passes = _LORA_PASSES if config.trains_adapters else _FULL_PASSES
     return passes + (model.get("activations_checkpoint_granularity") == "full")  # the forward pass once more

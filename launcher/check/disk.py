@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launcher.check import steps
 from launcher.findings import Finding, Refused
 from launcher.nemo import lora
 from launcher.nemo.base_model import BaseModel
+from launcher.trial_config.config import TrialConfig
 from launcher.units import size
 
 TIGHT = 0.8
@@ -40,7 +40,7 @@ class Checkpoints:
         return self.each * self.count + self.rest
 
 
-def checkpoints(base: BaseModel, trial: dict[str, Any], plan: steps.Plan | None) -> Checkpoints | None:
+def checkpoints(base: BaseModel, trial: TrialConfig, plan: steps.Plan | None) -> Checkpoints | None:
     """None where the .nemo does not say its shape; `plan` is only asked where every checkpoint is kept.
 
     Measured on NeMo 2.1.0 with LoRA: a .ckpt holds no base weights, only the adapters (2 bytes a parameter in bf16),
@@ -49,22 +49,22 @@ def checkpoints(base: BaseModel, trial: dict[str, Any], plan: steps.Plan | None)
     """
     if not base.shaped:
         return None
-    model, kept = base.under(trial), trial["exp_manager"]["checkpoint_callback_params"]
-    if model["peft"]["peft_scheme"] == "lora":
-        tuning = model["peft"]["lora_tuning"]
+    model, kept = base.under(trial), trial.exp_manager.checkpoint_callback_params
+    if trial.trains_adapters:
+        tuning = trial.model.peft.lora_tuning
         trained = lora.trainable_parameters(model, tuning)
-        matrices = len(tuning["target_modules"]) * len(tuning.get("layer_selection") or range(model["num_layers"]))
+        matrices = len(tuning.target_modules) * len(tuning.layer_selection or range(model["num_layers"]))
     elif base.vocabulary is not None:
         trained, matrices = lora.parameters(model, base.vocabulary), 9 * model["num_layers"]
     else:
         return None
-    weight = 4 if str(trial["trainer"]["precision"]) == "32" else 2
-    main_copy = 4 if weight == 2 and model["megatron_amp_O2"] else 0
+    weight = 4 if trial.trainer.precision == "32" else 2
+    main_copy = 4 if weight == 2 and trial.model.megatron_amp_O2 else 0
     beside = _FILE_BYTES + matrices * _TENSORS_PER_MATRIX * _TENSOR_BYTES
-    best = kept["save_top_k"]
+    best = kept.save_top_k
     if best < 0:  # all of them
         best = -(-plan.max_steps // plan.save_interval) if plan else 1
-    writes_nemo = kept["save_nemo_on_train_end"] or kept["always_save_nemo"]
+    writes_nemo = kept.save_nemo_on_train_end or kept.always_save_nemo
     return Checkpoints(
         each=trained * (weight + main_copy + 8) + beside,
         count=best + 1,
@@ -107,13 +107,10 @@ def room(each: Sequence[Checkpoints], folder: Path, at_once: int) -> tuple[list[
     return (finding, []) if need > free else ([], finding)
 
 
-def trial_plan(trial: dict[str, Any], rows: int) -> steps.Plan | None:
+def trial_plan(trial: TrialConfig, rows: int) -> steps.Plan | None:
     """The steps of a trial of so many training pairs; None where they are refused, which is said elsewhere."""
-    dpo = trial["trainer"]["dpo"]
-    batch = trial["model"]["global_batch_size"]
-    rest = dpo["val_check_interval"], dpo["save_interval"], dpo.get("limit_train_batches", 1.0)
     try:
-        return steps.plan(rows, batch, dpo["max_epochs"], dpo["max_steps"], *rest)
+        return steps.trial_plan(trial, rows)
     except Refused:
         return None
 

@@ -7,17 +7,23 @@ on a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from launcher.findings import Finding
 from launcher.nemo import lora
 from launcher.nemo.base_model import BaseModel
+from launcher.trial_config.config import TrialConfig
 
 GIB = float(1 << 30)
 #: CUDA's context, NCCL's buffers and the allocator's gaps.
 OVERHEAD_GIB = 2.0
-_FULL = {"granularity": "full", "method": "uniform", "num_layers": 1}
+_FULL = {
+    "activations_checkpoint_granularity": "full",
+    "activations_checkpoint_method": "uniform",
+    "activations_checkpoint_num_layers": 1,
+}
 _SEQUENCES = 2  # a pair is a chosen and a rejected sequence, computed together
 
 
@@ -43,38 +49,36 @@ class Memory:
         )
 
 
-def per_gpu(base: BaseModel, trial: dict[str, Any]) -> Memory | None:
-    """The fullest GPU of a trial; None where the .nemo does not say its shape."""
+def per_gpu(base: BaseModel, trial: TrialConfig, changes: Mapping[str, object] | None = None) -> Memory | None:
+    """The fullest GPU of a trial, with some keys of `model` changed; None where the .nemo does not give its shape."""
     if not base.shaped or base.vocabulary is None:
         return None
-    model = base.under(trial)
-    pipeline = model["pipeline_model_parallel_size"]
-    stages = [_stage(base, trial, stage) for stage in {0, pipeline - 1}]
+    model = {**base.under(trial), **(changes or {})}
+    pipeline = trial.model.pipeline_model_parallel_size
+    stages = [_stage(base.vocabulary, model, trial, stage) for stage in {0, pipeline - 1}]
     return max(stages, key=lambda memory: memory.total)
 
 
-def _stage(base: BaseModel, trial: dict[str, Any], stage: int) -> Memory:
-    model = base.under(trial)
-    tensor, pipeline = model["tensor_model_parallel_size"], model["pipeline_model_parallel_size"]
-    ranks = trial["trainer"]["num_nodes"] * trial["trainer"]["devices"]
-    data_parallel = max(1, ranks // (tensor * pipeline))
+def _stage(vocabulary: int, model: dict[str, Any], trial: TrialConfig, stage: int) -> Memory:
+    """`model`: the base model's config with the trial's keys laid over it."""
+    tensor, pipeline = trial.model.tensor_model_parallel_size, trial.model.pipeline_model_parallel_size
     wide = _bytes(trial) / 2  # the paper counts in 2-byte numbers
     layers = model["num_layers"] / pipeline
-    rows = _padded_rows(base.vocabulary or 0, model, tensor)
+    rows = _padded_rows(vocabulary, model, tensor)
     tables = _tables(model, stage, pipeline)
     matrices = lora.parameters(model, 0) / model["num_layers"] * layers
     held = (matrices + tables * rows * model["hidden_size"]) / tensor  # parameters on this GPU
-    length, micro = model["encoder_seq_length"], model["micro_batch_size"]
+    length, micro = trial.longest_pair, trial.model.micro_batch_size
     # In 1F1B's order the first stage has begun as many micro batches as there are stages when it ends its first.
-    in_flight = min(pipeline - stage, max(1, model["global_batch_size"] // (micro * data_parallel)))
-    kept = _layer_bytes(model, length * _SEQUENCES * micro) * in_flight * wide
-    pairs = max(micro, model["dpo"]["log_prob_forward_micro_batch_size"])
+    in_flight = min(pipeline - stage, max(1, trial.global_batch_size // (micro * trial.data_parallel_ranks)))
+    kept = _layer_bytes(model, trial, length * _SEQUENCES * micro) * in_flight * wide
+    pairs = max(micro, trial.model.dpo.log_prob_forward_micro_batch_size)
     last = stage == pipeline - 1
     # bf16 logits, their fp32 copy and its softmax (4 + 4): the facts' 10 bytes a token and word
     logits = (8 + 2 * wide) * length * _SEQUENCES * pairs * rows / tensor if last else 0.0
     return Memory(
         weights=2 * wide * held / GIB,
-        states=_state_bytes(model, trial, held, tensor * pipeline, data_parallel) / GIB,
+        states=_state_bytes(model, trial, held) / GIB,
         activations=kept / GIB,
         logits=logits / GIB,
     )
@@ -93,13 +97,13 @@ def _padded_rows(vocabulary: int, model: dict[str, Any], tensor: int) -> int:
     return -(-vocabulary // unit) * unit
 
 
-def _layer_bytes(model: dict[str, Any], tokens: int) -> float:
+def _layer_bytes(model: dict[str, Any], trial: TrialConfig, tokens: int) -> float:
     """Activations that one stage keeps of one micro batch: table 2, less what is computed anew in the backward pass."""
     tensor, hidden = model["tensor_model_parallel_size"], model["hidden_size"]
     layers = model["num_layers"] / model["pipeline_model_parallel_size"]
     mlp = 4 * model["ffn_hidden_size"] / hidden
     whole = 1.0 / tensor if model.get("sequence_parallel") else 1.0  # of what tensor parallelism alone does not split
-    full = tokens * hidden * (10 * whole + (8 + mlp) / tensor) + tokens * _dropout_bytes(model) / tensor
+    full = tokens * hidden * (10 * whole + (8 + mlp) / tensor) + tokens * _dropout_bytes(model, trial) / tensor
     checkpoint = tokens * hidden * 2 * whole
     if model.get("activations_checkpoint_granularity") != "full":
         return layers * full  # "selective" recomputes the scores, which FlashAttention never keeps
@@ -110,47 +114,41 @@ def _layer_bytes(model: dict[str, Any], tokens: int) -> float:
     return layers / group * checkpoint + min(group, layers) * full
 
 
-def _dropout_bytes(model: dict[str, Any]) -> float:
+def _dropout_bytes(model: dict[str, Any], trial: TrialConfig) -> float:
     """Bytes a token and layer of LoRA's dropout: a copy (2) and a mask (1) of each adapted matrix's input."""
-    tuning = model["peft"]["lora_tuning"]
-    if model["peft"]["peft_scheme"] != "lora" or not tuning["adapter_dropout"]:
+    tuning = trial.model.peft.lora_tuning
+    if not trial.trains_adapters or not tuning.adapter_dropout:
         return 0.0
     matrices = lora.shapes(model)
-    return 3.0 * sum(matrices[name][0] for name in tuning["target_modules"])
+    return 3.0 * sum(matrices[name][0] for name in tuning.target_modules)
 
 
-def _state_bytes(
-    model: dict[str, Any], trial: dict[str, Any], held: float, model_parallel: int, data_parallel: int
-) -> float:
+def _state_bytes(model: dict[str, Any], trial: TrialConfig, held: float) -> float:
     """Adapters in bf16 with fp32 gradients, main copy and moments are 18 bytes a parameter, in fp32 16.
 
     Of whole weights, which count as `weights` already, 16 and 12 remain; distributed optimizers share 12 of them.
     """
     single = _bytes(trial) == 4
-    if model["peft"]["peft_scheme"] == "lora":
-        return (16 if single else 18) * lora.trainable_parameters(model, model["peft"]["lora_tuning"]) / model_parallel
-    shared = data_parallel if "distributed" in model["optim"]["name"] else 1
+    if trial.trains_adapters:
+        trained = lora.trainable_parameters(model, trial.model.peft.lora_tuning)
+        return (16 if single else 18) * trained / trial.model_parallel_ranks
+    shared = trial.data_parallel_ranks if "distributed" in trial.model.optim.name else 1
     return held * (4 + (8 if single else 12) / shared)
 
 
-def _bytes(trial: dict[str, Any]) -> int:
-    """Of one weight on a GPU; `auto` is bf16 there."""
-    return 4 if str(trial["trainer"]["precision"]) == "32" else 2
+def _bytes(trial: TrialConfig) -> int:
+    """Bytes of one weight on a GPU; `auto` is bf16 there."""
+    return 4 if trial.trainer.precision == "32" else 2
 
 
-def warnings(base: BaseModel, trial: dict[str, Any], gpu_gib: float | None, where: str) -> list[Finding]:
+def warnings(base: BaseModel, trial: TrialConfig, gpu_gib: float | None, where: str) -> list[Finding]:
     """That a trial will probably not fit on its GPUs. `where` names what says how large they are."""
     memory = per_gpu(base, trial) if gpu_gib is not None else None
     if memory is None or gpu_gib is None or memory.total <= gpu_gib:
         return []
-    less = per_gpu(base, _recomputed(trial))
+    less = per_gpu(base, trial, _FULL)
     remedy = "raise model.tensor_model_parallel_size or lower model.micro_batch_size or model.encoder_seq_length"
     if less is not None and less.total < 0.9 * memory.total:
-        keys = " ".join(f"++model.activations_checkpoint_{key}={value}" for key, value in _FULL.items())
+        keys = " ".join(f"++model.{key}={value}" for key, value in _FULL.items())
         remedy = f"{keys} makes it {less.total:.0f} GiB; or {remedy}"
     return [Finding(where, f"{gpu_gib:g}", f"the trial needs about {memory} (+-25 %)", remedy)]
-
-
-def _recomputed(trial: dict[str, Any]) -> dict[str, Any]:
-    keys = {f"activations_checkpoint_{key}": value for key, value in _FULL.items()}
-    return {**trial, "model": {**trial["model"], **keys}}

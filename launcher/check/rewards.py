@@ -6,31 +6,32 @@ import functools
 import json
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from launcher.findings import Finding
+from launcher.nemo import data_files
+from launcher.trial_config.config import TrialConfig
 
 LOOK_AT = 1000  # rows of a file that nothing describes
 _DEFAULTS = (1.0, 0.0)  # NeMo-Aligner's own, which prepare_data.py writes for sets without rewards
 
 
-def warnings(config: dict[str, Any]) -> list[Finding]:
+def warnings(config: TrialConfig) -> list[Finding]:
     """A warning for each training file without rewards, where the loss is one of RPO's.
 
     These regress the difference of log-ratios to that of the rewards; with the same two numbers in every row nothing of
     a preference's strength is left in it.
     """
-    loss = str(config["model"]["dpo"].get("preference_loss"))
-    if not loss.startswith("rpo") or config["model"]["data"].get("data_impl") == "packed_jsonl":
+    loss = config.model.dpo.preference_loss
+    if not loss.startswith("rpo") or config.packed:
         return []
     found = []
-    for name in config["model"]["data"]["data_prefix"]["train"]:
-        rewarded, rows = _rewarded(Path(name))
+    for path in data_files.files(config.data_prefix["train"]):
+        rewarded, rows = _rewarded(path)
         if rewarded < rows:
             how_many = "no row has" if not rewarded else f"only {rewarded} of {rows} rows have"
             why = f"{loss} learns from rewards, and {how_many} any but the defaults 1 and 0"
             remedy = "prepare a set with chosen_reward and rejected_reward, or use model.dpo.preference_loss=dpo"
-            found.append(Finding(name, "", why, remedy))
+            found.append(Finding(str(path), "", why, remedy))
     return found
 
 

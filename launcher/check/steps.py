@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.findings import Finding, Refused
+from launcher.trial_config.config import TrialConfig
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,20 @@ def plan(
                 ]
             )
     return Plan(per_epoch, total, val, save)
+
+
+def trial_plan(trial: TrialConfig, rows: int) -> Plan:
+    """The steps of a trial of so many training pairs. Raises Refused with every finding."""
+    loop = trial.trainer.dpo
+    return plan(
+        rows,
+        trial.global_batch_size,
+        loop.max_epochs,
+        loop.max_steps,
+        loop.val_check_interval,
+        loop.save_interval,
+        loop.limit_train_batches,
+    )
 
 
 def _in_steps(interval: int | float, steps_per_epoch: int) -> int:

@@ -7,13 +7,15 @@ import os
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from launcher.check import cost
+from launcher.findings import Refused
 from launcher.nemo import base_model
 from launcher.sweep import find
+from launcher.trial_config.config import TrialConfig
+from launcher.trial_config.validate import load
 
 _SWEEPS = 8  # the last so many are looked through, since a submission has to stay quick
 #: What has to be the same for one trial's speed to say something about another's.
@@ -46,9 +48,9 @@ class Speed:
     """Where the figure comes from."""
 
 
-def known(config: dict[str, Any]) -> Speed | None:
+def known(config: TrialConfig) -> Speed | None:
     """None where none was entered, and no trial like this one has been done here."""
-    entered = config["cluster"].get("tokens_per_second")
+    entered = config.cluster.tokens_per_second
     if entered:
         return Speed(float(entered), 0.0, f"at cluster.tokens_per_second={entered:g}")
     for folder in islice(find.folders(), _SWEEPS):
@@ -59,27 +61,19 @@ def known(config: dict[str, Any]) -> Speed | None:
     return None
 
 
-def _of(trial: Path, config: dict[str, Any]) -> Speed | None:
+def _of(trial: Path, config: TrialConfig) -> Speed | None:
     """The speed of a done trial; None where it was another kind of trial, or its data have gone."""
     try:
-        earlier = yaml.load((trial / "config.yaml").read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        earlier = load(trial)
         result = json.loads((trial / "result.json").read_bytes())
-        if any(_at(earlier, key) != _at(config, key) for key in _ALIKE):
+        if any(earlier.at(key) != config.at(key) for key in _ALIKE):
             return None
         phases = result["phase_seconds"]
-        base = base_model.load(Path(earlier["pretrained_checkpoint"]["restore_from_path"]))
-        computed = cost.estimate(earlier, base, cost.way(earlier))
+        computed = cost.estimate(earlier, base_model.load(earlier.base_model))
         spent = sum(phases.get(phase, 0.0) for phase in _COMPUTING)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # made by another version: says nothing
+    except (OSError, ValueError, KeyError, TypeError, Refused, yaml.YAMLError):  # written by another version
         return None
     if computed is None or not spent:
         return None
     overhead = sum(phases.values()) - spent
     return Speed(computed.work / (spent * computed.ranks), overhead, f"as measured in {os.path.relpath(trial)}")
-
-
-def _at(config: dict[str, Any], dotted: str) -> Any:
-    found: Any = config
-    for name in dotted.split("."):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found

@@ -1,7 +1,7 @@
 """The command line before Hydra reads it: which words are options, which overrides, and what is wrong with them.
 
 Hydra stops at the first key it does not know and says so with exit code 1. Here every `key=value` is handed to it as
-`++key=value`, so that all of them compose, and launcher/compose/schema.py then names everything that is wrong at once.
+`++key=value`, so that all of them compose, and launcher/trial_config/ then names everything that is wrong at once.
 """
 
 from __future__ import annotations

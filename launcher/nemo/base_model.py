@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from launcher.findings import Finding
+from launcher.trial_config.config import TrialConfig
 
 _SHAPE = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
 _RECORD, _CONFIG, _HF_CONFIG = "conversion.json", "model_config.yaml", "tokenizer/config.json"
@@ -35,12 +36,12 @@ class BaseModel:
         """Whether the numbers are there that parameters, memory and checkpoints are computed from."""
         return all(isinstance(self.config.get(name), int) for name in _SHAPE)
 
-    def under(self, trial: dict[str, Any]) -> dict[str, Any]:
-        """Its config with a trial's `model` keys laid over it, as NeMo does when it restores."""
-        return {**self.config, **trial["model"]}
+    def under(self, trial: TrialConfig) -> dict[str, Any]:
+        """The base model's config with the trial's `model` keys laid over it, as NeMo does when it restores."""
+        return {**self.config, **trial.model_keys}
 
-    def tokenizer(self, trial: dict[str, Any]) -> dict[str, Any]:
-        own, asked = self.config.get("tokenizer"), trial["model"].get("tokenizer")
+    def tokenizer(self, trial: TrialConfig) -> dict[str, Any]:
+        own, asked = self.config.get("tokenizer"), trial.model_keys.get("tokenizer")
         return {**(own if isinstance(own, dict) else {}), **(asked if isinstance(asked, dict) else {})}
 
     @property
@@ -100,15 +101,15 @@ def _json(text: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def findings(base: BaseModel, trial: dict[str, Any]) -> list[Finding]:
+def findings(base: BaseModel, trial: TrialConfig) -> list[Finding]:
     """What Megatron or NeMo would refuse once the model is built, minutes into the job."""
     found = _parallel(base, trial) if base.shaped else []
-    model, tuning = base.under(trial), trial["model"]["peft"]["lora_tuning"]
-    longest, length = model.get("max_position_embeddings"), trial["model"]["encoder_seq_length"]
+    model, tuning = base.under(trial), trial.model.peft.lora_tuning
+    longest, length = model.get("max_position_embeddings"), trial.longest_pair
     if model.get("position_embedding_type") == "learned_absolute" and isinstance(longest, int) and length > longest:
         why = f"the base model has learned only {longest} positions"
         found.append(Finding("model.encoder_seq_length", str(length), why, f"write at most {longest}"))
-    layers = [n for n in tuning.get("layer_selection") or [] if base.shaped and not 1 <= n <= model["num_layers"]]
+    layers = [n for n in tuning.layer_selection or [] if base.shaped and not 1 <= n <= model["num_layers"]]
     if layers:
         why = f"the base model's layers are 1 to {model['num_layers']}"
         where = "model.peft.lora_tuning.layer_selection"
@@ -116,10 +117,10 @@ def findings(base: BaseModel, trial: dict[str, Any]) -> list[Finding]:
     return found + _tokenizer(base, trial)
 
 
-def _parallel(base: BaseModel, trial: dict[str, Any]) -> list[Finding]:
+def _parallel(base: BaseModel, trial: TrialConfig) -> list[Finding]:
     """What tensor and pipeline parallelism must divide (Megatron-core 0.10: TransformerConfig.__post_init__)."""
     model = base.under(trial)
-    tensor, pipeline = model["tensor_model_parallel_size"], model["pipeline_model_parallel_size"]
+    tensor, pipeline = trial.model.tensor_model_parallel_size, trial.model.pipeline_model_parallel_size
     groups = model.get("num_query_groups") or model["num_attention_heads"]
     split = {
         "attention heads": model["num_attention_heads"],
@@ -139,7 +140,7 @@ def _parallel(base: BaseModel, trial: dict[str, Any]) -> list[Finding]:
     return found
 
 
-def _tokenizer(base: BaseModel, trial: dict[str, Any]) -> list[Finding]:
+def _tokenizer(base: BaseModel, trial: TrialConfig) -> list[Finding]:
     """A tokenizer that the .nemo names must be there: inside it, or where the path leads."""
     names = base.tokenizer(trial)
     again = "convert the model with data_prep/convert_checkpoint.py, or name one: ++model.tokenizer.type=FOLDER"
@@ -157,10 +158,10 @@ def _tokenizer(base: BaseModel, trial: dict[str, Any]) -> list[Finding]:
     return found
 
 
-def warnings(base: BaseModel, trial: dict[str, Any]) -> list[Finding]:
+def warnings(base: BaseModel, trial: TrialConfig) -> list[Finding]:
     """What would run, and probably not do what is wanted."""
     model, found = base.under(trial), []
-    longest, length = base.config.get("max_position_embeddings"), trial["model"]["encoder_seq_length"]
+    longest, length = base.config.get("max_position_embeddings"), trial.longest_pair
     learned = model.get("position_embedding_type") == "learned_absolute"
     if isinstance(longest, int) and length > longest and not learned:
         why = f"the base model was trained on {longest} positions; longer pairs are beyond what it knows"
@@ -173,6 +174,6 @@ def warnings(base: BaseModel, trial: dict[str, Any]) -> list[Finding]:
     return found
 
 
-def _in_container(trial: dict[str, Any]) -> bool:
-    """Paths there need not be paths here."""
-    return bool((trial["cluster"].get("container") or {}).get("runtime"))
+def _in_container(trial: TrialConfig) -> bool:
+    """Whether the trial runs in a container, whose paths need not be paths here."""
+    return trial.cluster.container.runtime is not None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.findings import Finding, Refused
+from launcher.trial_config.model import LoraTuning
 
 KEY = "model.peft.lora_tuning.target_modules"
 
@@ -69,12 +70,11 @@ def shapes(model: dict[str, Any]) -> dict[str, tuple[int, int]]:
     }
 
 
-def trainable_parameters(model: dict[str, Any], tuning: dict[str, Any]) -> int:
+def trainable_parameters(model: dict[str, Any], tuning: LoraTuning) -> int:
     """Parameters of the adapters: rank x (inputs + outputs) of each adapted matrix (LoRA, arXiv 2106.09685)."""
-    selected = tuning.get("layer_selection")
-    layers = len(selected) if selected else model["num_layers"]
+    layers = len(tuning.layer_selection) if tuning.layer_selection else int(model["num_layers"])
     matrices = shapes(model)
-    return layers * tuning["adapter_dim"] * sum(sum(matrices[name]) for name in tuning["target_modules"])
+    return layers * tuning.adapter_dim * sum(sum(matrices[name]) for name in tuning.target_modules)
 
 
 def parameters(model: dict[str, Any], vocabulary: int) -> int:

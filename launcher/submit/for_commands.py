@@ -8,6 +8,7 @@ from typing import Any
 
 from launcher.compose import hydra_state
 from launcher.findings import Finding, Refused
+from launcher.trial_config.config import TrialConfig
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +49,9 @@ def trials(line: Sequence[str], command: Sequence[str], take: Callable[[Any, Any
         hydra_state.take = None
 
 
-def refuse_without_slurm(config: dict[str, Any]) -> None:
+def refuse_without_slurm(config: TrialConfig) -> None:
     """Raises Refused where the config is no Slurm cluster's."""
-    if "array_parallelism" not in config["cluster"]:
-        name = str(config["cluster"]["name"])
+    if not config.cluster.is_slurm:
+        name = config.cluster.name
         why = "runs on this machine, without Slurm and without sbatch scripts"
         raise Refused([Finding("cluster", name, why, "name a Slurm cluster, such as cluster=slurm")])

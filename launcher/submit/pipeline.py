@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.check.cluster_limits import Site
-from launcher.compose.trials import TrialConfig
+from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, Refused
 from launcher.slurm import client, script
 from launcher.submit import prepare, stages, to_slurm
@@ -30,7 +30,7 @@ class Sources:
     checkpoint: str | None = None
 
 
-def stages_before(trials: Sequence[TrialConfig], sources: Sources) -> list[Stage]:
+def stages_before(trials: Sequence[PlannedTrial], sources: Sources) -> list[Stage]:
     """The stages that make what the trials read, each once, those that are done already among them."""
     found: dict[Path, Stage] = {}
     findings: dict[Finding, None] = {}
@@ -42,7 +42,7 @@ def stages_before(trials: Sequence[TrialConfig], sources: Sources) -> list[Stage
             findings.update(dict.fromkeys(refused.findings))
     expected = [stage.makes for stage in found.values() if not stage.there]
     # The longest first: trials that share their data have what the longest of them can hold.
-    for trial in sorted(trials, key=lambda trial: -trial.config["model"]["encoder_seq_length"]):
+    for trial in sorted(trials, key=lambda trial: -trial.config.longest_pair):
         data = stages.data(trial.config, sources.pairs, expected)
         if data is not None:
             found.setdefault(data.makes, data)
@@ -70,11 +70,11 @@ def submit(launcher: Any, job_overrides: Sequence[Sequence[str]], sources: Sourc
     for stage in before:
         if stage.there:
             print(f"{stage.name}: {stage.makes} is there already ({stage.there}), skipped", flush=True)
-    chain = Chain(sweep, configs[0].config["cluster"], site)
+    chain = Chain(sweep, configs[0].config.plain["cluster"], site)
     try:
         for stage in to_run:
             chain.add(stage)
-        by_number = {trial.number: config.config for trial, config in zip(trials, configs, strict=True)}
+        by_number = {trial.number: config.config.plain for trial, config in zip(trials, configs, strict=True)}
         arrays = to_slurm.arrays(sweep, trials, by_number, site.cluster.max_array_size, chain.last)
         requests = list(arrays)
         to_slurm.submit(sweep, requests)
@@ -86,7 +86,7 @@ def submit(launcher: Any, job_overrides: Sequence[Sequence[str]], sources: Sourc
     except BaseException:
         chain.cancel()
         raise
-    if configs[0].config["wait"]:
+    if configs[0].config.wait:
         from launcher.submit.wait import wait_for
 
         return wait_for(sweep, trials)

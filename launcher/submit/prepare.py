@@ -11,13 +11,13 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from launcher.check import preflight
 from launcher.compose import hydra_state, trials
-from launcher.compose.trials import TrialConfig
+from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, LauncherError, Refused
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 
-Check = Callable[[Sequence[TrialConfig]], list[Finding]]
-Warn = Callable[[Sequence[TrialConfig], Path], list[Finding]]
+Check = Callable[[Sequence[PlannedTrial]], list[Finding]]
+Warn = Callable[[Sequence[PlannedTrial], Path], list[Finding]]
 
 
 def checked_trials(
@@ -34,7 +34,7 @@ def checked_trials(
     return written(launcher, configs)
 
 
-def composed(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[TrialConfig]:
+def composed(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[PlannedTrial]:
     """The trials' configs, by themselves without fault. Raises Refused."""
     return trials.trial_configs(
         launcher.hydra_context.config_loader, launcher.config, job_overrides, hydra_state.forced
@@ -48,7 +48,7 @@ def folder_of(launcher: Any) -> Path:
 
 def refuse(
     launcher: Any,
-    configs: Sequence[TrialConfig],
+    configs: Sequence[PlannedTrial],
     check: Check | None = None,
     warn: Warn | None = None,
     expected: Collection[Path] = (),
@@ -64,14 +64,14 @@ def refuse(
         print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
-def written(launcher: Any, configs: Sequence[TrialConfig]) -> tuple[Sweep, list[Trial]]:
+def written(launcher: Any, configs: Sequence[PlannedTrial]) -> tuple[Sweep, list[Trial]]:
     """The sweep's folder, made or added to, and the trials of these configs. Raises Refused where it cannot be."""
     sweep: Sweep | None = getattr(launcher, "sweep", None)
-    pairs = [(trial.overrides, trial.config) for trial in configs]
+    pairs = [(trial.overrides, trial.config.plain) for trial in configs]
     if sweep is not None:
         return sweep, sweep.add_trials(pairs)
     launcher.sweep = Sweep.create(
-        folder_of(launcher), command=hydra_state.command, experiment=configs[0].config["experiment"], trials=pairs
+        folder_of(launcher), command=hydra_state.command, experiment=configs[0].config.plain["experiment"], trials=pairs
     )
     return launcher.sweep, launcher.sweep.trials
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.check import preflight
 from launcher.check.cluster_limits import Site
-from launcher.compose.trials import TrialConfig
+from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, Refused
 from launcher.slurm import client, container, script, template
 from launcher.slurm.script import ArrayRequest
@@ -51,23 +51,23 @@ def stage_text(
         raise Refused([Finding("model.data.data_prefix", "", why, "choose a set: data=sample")])
     if found.lacks:
         raise Refused([found.lacks])
-    return [stages.text(found, trials[0].config["cluster"], name=stage, output="%x-%j.out")]
+    return [stages.text(found, trials[0].config.plain["cluster"], name=stage, output="%x-%j.out")]
 
 
-def _sweep(launcher: Any, trials: Sequence[TrialConfig]) -> list[str]:
+def _sweep(launcher: Any, trials: Sequence[PlannedTrial]) -> list[str]:
     site = _checked(launcher, trials)
-    pairs = [(trial.overrides, trial.config) for trial in trials]
-    experiment = trials[0].config["experiment"]
+    pairs = [(trial.overrides, trial.config.plain) for trial in trials]
+    experiment = trials[0].config.plain["experiment"]
     sweep = Sweep.planned(prepare.folder_of(launcher), command=[], experiment=experiment, trials=pairs)
     most = site.cluster.max_array_size if site else _MAX_ARRAY_SIZE
-    by_number = {number: trial.config for number, trial in enumerate(trials)}
+    by_number = {number: trial.config.plain for number, trial in enumerate(trials)}
     return [script.text(request) for request in to_slurm.arrays(sweep, sweep.trials, by_number, most)]
 
 
-def _dpo(launcher: Any, trial: TrialConfig, line: Sequence[str], sources: Sources) -> str:
-    config = trial.config
+def _dpo(launcher: Any, trial: PlannedTrial, line: Sequence[str], sources: Sources) -> str:
+    config = trial.config.plain
     cluster, trainer = config["cluster"], config["trainer"]
-    data = stages.data(config, sources.pairs)
+    data = stages.data(trial.config, sources.pairs)
     before = [] if data is None or data.there or data.lacks else [data]
     _checked(launcher, [trial], frozenset[Path]().union(*(stage.files for stage in before)))
     runs = Path(config["paths"]["runs"])
@@ -104,7 +104,7 @@ def _dpo(launcher: Any, trial: TrialConfig, line: Sequence[str], sources: Source
     )
 
 
-def _checked(launcher: Any, trials: Sequence[TrialConfig], expected: frozenset[Path] = frozenset()) -> Site | None:
+def _checked(launcher: Any, trials: Sequence[PlannedTrial], expected: frozenset[Path] = frozenset()) -> Site | None:
     """The cluster, asked; None where there is none here, and what it would refuse stays unknown. Raises Refused."""
     if not client.available() or not client.configured():
         print("note: no Slurm here, so that nothing is checked against a cluster", file=sys.stderr)

@@ -17,8 +17,9 @@ from launcher.findings import Finding, Refused
 from launcher.nemo import base_model, nemo_file
 from launcher.slurm import container, script, template
 from launcher.slurm.script import ArrayRequest
+from launcher.trial_config.config import Split, TrialConfig
 
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 #: Beginnings of the options in cluster.sbatch that are about GPUs and the shape of a trial.
 _OF_TRIALS = ("gres", "gpus", "ntasks", "tres", "nodes", "mem", "cpus", "exclusive", "array")
 
@@ -55,7 +56,7 @@ def root() -> Path:
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
-def data(config: dict[str, Any], pairs: str | None, expected: Collection[Path] = ()) -> Stage | None:
+def data(config: TrialConfig, pairs: str | None, expected: Collection[Path] = ()) -> Stage | None:
     """The stage that makes a trial's pairs; None where they are not in the files that prepare_data.py writes.
 
     Pairs longer than model.encoder_seq_length, which NeMo-Aligner would skip, are left out where there is a tokenizer
@@ -64,7 +65,7 @@ def data(config: dict[str, Any], pairs: str | None, expected: Collection[Path] =
     """
     from data_prep.pairs.sources import NAMES, is_of_hub
 
-    prefix = {split: [Path(name) for name in names] for split, names in config["model"]["data"]["data_prefix"].items()}
+    prefix = {split: [Path(name) for name in names] for split, names in config.data_prefix.items()}
     folder = prefix["train"][0].parent
     if any(prefix.get(split) != [folder / f"{split}.jsonl"] for split in SPLITS):
         return None
@@ -77,7 +78,7 @@ def data(config: dict[str, Any], pairs: str | None, expected: Collection[Path] =
             why = "no such file or folder" if pairs else f"nothing says what {folder} is to be made from"
             lacks = Finding("--pairs", source if pairs else "", why, "name what prepare_data.py takes")
     tokenizer = _tokenizer(config, expected)
-    longest = ["--max-tokens", str(config["model"]["encoder_seq_length"])]
+    longest = ["--max-tokens", str(config.longest_pair)]
     counted = ["--tokenizer", str(tokenizer), *longest] if tokenizer else []
     return Stage(
         name="prepare_data",
@@ -93,11 +94,11 @@ def data(config: dict[str, Any], pairs: str | None, expected: Collection[Path] =
     )
 
 
-def _tokenizer(config: dict[str, Any], expected: Collection[Path]) -> Path | None:
+def _tokenizer(config: TrialConfig, expected: Collection[Path]) -> Path | None:
     """What has a trial's tokenizer: a folder that it names, or else its base model; None where neither does."""
     from data_prep.pairs import tokenizer_files
 
-    model = Path(config["pretrained_checkpoint"]["restore_from_path"])
+    model = config.base_model
     if model in expected:
         return model
     base = base_model.load(model)
@@ -128,14 +129,14 @@ def _pairs_there(folder: Path) -> str:
 # -- conversion --------------------------------------------------------------------------------------------------------
 
 
-def conversion(config: dict[str, Any], checkpoint: str | None) -> Stage:
+def conversion(config: TrialConfig, checkpoint: str | None) -> Stage:
     """The stage that makes a trial's base model; `checkpoint` is the Hugging Face folder, if it is no small model.
 
     Raises Refused where a damaged file of somebody else's is in the way.
     """
     from data_prep.models.small_models import NAMES
 
-    made = Path(config["pretrained_checkpoint"]["restore_from_path"])
+    made = config.base_model
     found = files.check_nemo(made)
     if found and made.exists() and (made.is_dir() or nemo_file.read_record(made) is None):
         raise Refused(found)

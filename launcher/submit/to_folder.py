@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 
 from launcher.compose.command_line import plain
-from launcher.compose.trials import TrialConfig
+from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, Refused
 from launcher.submit import prepare
 from launcher.submit.to_slurm import unfinished
@@ -39,18 +39,18 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[Jo
     return [unfinished(trial) for trial in trials]
 
 
-def _check(trials: Sequence[TrialConfig], env: Mapping[str, str]) -> list[Finding]:
+def _check(trials: Sequence[PlannedTrial], env: Mapping[str, str]) -> list[Finding]:
     """Inside a job: its nodes and ranks are those that the trials are made for."""
     found: dict[Finding, None] = {}
     for key, variable, option in (
-        ("num_nodes", "SLURM_JOB_NUM_NODES", "--nodes"),
-        ("devices", "SLURM_NTASKS_PER_NODE", "--ntasks-per-node"),
+        ("trainer.num_nodes", "SLURM_JOB_NUM_NODES", "--nodes"),
+        ("trainer.devices", "SLURM_NTASKS_PER_NODE", "--ntasks-per-node"),
     ):
         for trial in trials if env.get(variable) else ():
-            asked = str(trial.config["trainer"][key])
+            asked = str(trial.config.at(key))
             if asked != env[variable]:
                 why = f"but this job has {env[variable]} ({variable})"
-                found[Finding(f"trainer.{key}", asked, why, f"drop it, and submit with {option}={asked}")] = None
+                found[Finding(key, asked, why, f"drop it, and submit with {option}={asked}")] = None
     return list(found)
 
 

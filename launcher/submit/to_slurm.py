@@ -14,7 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 import launcher as package
 from launcher.check import cluster_limits, preflight
-from launcher.compose.trials import TrialConfig
+from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, LauncherError, Refused
 from launcher.slurm import client, container, script
 from launcher.slurm.script import ArrayRequest
@@ -23,6 +23,7 @@ from launcher.submit.prepare import Check, Warn, folder_of
 from launcher.sweep import bad_nodes
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
+from launcher.trial_config.config import TrialConfig
 
 
 class SubmissionFailed(LauncherError):
@@ -39,12 +40,12 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[Jo
     composed = prepare.composed(launcher, job_overrides)
     prepare.refuse(launcher, composed, *checks(launcher, site))
     sweep, trials = prepare.written(launcher, composed)
-    configs = {trial.number: one.config for trial, one in zip(trials, composed, strict=True)}
+    configs = {trial.number: planned.config.plain for trial, planned in zip(trials, composed, strict=True)}
     requests = list(arrays(sweep, trials, configs, site.cluster.max_array_size))
     submit(sweep, requests)
-    first = configs[trials[0].number]
+    first = composed[0].config
     print(submitted(sweep, requests, first), flush=True)
-    if first["wait"] or needs_values(launcher):
+    if first.wait or needs_values(launcher):
         from launcher.submit.wait import wait_for
 
         return wait_for(sweep, trials)
@@ -128,24 +129,25 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
 def checks(launcher: Any, site: cluster_limits.Site) -> tuple[Check, Warn]:
     """What a cluster would refuse or never start, and what it may not have room for."""
 
-    def findings(configs: Sequence[TrialConfig]) -> list[Finding]:
+    def findings(configs: Sequence[PlannedTrial]) -> list[Finding]:
         return [*_check(site, configs, folder_of(launcher)), *_folder(launcher)]
 
-    def warnings(configs: Sequence[TrialConfig], folder: Path) -> list[Finding]:
+    def warnings(configs: Sequence[PlannedTrial], folder: Path) -> list[Finding]:
         return cluster_limits.warnings(site, configs, folder)
 
     return findings, warnings
 
 
-def _check(site: cluster_limits.Site, trials: Sequence[TrialConfig], folder: Path) -> list[Finding]:
+def _check(site: cluster_limits.Site, trials: Sequence[PlannedTrial], folder: Path) -> list[Finding]:
     found: dict[Finding, None] = {}
     seen = set()
     for trial in trials:
-        asked = repr([trial.config["cluster"], [trial.config["trainer"][key] for key in _TOGETHER]])
+        asked = repr([trial.config.cluster, trial.config.nodes, trial.config.ranks_per_node])
         if asked not in seen:
             seen.add(asked)
             unfit = cluster_limits.findings(site, trial.config, len(trials))
-            unfit += script.findings(trial.config["cluster"]) + container.findings(trial.config, folder, _ROOT)
+            unfit += script.findings(trial.config.plain["cluster"])
+            unfit += container.findings(trial.config.plain, folder, _ROOT)
             found.update(dict.fromkeys(unfit))
     return list(found)
 
@@ -159,10 +161,10 @@ def _folder(launcher: Any) -> list[Finding]:
     return [Finding("hydra.sweep.dir", folder, why, "choose a folder without (paths.runs, experiment.name)")]
 
 
-def submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: dict[str, Any]) -> str:
+def submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: TrialConfig) -> str:
     ids = [job["id"] for job in sweep.submitted() if job["id"]][-len(requests) :]
     trials = sum(len(request.trials) for request in requests)
-    shape = f"{config['trainer']['num_nodes']} nodes x {config['trainer']['devices']} ranks"
+    shape = f"{config.nodes} nodes x {config.ranks_per_node} ranks"
     if requests[0].share > 1:
         shape += f", {requests[0].share} trials on a node"
     many = "s" if len(ids) > 1 else ""

@@ -46,7 +46,9 @@ class Cluster(Section):
     gpu_memory_gb: Number | None = Field(None, gt=0, description="GiB of one GPU; for a warning only")
     tokens_per_second: Number | None = Field(None, gt=0, description="training tokens a second and rank, for estimates")
     # the array
-    trials_per_node: int = Field(1, ge=1, description="trials of one node each that an array's element runs side by side")
+    trials_per_node: int = Field(
+        1, ge=1, description="trials of one node that an element of the array runs side by side"
+    )
     array_parallelism: int | None = Field(None, ge=1, description="trials that may run at once")
     # faults
     signal_delay_s: int = Field(120, ge=1, description="seconds between the warning and the time limit")

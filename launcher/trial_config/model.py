@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from launcher.trial_config.types import AlwaysTrue, FreeKeys, Rates, Section, Text, Texts
+from launcher.trial_config.types import AlwaysTrue, FreeKeys, Layers, Rates, Section, Text, Texts
 
 Initialization = Literal["xavier", "zero", "normal", "kaiming"]
 
@@ -20,7 +20,7 @@ class PretrainedCheckpoint(Section):
 class Loss(Section):
     """`model.dpo`."""
 
-    ref_policy_kl_penalty: float = Field(gt=0, description="beta, the weight of the KL term (Rafailov et al. 2023, eq. 7)")
+    ref_policy_kl_penalty: float = Field(gt=0, description="beta, weight of the KL term (Rafailov et al. 2023, eq. 7)")
     log_prob_forward_micro_batch_size: int = Field(ge=1, description="pairs the reference policy computes at once")
     preference_average_log_probs: bool
     sft_average_log_probs: bool
@@ -39,7 +39,7 @@ class LoraTuning(Section):
     adapter_dropout: float = Field(ge=0, lt=1)
     column_init_method: Initialization
     row_init_method: Initialization
-    layer_selection: object = Field(description="a list of layers, counted from 1; null: all")
+    layer_selection: Layers | None = Field(description="the layers that get adapters; null: all")
     weight_tying: bool
     position_embedding_strategy: Text | None
 

@@ -11,7 +11,6 @@ from pydantic.fields import FieldInfo
 
 from launcher.units import parse_time_limit
 
-
 #: OmegaConf's mark of a key that needs a value and has none yet.
 NO_VALUE = "???"
 
@@ -108,6 +107,7 @@ Rates: TypeAlias = Annotated[
 ]
 AlwaysTrue: TypeAlias = Annotated[bool, _must_be(True), Allowed("true")]
 AlwaysFalse: TypeAlias = Annotated[bool, _must_be(False), Allowed("false")]
+Layers: TypeAlias = Annotated[list[int], Allowed("a list of layers, counted from 1")]
 Hypotheses: TypeAlias = Annotated[
     list[dict[str, Any]], AfterValidator(_hypotheses), Allowed("a list of {beta, name, claim}")
 ]

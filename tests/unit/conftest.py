@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import tarfile
@@ -13,7 +14,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import launcher.main as main_module
-from launcher.compose.trials import register_resolvers, resolve
+from launcher.compose.trials import ComposedConfig, UnresolvedError, checked, register_resolvers, unresolved
+from launcher.findings import Finding, Refused
+from launcher.trial_config.config import TrialConfig, at
+from launcher.trial_config.validate import validate
 from tests.unit.prepare_tools import Prepare, Refusal
 
 
@@ -22,12 +26,27 @@ def composed() -> Any:
     """compose(*overrides) -> (config, findings) as launcher/main.py would have them, without running anything."""
     register_resolvers()
 
-    def build(*overrides: str) -> tuple[dict[str, Any], list[Any]]:
+    def build(*overrides: str) -> tuple[TrialConfig | None, list[Finding]]:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(main_module.config_root()), version_base="1.3"):
-            return resolve(compose("config", overrides=["cluster=local", *overrides]))
+            made = ComposedConfig(compose("config", overrides=["cluster=local", *overrides]))
+        try:
+            return checked(made.with_values({})), []
+        except Refused as refused:
+            return None, refused.findings
+        except UnresolvedError as error:
+            return None, unresolved(error, frozenset())
 
     return build
+
+
+def changed(config: TrialConfig, changes: dict[str, Any], added: frozenset[str] = frozenset()) -> TrialConfig:
+    """The config with other values at dotted keys. Raises Refused."""
+    made = copy.deepcopy(config.plain)
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        (at(made, section) if section else made)[name] = value
+    return validate(made, added)
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from launcher.check import preflight
-from launcher.compose.trials import TrialConfig
+from launcher.compose.trials import PlannedTrial
 from launcher.nemo import base_model
+from tests.unit.conftest import changed
 from tests.unit.llama import LLAMA3_8B, TINY, write_described
 from tests.unit.test_preflight import fresh_file_checks  # noqa: F401
 
@@ -22,7 +23,7 @@ def refused(composed: Any, workspace: Path) -> Any:
         write_described(workspace / "models" / "tiny.nemo", base, 1024, without)
         config, found = composed("model=tiny", *overrides)
         assert found == []
-        return [str(f) for f in preflight.findings([TrialConfig([], config)], workspace / "runs" / "s")]
+        return [str(f) for f in preflight.findings([PlannedTrial([], config)], workspace / "runs" / "s")]
 
     return ask
 
@@ -97,22 +98,23 @@ def test_a_tokenizer_that_is_not_inside(refused: Any) -> None:
     assert "names a tokenizer nemo:tokenizer and does not hold it" in found
 
 
-def test_a_tokenizer_named_by_the_trial_counts(refused: Any, workspace: Path) -> None:
+def test_a_tokenizer_named_by_the_trial_counts(composed: Any, workspace: Path) -> None:
     base = {**TINY, "tokenizer": {"type": "/no/such/folder"}}
     config, _ = base, None
     write_described(workspace / "m.nemo", config, 10)
     loaded = base_model.load(workspace / "m.nemo")
     assert loaded is not None
-    trial = {"model": {"tokenizer": {"type": str(workspace)}}, "cluster": {}}
+    tokenizer = {"model.tokenizer": {"type": str(workspace)}}
+    trial = changed(composed("model=tiny")[0], tokenizer, frozenset(tokenizer))
     assert base_model._tokenizer(loaded, trial) == []
-    container = {"model": {}, "cluster": {"container": {"runtime": "pyxis"}}}  # paths inside it are not known here
-    assert base_model._tokenizer(loaded, container) == []
+    pyxis = {"cluster.container": {"runtime": "pyxis"}}  # paths inside the container are not known here
+    assert base_model._tokenizer(loaded, changed(composed("model=tiny")[0], pyxis)) == []
 
 
 def test_warnings(composed: Any, workspace: Path) -> None:
     hub = {**TINY, "tokenizer": {"library": "huggingface", "type": "meta-llama/Meta-Llama-3-8B"}}
     write_described(workspace / "models" / "tiny.nemo", hub, 1024)
     config, _ = composed("model=tiny", "model.encoder_seq_length=4096")
-    long, name = (str(f) for f in preflight.warnings([TrialConfig([], config)] * 3, workspace / "runs" / "s"))
+    long, name = (str(f) for f in preflight.warnings([PlannedTrial([], config)] * 3, workspace / "runs" / "s"))
     assert long.startswith("model.encoder_seq_length=4096: the base model was trained on 2048 positions")
     assert "Hugging Face's hub" in name

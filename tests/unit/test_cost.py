@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 import statistics
@@ -14,14 +13,14 @@ import pytest
 from data_prep.pairs.lengths import Lengths
 from launcher import units
 from launcher.check import cost, pair_lengths, preflight, throughput
-from launcher.check.cost import Way
+from launcher.check.cost import Batching
 from launcher.check.pair_lengths import PairLengths
-from launcher.compose.trials import TrialConfig
+from launcher.compose.trials import PlannedTrial
 from launcher.nemo.base_model import BaseModel
 from tests.unit.llama import LLAMA3_8B, write_described
 
 BASE = BaseModel(Path("llama3_8b.nemo"), LLAMA3_8B, 128256, {})
-STOCK, OURS = Way(cut=False, reference_once=False), Way(cut=True, reference_once=True)
+STOCK, OURS = Batching(cut=False, reference_once=False), Batching(cut=True, reference_once=True)
 
 
 def record(folder: Path, unit: str = "tokens", **splits: list[int]) -> None:
@@ -45,7 +44,7 @@ def trial(composed: Any, workspace: Path) -> Any:
     def build(*overrides: str) -> dict[str, Any]:
         config, found = composed("model=tiny", "trainer.dpo.max_steps=-1", *overrides)
         assert found == []
-        return copy.deepcopy(config)
+        return config
 
     return build
 
@@ -102,8 +101,8 @@ def test_characters_are_taken_for_a_quarter_of_a_token(tmp_path: Path) -> None:
 def test_positions_of_pairs_that_are_all_alike(trial: Any) -> None:
     """4 steps of 4 pairs, validated twice on 8: nothing to cut, so only the reference tells the ways apart."""
     config = trial("trainer.dpo.val_check_interval=2", "trainer.dpo.save_interval=2")
-    stock = cost.estimate(config, BASE, Way(False, False), trials=3)
-    ours = cost.estimate(config, BASE, Way(True, True), trials=3)
+    stock = cost.estimate(config, BASE, Batching(False, False), trials=3)
+    ours = cost.estimate(config, BASE, Batching(True, True), trials=3)
     assert stock is not None and ours is not None
     for found in (stock, ours):
         assert found.positions.training == pytest.approx(2 * 16 * 100)
@@ -150,7 +149,7 @@ def test_words_of_a_cost(trial: Any) -> None:
 def slow_cluster(composed: Any, *overrides: str) -> tuple[Any, list[Any]]:
     config, found = composed("cluster=slurm", "model=tiny", "data=sample", "trainer.dpo.max_steps=-1", *overrides)
     assert found == []
-    written = [f for f in preflight.warnings([TrialConfig([], config)], None) if f.where == "cluster.time"]
+    written = [f for f in preflight.warnings([PlannedTrial([], config)], None) if f.where == "cluster.time"]
     return config, written
 
 
@@ -159,7 +158,7 @@ def test_a_time_limit_that_is_too_short_is_warned_of(composed: Any, workspace: P
     record(workspace / "data" / "sample", train=[100] * 16, validation=[64] * 8)
     entered = "cluster.tokens_per_second=1"
     config, (warning,) = slow_cluster(composed, "cluster.time=60", entered)
-    needed = cost.estimate(config, None, cost.way(config))
+    needed = cost.estimate(config, None, cost.batching(config))
     assert needed is not None and units.estimate(cost.seconds(needed, 1.0)) in warning.why
     assert entered in warning.why
     hours = int(warning.remedy.split()[3])
@@ -181,11 +180,11 @@ def test_speed_is_that_of_the_last_trial_like_it(trial: Any, workspace: Path, mo
     done = workspace / "runs" / "dpo" / "one" / "0"
     done.mkdir(parents=True)
     (done.parent / "sweep.json").write_text("{}")
-    (done / "config.yaml").write_text(json.dumps(config))
+    (done / "config.yaml").write_text(json.dumps(config.plain))
     phases = {"starting": 5.0, "training": 30.0, "validating": 10.0, "evaluating": 2.0}
     (done / "result.json").write_text(json.dumps({"phase_seconds": phases}))
     speed = throughput.known(config)
-    computed = cost.estimate(config, None, cost.way(config))
+    computed = cost.estimate(config, None, cost.batching(config))
     assert speed is not None and computed is not None
     assert speed.positions == pytest.approx(computed.work / 40)
     assert speed.overhead == 7.0

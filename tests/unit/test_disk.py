@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +12,10 @@ import pytest
 from launcher import units
 from launcher.check import disk, preflight
 from launcher.check.steps import Plan
-from launcher.compose.trials import TrialConfig
+from launcher.compose.trials import PlannedTrial
 from launcher.nemo.base_model import BaseModel
+from launcher.trial_config.config import TrialConfig
+from tests.unit.conftest import changed
 from tests.unit.llama import LLAMA3_8B, TINY, write_described
 
 SMOLLM2 = {
@@ -24,7 +25,7 @@ SMOLLM2 = {
 }
 
 
-def written(shape: dict[str, Any], trial: dict[str, Any], plan: Plan | None = None) -> disk.Checkpoints:
+def written(shape: dict[str, Any], trial: TrialConfig, plan: Plan | None = None) -> disk.Checkpoints:
     found = disk.checkpoints(BaseModel(Path("m.nemo"), shape, 1000, {"tokenizer/x": 7}), trial, plan)
     assert found is not None
     return found
@@ -46,19 +47,18 @@ def test_as_real_checkpoints_are(composed: Any, model: str, shape: dict[str, Any
 
 def test_precision_and_what_is_kept(composed: Any) -> None:
     config, _ = composed("model=smollm2_135m")
-    trial = copy.deepcopy(config)
-    kept = trial["exp_manager"]["checkpoint_callback_params"]
-    half = written(SMOLLM2, trial).each
-    trial["trainer"]["precision"] = "32"
+    kept = "exp_manager.checkpoint_callback_params"
+    half = written(SMOLLM2, config).each
+    trial = changed(config, {"trainer.precision": "32"})
     single = written(SMOLLM2, trial).each
     assert half - single == 2 * 8_110_080  # no main copy, but weights of 4 bytes
-    kept["save_top_k"] = 5
+    trial = changed(trial, {f"{kept}.save_top_k": 5})
     assert written(SMOLLM2, trial).count == 6
-    kept["save_top_k"] = -1  # all
+    trial = changed(trial, {f"{kept}.save_top_k": -1})  # all
     assert written(SMOLLM2, trial, Plan(10, 25, 5, 10)).count == 3 + 1
-    kept["save_nemo_on_train_end"] = False
+    trial = changed(trial, {f"{kept}.save_nemo_on_train_end": False})
     assert written(SMOLLM2, trial).rest == 7 + disk._LOG_BYTES
-    trial["model"]["peft"]["peft_scheme"] = "none"
+    trial = changed(trial, {"model.peft.peft_scheme": "none"})
     assert written(SMOLLM2, trial).each > 12 * 106_000_000
     assert disk.checkpoints(BaseModel(Path("m"), {}, 1, {}), trial, None) is None
 
@@ -84,7 +84,7 @@ def test_room(
     """Three trials on a disk with `free` times the room that they take."""
     write_described(workspace / "models" / "tiny.nemo", TINY, 1024)
     config, _ = composed("model=tiny")
-    trials, folder = [TrialConfig([], config)] * 3, workspace / "runs" / "s"
+    trials, folder = [PlannedTrial([], config)] * 3, workspace / "runs" / "s"
     one = written(TINY, config)
     need = 3 * (one.total + one.each)  # all at once, each writing a checkpoint
     real = os.statvfs(workspace)

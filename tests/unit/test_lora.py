@@ -4,6 +4,7 @@ import pytest
 
 from launcher.findings import Refused
 from launcher.nemo import lora
+from launcher.trial_config.model import LoraTuning
 
 LLAMA3_8B = {
     "num_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_query_groups": 8, "ffn_hidden_size": 14336,
@@ -45,8 +46,11 @@ def test_no_translation(names: list[str], why: str) -> None:
 
 def test_llama3_8b_counts() -> None:
     """8,030,261,248 parameters are Meta's own figure; 71,303,168 trained at rank 32 with NeMo's fused matrices."""
-    tuning = {"adapter_dim": 32, "target_modules": list(lora.FUSED)}
+    tuning = LoraTuning(
+        adapter_dim=32, target_modules=list(lora.FUSED), alpha=32, adapter_dropout=0, column_init_method="xavier",
+        row_init_method="zero", layer_selection=None, weight_tying=False, position_embedding_strategy=None,
+    )  # fmt: skip
     assert lora.parameters(LLAMA3_8B, 128256) == 8_030_261_248
     assert lora.trainable_parameters(LLAMA3_8B, tuning) == 71_303_168
-    one_layer = {**tuning, "layer_selection": [1]}
+    one_layer = tuning.model_copy(update={"layer_selection": [1]})
     assert lora.trainable_parameters(LLAMA3_8B, one_layer) == 71_303_168 // 32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,10 @@ import pytest
 
 from launcher import gpus
 from launcher.check import memory, preflight
-from launcher.compose.trials import TrialConfig
+from launcher.compose.trials import PlannedTrial
 from launcher.nemo.base_model import BaseModel
+from launcher.trial_config.config import TrialConfig
+from tests.unit.conftest import changed
 from tests.unit.llama import LLAMA3_8B, write_described
 
 BASE = BaseModel(Path("llama3_8b.nemo"), LLAMA3_8B, 128256, {})
@@ -21,15 +22,15 @@ BASE = BaseModel(Path("llama3_8b.nemo"), LLAMA3_8B, 128256, {})
 def llama(composed: Any, workspace: Path) -> Any:
     """llama(*overrides) -> a trial of the 8B model on Slurm."""
 
-    def build(*overrides: str) -> dict[str, Any]:
+    def build(*overrides: str) -> TrialConfig:
         config, found = composed("cluster=slurm", "model=llama3_8b", "data=sample", *overrides)
         assert found == []
-        return copy.deepcopy(config)
+        return config  # type: ignore[no-any-return]
 
     return build
 
 
-def parts(trial: dict[str, Any]) -> list[float]:
+def parts(trial: TrialConfig) -> list[float]:
     found = memory.per_gpu(BASE, trial)
     assert found is not None
     return [round(part, 1) for part in (found.weights, found.states, found.activations, found.logits, found.total)]
@@ -39,7 +40,7 @@ def test_llama_3_8b(llama: Any) -> None:
     dry = "model.peft.lora_tuning.adapter_dropout=0"
     assert parts(llama(dry)) == [15.0, 1.2, 16.0, 4.9, 39.0]
     assert parts(llama()) == [15.0, 1.2, 25.8, 4.9, 48.8]
-    full = [f"++model.activations_checkpoint_{key}={value}" for key, value in memory._FULL.items()]
+    full = [f"++model.{key}={value}" for key, value in memory._FULL.items()]
     assert parts(llama(dry, *full)) == [15.0, 1.2, 1.5, 4.9, 24.5]
 
 
@@ -74,8 +75,7 @@ def test_whole_weights_take_18_bytes_a_parameter_and_fp32_twice(llama: Any) -> N
     trial = llama("model.peft.peft_scheme=none")
     found = memory.per_gpu(BASE, trial)
     assert found and (found.weights + found.states) * memory.GIB == pytest.approx(18 * 8030261248, rel=1e-3)
-    trial["model"]["optim"]["name"] = "distributed_fused_adam"
-    shared = memory.per_gpu(BASE, trial)
+    shared = memory.per_gpu(BASE, changed(trial, {"model.optim.name": "distributed_fused_adam"}))
     assert shared and shared.states < found.states / 3
     assert parts(llama("trainer.precision='32'"))[0] == pytest.approx(2 * 15.0, abs=0.2)
 
@@ -90,7 +90,7 @@ def test_the_warning_has_its_numbers_and_a_way_out(llama: Any, workspace: Path) 
 
     def warned(*overrides: str) -> list[str]:
         config = llama("pretrained_checkpoint.restore_from_path=m.nemo", *overrides)
-        return [str(f) for f in preflight.warnings([TrialConfig([], config)] * 2, workspace / "runs" / "s")]
+        return [str(f) for f in preflight.warnings([PlannedTrial([], config)] * 2, workspace / "runs" / "s")]
 
     (found,) = warned("cluster.gpu_memory_gb=40")
     assert found.startswith("cluster.gpu_memory_gb=40: the trial needs about 49 GiB a GPU on paper: weights 15.0,")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launcher.check import preflight
-from launcher.compose.trials import TrialConfig
+from launcher.compose.trials import PlannedTrial
 from tests.unit.conftest import row
 
 
@@ -22,7 +22,7 @@ def fresh_file_checks() -> None:
 def findings(composed: Any, workspace: Path, *overrides: str) -> list[str]:
     config, found = composed("model=tiny", *overrides)
     assert found == []
-    return [str(f) for f in preflight.findings([TrialConfig([], config)], workspace / "runs" / "s")]
+    return [str(f) for f in preflight.findings([PlannedTrial([], config)], workspace / "runs" / "s")]
 
 
 def test_a_good_trial(composed: Any, workspace: Path) -> None:
@@ -102,7 +102,7 @@ def test_the_sweep_folder_must_be_new(composed: Any, workspace: Path) -> None:
 
 def test_the_same_finding_in_every_trial_is_said_once(composed: Any, workspace: Path) -> None:
     config, _ = composed("model=tiny", "trainer.devices=3")
-    assert len(preflight.findings([TrialConfig([], config)] * 3, workspace / "runs" / "s")) == 1
+    assert len(preflight.findings([PlannedTrial([], config)] * 3, workspace / "runs" / "s")) == 1
 
 
 def test_pairs_too_long_are_warned_of(composed: Any, workspace: Path) -> None:
@@ -112,7 +112,7 @@ def test_pairs_too_long_are_warned_of(composed: Any, workspace: Path) -> None:
     (path.parent / "dataset.json").write_text(json.dumps(record))
     preflight._longer.cache_clear()
     config, _ = composed("model=tiny")
-    trials = [TrialConfig([], config)] * 2
+    trials = [PlannedTrial([], config)] * 2
     assert preflight.findings(trials, workspace / "runs" / "s") == []
     (warning,) = preflight.warnings(trials, workspace / "runs" / "s")
     assert str(warning).startswith(f"{path}: up to 2 rows are longer than model.encoder_seq_length=256")

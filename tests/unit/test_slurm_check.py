@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 import pytest
 
 from launcher.check import cluster_limits, disk
-from launcher.compose.trials import TrialConfig
+from launcher.compose.trials import PlannedTrial
 from launcher.slurm import client
 from launcher.slurm import site as slurm_site
+from launcher.trial_config.config import TrialConfig
+from tests.unit.conftest import changed
 from tests.unit.test_slurm import said
 
 LIMITS = ("submit", "wall", "each", "group")  # the last columns of an association
@@ -37,16 +38,14 @@ def trial(composed: Any, workspace: Path) -> Any:
     """A trial of 2 nodes x 2 GPUs that this cluster would run; trial(key=value, ...) sets keys of it."""
     config, _ = composed("cluster=slurm", "model=tiny", "trainer.num_nodes=2", "trainer.devices=2")
 
-    def build(**keys: Any) -> dict[str, Any]:
-        made = copy.deepcopy(config)
-        for name, value in keys.items():
-            made["trainer" if name in ("num_nodes", "devices") else "cluster"][name] = value
-        return made
+    def build(**keys: Any) -> TrialConfig:
+        rooms = {name: "trainer" if name in ("num_nodes", "devices") else "cluster" for name in keys}
+        return changed(config, {f"{rooms[name]}.{name}": value for name, value in keys.items()})
 
     return build
 
 
-def found(where: Any, config: dict[str, Any], trials: int = 3) -> list[str]:
+def found(where: Any, config: TrialConfig, trials: int = 3) -> list[str]:
     return [str(finding) for finding in cluster_limits.findings(where, config, trials)]
 
 
@@ -131,8 +130,8 @@ def test_the_association_that_counts(trial: Any) -> None:
     assert "you have none" in found(site("far|vip||vip|normal|||||\n"), trial())[0]
 
 
-def warned(where: Any, folder: Path, *configs: dict[str, Any]) -> list[str]:
-    trials = [TrialConfig([], config) for config in configs]
+def warned(where: Any, folder: Path, *configs: TrialConfig) -> list[str]:
+    trials = [PlannedTrial([], config) for config in configs]
     return [str(finding) for finding in cluster_limits.warnings(where, trials, folder)]
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from launcher.check import preflight
-from launcher.compose.trials import TrialConfig
+from launcher.compose.trials import PlannedTrial
 from launcher.findings import Refused
 from launcher.submit import stages
 from launcher.submit.pipeline import Sources, stages_before
 from launcher.submit.stages import Stage
+from tests.unit.conftest import changed
 from tests.unit.llama import TINY, write_described
 
 
@@ -27,7 +28,14 @@ def before(composed: Any) -> Any:
         for words in trials:
             config, found = composed("model=tiny", "data=sample", *words)
             assert found == []
-            configs.append(TrialConfig([], {**config, "model": {**config["model"], **(model or {})}}))
+            configs.append(
+                PlannedTrial(
+                    [],
+                    changed(
+                        config, {f"model.{key}": value for key, value in (model or {}).items()}, frozenset({"model"})
+                    ),
+                )
+            )
         return stages_before(configs, Sources(pairs))
 
     return ask
@@ -98,7 +106,7 @@ def test_preflight_leaves_out_what_will_be_made(composed: Any, workspace: Path) 
     preflight._nemo_file.cache_clear()
     preflight._jsonl.cache_clear()
     config, _ = composed("model=tiny", "data=sample")
-    trials = [TrialConfig([], config)]
+    trials = [PlannedTrial([], config)]
     assert len(preflight.findings(trials, None)) == 2
     expected = {workspace / "models" / "tiny.nemo", workspace / "data" / "sample" / "train.jsonl"}
     assert preflight.findings(trials, None, expected) == []

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launcher.compose.trials import is_weight
+from launcher.nemo.data_files import is_weight
 from launcher.train import result
 from launcher.train.nemo_aligner.savings.reference_cache import file_digest
 
