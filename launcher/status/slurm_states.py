@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -66,7 +67,7 @@ def finished(state: TrialState) -> TrialState | None:
 
 def result_seconds(result: dict[str, object]) -> float | None:
     seconds = result.get("seconds")
-    return float(seconds) if isinstance(seconds, (int, float)) else None
+    return float(seconds) if isinstance(seconds, (int, float)) and math.isfinite(seconds) else None
 
 
 def beside_others(state: TrialState, parts: Sequence[Element]) -> TrialState:

@@ -100,7 +100,15 @@ def parse_line(raw: bytes) -> Line | None:
         line = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and isinstance(line.get("time"), (int, float)) else None
+    return line if isinstance(line, dict) and _is_sound(line) else None
+
+
+def _is_sound(line: Line) -> bool:
+    """Whether a line has a time, and with its figures the number of the step."""
+    moment, figures = line.get("time"), "train/loss" in line or "val/loss" in line
+    if not isinstance(moment, (int, float)) or not math.isfinite(moment) or (figures and "step" not in line):
+        return False
+    return all(isinstance(line[key], int) for key in ("step", "max_steps") if key in line)
 
 
 def _parse(text: bytes) -> list[Line]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from launcher.local import process
 from launcher.local import run as local
 from launcher.local.run import RunStopped
 from launcher.machine import Machine
+from launcher.status.live import LineView
 from launcher.status.trial_state import TrialState
 from launcher.sweep.folder import Sweep
 from tests.unit.test_machine import MACHINE, need
@@ -224,6 +226,16 @@ def test_an_error_in_the_view_leaves_nothing_running(tmp_path: Path) -> None:
     with pytest.raises(BrokenPipeError):
         run(sweep, on_update=broken)
     assert not processes_of(sweep)
+
+
+def test_a_view_that_nobody_reads_ends_no_trial(tmp_path: Path) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError("nobody reads this")
+
+    sweep = make(tmp_path, {})
+    with LineView(sweep.trials, Closed()) as view:
+        assert [state.state for state in run(sweep, on_update=view)] == ["DONE"]
 
 
 # --- being stopped: a launcher of its own, as from a shell ---
