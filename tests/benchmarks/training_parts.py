@@ -36,8 +36,9 @@ def _build_and_call(function: Callable[[Any, Path], None], folder: Path) -> None
     from launcher.train.nemo_aligner import session as training
     from launcher.train.nemo_aligner import settings
     from launcher.train.ranks import Ranks, settle_cpu, settle_device
+    from launcher.train.run import load_config
 
-    config, ranks = settings.load(folder), Ranks.from_environment()
+    config, ranks = load_config(folder), Ranks.from_environment()
     ranks.export()
     device = settle_device("cpu", config.trainer.precision)
     settle_cpu(ranks)

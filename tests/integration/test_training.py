@@ -40,6 +40,15 @@ def fail_at_step_2_on_rank_1() -> None:
     PreferenceTrainer.train_single_step = wrong
 
 
+def fail_in_the_evaluation() -> None:
+    from launcher.train.nemo_aligner import evaluate
+
+    def broken(*args):
+        raise ValueError("an odd tokenizer")
+
+    evaluate.evaluate = broken
+
+
 def test_held_out_loss_and_rewards_equal_transformers_and_peft(train, new_trial, tiny_hf, pairs):
     """With dropout in training, which a validation must not have, and alpha other than the rank."""
     from tests.integration import lora_reference
@@ -131,6 +140,13 @@ def test_error_on_another_rank_fails_the_trial(train, new_trial):
     assert all(trial.exit_codes), trial.exit_codes
     assert "ValueError: out of luck" in trial.said()
     assert not (folder / "result.json").exists()
+
+
+def test_an_error_in_the_evaluation_does_not_fail_a_trained_trial(train, new_trial):
+    trial = train(new_trial(), change=fail_in_the_evaluation)
+    assert trial.exit_codes == [0], trial.said()
+    assert trial.result["steps"] == 6
+    assert trial.result["evaluation"] == {"skipped": "it failed with ValueError: an odd tokenizer"}
 
 
 def test_ranks_that_do_not_fit_the_config_are_refused(new_trial):

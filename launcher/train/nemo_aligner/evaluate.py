@@ -25,6 +25,7 @@ from launcher.train import result as results
 from launcher.train.metrics_file import EVERY, MetricsFile
 from launcher.train.nemo_aligner import log_filter, settings, standins
 from launcher.train.ranks import Ranks, settle_cpu, settle_device
+from launcher.train.run import load_config
 
 DEFAULTS = {"kl_pairs": 32, "samples": 3, "sample_tokens": 32}
 #: What is kept of every pair: sums over the response's tokens, in nats, and their number.
@@ -202,7 +203,7 @@ def evaluate_trial(trial_dir: Path) -> dict[str, Any]:
 
 def check(trial_dir: Path) -> tuple[dict[str, Any], Any]:
     """(result, config) of a trial that can be evaluated. Raises Refused; imports no torch."""
-    result, config = results.read_result(trial_dir / "result.json"), settings.load(trial_dir)
+    result, config = results.read_result(trial_dir / "result.json"), load_config(trial_dir)
     if result is None:
         raise Refused([Finding(str(trial_dir), "", "has no result.json, so it is not done", "let it finish first")])
     if config.model.peft.peft_scheme == "none":

@@ -16,16 +16,6 @@ from launcher.train.ranks import Device, Ranks
 RANKS_FROM_OUTSIDE = "BCP"
 
 
-def load(trial_dir: Path) -> DictConfig:
-    """config.yaml of a trial. Raises Refused where there is none."""
-    path = trial_dir / "config.yaml"
-    if not path.is_file():
-        raise Refused([Finding(str(path), "", "no such file", "name a trial's folder, such as SWEEP/0")])
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
-    return config
-
-
 def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, device: Device) -> Plan:
     """Write into `config` what only the job can know; returns the steps. Raises Refused."""
     trainer, model = config.trainer, config.model

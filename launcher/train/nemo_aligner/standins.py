@@ -224,6 +224,9 @@ def _fused_adam(module: Any) -> None:
                     state.pop("step")
             return loss
 
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            torch.optim.Optimizer.__setstate__(self, state)  # AdamW's own looks for a step beside the moments
+
         def _states(self, group: Any) -> list[Any]:
             """Of the group's parameters that have been updated before."""
             return [self.state[parameter] for parameter in group["params"] if self.state.get(parameter)]

@@ -1,0 +1,99 @@
+"""The seam between a trial and what trains it.
+
+An engine is a module with the functions of `Engine`. launcher/train/run.py knows nothing else about it: signals,
+checkpoint manifests, metrics.jsonl and result.json are the same for every engine. To add one, write such a module and
+name it in ENGINES, or name its dotted path in the config: engine=mypackage.engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from omegaconf import DictConfig
+
+from launcher.check.steps import Plan
+from launcher.findings import Finding, Refused
+from launcher.train.metrics_file import MetricsFile
+from launcher.train.ranks import Device, Ranks
+
+#: Name in the config (key `engine`) -> module.
+ENGINES = {"nemo_aligner": "launcher.train.nemo_aligner.engine"}
+DEFAULT = "nemo_aligner"
+
+#: The metrics that tables, plots and verdicts read, behind the prefix "train/" or "val/". An engine logs at least these
+#: through MetricsFile: the mean loss, the share of pairs whose chosen response has the higher implicit reward, and the
+#: mean log-ratios to the reference policy in nats, not multiplied by beta. NeMo-Aligner's names.
+METRICS = ("loss", "acc", "rewards_chosen_mean", "rewards_rejected_mean")
+
+
+@dataclass
+class Settled:
+    """A trial's config with everything that only the job can know."""
+
+    config: DictConfig
+    steps: Plan
+    device: Device
+    threads: int = 0
+    """Threads of each rank on a CPU; 0 on a GPU."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """More lines for the trial's banner: title -> text."""
+
+
+class Session(Protocol):
+    """A trial that is ready to train, in one rank."""
+
+    @property
+    def step(self) -> int:
+        """Steps done, those before this start included."""
+        ...
+
+    def run(self) -> str:
+        """Train to the last step and save. Returns why it stopped before the last step, "" if it did not.
+
+        A warning (launcher.train.signals) or the time limit stops all ranks after the same step, with a checkpoint.
+        """
+        ...
+
+    def evaluate(self, progress: MetricsFile) -> dict[str, Any]:
+        """What is measured of the trained policy, for the key `evaluation` of result.json. Every rank calls it."""
+        ...
+
+    def banner(self) -> dict[str, str]:
+        """Lines that describe the trial: title -> text."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What result.json records beside metrics and timing: `beta`, `pairs`, `checkpoint`, ..."""
+        ...
+
+
+class Engine(Protocol):
+    """What the module of an engine offers."""
+
+    def settle(self, config: DictConfig, trial_dir: Path, ranks: Ranks, progress: MetricsFile) -> Settled:
+        """Choose device and precision and turn intervals into steps. Raises Refused. Runs before any heavy import."""
+        ...
+
+    def build(self, settled: Settled, trial_dir: Path, progress: MetricsFile) -> Session:
+        """Load model, pairs and, where there is one, the last whole checkpoint."""
+        ...
+
+    def shut_down(self) -> None:
+        """Let all ranks leave together."""
+        ...
+
+
+def load(config: DictConfig) -> Engine:
+    """The engine that a trial's config names. Raises Refused where there is none of that name."""
+    name = str(config.get("engine", DEFAULT))
+    path = ENGINES.get(name, name)
+    if "." not in path:
+        remedy = f"there are: {', '.join(ENGINES)}; or name a module, package.name"
+        raise Refused([Finding("engine", name, "no such engine", remedy)])
+    try:
+        return cast(Engine, importlib.import_module(path))
+    except ModuleNotFoundError as error:
+        raise Refused([Finding("engine", name, f"cannot be imported ({error})", "put it on PYTHONPATH")]) from error

@@ -1,0 +1,104 @@
+"""NeMo-Aligner behind launcher.train.engine: stand-ins and settings first, then NeMo, then the session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from launcher.sweep import metrics
+from launcher.train import result
+from launcher.train.engine import Settled
+from launcher.train.metrics_file import MetricsFile
+from launcher.train.nemo_aligner import log_filter, settings, standins
+from launcher.train.ranks import Ranks, settle_cpu, settle_device
+
+if TYPE_CHECKING:
+    from launcher.train.nemo_aligner.session import Session
+
+
+def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, progress: MetricsFile) -> Settled:
+    """Put the stand-ins in place, then choose device, precision and steps. Raises Refused."""
+    progress.phase(metrics.STARTING, "importing torch")
+    log_filter.quiet()
+    gaps = standins.install()
+    device = settle_device(config.trainer.accelerator, config.trainer.precision)
+    threads = settle_cpu(ranks) if device.accelerator == "cpu" else 0
+    steps = settings.settle(config, trial_dir, ranks, device)
+    notes = {"stand-ins": f"for {', '.join(gaps)}, missing here (launcher/train/nemo_aligner/standins.py)"}
+    return Settled(config, steps, device, threads, notes if gaps else {})
+
+
+def build(settled: Settled, trial_dir: Path, progress: MetricsFile) -> NemoSession:
+    """Import NeMo, load model and pairs, go on from the last whole checkpoint."""
+    progress.phase(metrics.STARTING, "importing NeMo")
+    from launcher.train.nemo_aligner import session  # only after the stand-ins
+
+    log_filter.files_only()
+    config = settled.config
+    progress.phase("loading model", Path(config.pretrained_checkpoint.restore_from_path).name)
+    return NemoSession(settled, session.build(config, settled.steps, progress))
+
+
+def shut_down() -> None:
+    from launcher.train.nemo_aligner import session
+
+    session.shut_down()
+
+
+@dataclass
+class NemoSession:
+    """A NeMo-Aligner session as launcher.train.run sees it."""
+
+    settled: Settled
+    session: Session
+
+    @property
+    def step(self) -> int:
+        return int(self.session.trainer.step)
+
+    def run(self) -> str:
+        return self.session.run()
+
+    def evaluate(self, progress: MetricsFile) -> dict[str, Any]:
+        from launcher.train.nemo_aligner.evaluate import evaluate
+
+        return evaluate(self.session.model, self.settled.config, self.session.held_out, progress)
+
+    def banner(self) -> dict[str, str]:
+        config, session = self.settled.config, self.session
+        model, dpo, steps = config.model, config.model.dpo, self.settled.steps
+        epochs = steps.max_steps / steps.steps_per_epoch
+        begin = f", from step {self.step}" if self.step else ""
+        share = session.trainable / session.parameters
+        return {
+            "beta": f"{dpo.ref_policy_kl_penalty:g} ({dpo.preference_loss} loss)",
+            "model": f"{config.pretrained_checkpoint.restore_from_path}, {session.parameters:,} parameters",
+            "trainable": f"{session.trainable:,}, {share:.2%} of them ({_trained(model.peft)})",
+            "pairs": f"{session.pairs['train']} train, {session.pairs['validation']} validation",
+            "steps": f"{steps.max_steps} of {model.global_batch_size} pairs ({epochs:.2g} epochs){begin}",
+            "": f"validation every {steps.val_check_interval}, checkpoint every {steps.save_interval}",
+        }
+
+    def facts(self) -> dict[str, Any]:
+        session = self.session
+        return {
+            "beta": float(self.settled.config.model.dpo.ref_policy_kl_penalty),
+            "pairs": session.pairs,
+            "trainable_parameters": session.trainable,
+            "parameters": session.parameters,
+            "checkpoint": session.last_checkpoint(),
+            "nemo": session.nemo_file(),
+            "versions": result.versions(),
+        }
+
+
+def _trained(peft: DictConfig) -> str:
+    """Which weights are trained, in words."""
+    if peft.peft_scheme != "lora":
+        return "all weights"
+    tuning = peft.lora_tuning
+    alpha = tuning.get("alpha", tuning.adapter_dim)
+    return f"LoRA rank {tuning.adapter_dim}, alpha {alpha:g} on {', '.join(tuning.target_modules)}"
