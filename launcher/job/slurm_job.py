@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from launcher.slurm import client
+from launcher.slurm import client, profile
 
 PATIENCE_S = 900.0
 """How long a controller that does not answer is asked again: it may be starting anew."""
 _AGAIN_S = 5.0
-_AWAY = re.compile(r"Unable to contact|Connection refused|Socket timed out|Zero Bytes|Communication|Transport", re.I)
 _CHAIN = "LAUNCHER_CHAIN"
+_OF_THIS_START = ("TRIAL_ENDS_AT", "IN_CONTAINER_TRIAL_ENDS_AT")
 _Answer = TypeVar("_Answer")
 
 
@@ -70,8 +70,7 @@ class Word:
 
 def ask(element: str) -> Word:
     """Raises SlurmError where the controller stays away."""
-    text = patiently(lambda: client.run("scontrol", "--oneliner", "show", "job", element).stdout)
-    fields = dict(item.split("=", 1) for item in text.split() if "=" in item)
+    fields = job_fields(patiently(lambda: client.run("scontrol", "show", "job", element).stdout))
     return Word(
         state=fields.get("JobState", ""),
         reason=fields.get("Reason", ""),
@@ -81,6 +80,27 @@ def ask(element: str) -> Word:
         required=_names(fields.get("ReqNodeList", "")),
         fields=fields,
     )
+
+
+#: Fields whose text may have blanks and `=` in it; each is the last one of its line.
+_FREE_TEXT = ("JobName", "Command", "WorkDir", "Comment", "AdminComment", "SystemComment", "StdErr", "StdIn", "StdOut")
+_FIELD = re.compile(
+    rf"(?:^|\s)(?:(?P<free>{'|'.join(_FREE_TEXT)})=(?P<rest>.*)|(?P<key>[\w/:.\[\]-]+)=(?P<value>\S*))", re.S
+)
+_LINE = re.compile(r"\n {3}(?=\S+=)")
+
+
+def job_fields(text: str) -> dict[str, str]:
+    """The fields that `scontrol show job` prints for one job.
+
+    scontrol quotes nothing. The first value of a name counts: texts of users stand at the end of a line, and all of
+    them but the job's name stand below the fields that are read here.
+    """
+    fields: dict[str, str] = {}
+    for line in _LINE.split(text.rstrip("\n")):
+        for found in _FIELD.finditer(line):
+            fields.setdefault(found["free"] or found["key"], found["rest"] if found["free"] else found["value"])
+    return fields
 
 
 def _names(text: str) -> str:
@@ -94,7 +114,7 @@ def patiently(question: Callable[[], _Answer]) -> _Answer:
         try:
             return question()
         except client.SlurmError as error:
-            if not _AWAY.search(error.stderr) or time.monotonic() > end:
+            if not error.unanswered or error.code is None or time.monotonic() > end:
                 raise
             print(f"{error}; asking again in {_AGAIN_S:.0f} s", flush=True)
             time.sleep(_AGAIN_S)
@@ -110,7 +130,7 @@ def requeue(element: str) -> bool:
     try:
         patiently(lambda: client.requeue([element]))
     except client.SlurmError as error:
-        if error.code is None or _AWAY.search(error.stderr):
+        if error.unanswered:
             raise
         print(f"cannot be requeued ({error.said})", flush=True)
         return False
@@ -128,7 +148,8 @@ def room_without(partition: str, nodes: Sequence[str], needed: int) -> bool:
     answer = patiently(lambda: client.run("sinfo", "-h", "-N", "-p", partition, "-o", "%N %t"))
     rows = [line.split() for line in answer.stdout.splitlines()]
     dead = ("down", "drain", "drng", "fail", "inval", "unk", "maint", "futr")
-    usable = {row[0] for row in rows if len(row) > 1 and not row[1].startswith(dead)}
+    # a line `CLUSTER: name` comes first where SLURM_CLUSTERS is set
+    usable = {row[0] for row in rows if len(row) > 1 and row[0] != "CLUSTER:" and not row[1].startswith(dead)}
     return len(usable - set(nodes)) >= needed
 
 
@@ -156,12 +177,12 @@ def continuation(
     of it stood on sbatch's command line. Raises SlurmError.
     """
     task = me.element.partition("_")[2]
-    options = [f"--array={task}", f"--dependency=afterany:{me.element}", *_request(word)]
+    options = [f"--array={task}", f"--dependency=afterany:{me.element}", "--export=ALL", *_request(word)]
     shunned = ",".join([*([word.excluded] if word.excluded else []), *away])
     if shunned:
         options.append(f"--exclude={shunned}")
-    env = {**client.environment(), _CHAIN: me.chain}
-    env.pop("TRIAL_ENDS_AT", None)  # this job's
+    ignored = {*profile.overriding(Path(script[0]).read_text(encoding="utf-8")), *_OF_THIS_START}
+    env = {name: value for name, value in client.environment().items() if name not in ignored} | {_CHAIN: me.chain}
     made = patiently(
         lambda: client.sbatch(
             Path(script[0]), options, script_args=script[1:], env=env, cwd=Path(word.fields.get("WorkDir", "."))

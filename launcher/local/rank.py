@@ -1,4 +1,4 @@
-"""What submitit runs in each local rank's process: one rank of one trial. Slurm's ranks begin in launcher.job.rank."""
+"""What submitit runs in each local rank's process: one rank of one trial. See launcher.train.slurm_rank for Slurm."""
 
 from __future__ import annotations
 

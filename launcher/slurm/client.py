@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import whole_file
-from launcher.slurm import rows, site
+from launcher.slurm import profile, rows, site
 from launcher.slurm.rows import AccountRow, QueueRow
 from launcher.slurm.run import (
     PATIENCE,
@@ -129,25 +129,26 @@ def submit(script: Path, receipt: Path, timeout: float = 2 * PATIENCE) -> int:
     count["sbatch"] += 1
     began = time.monotonic()
     complaints = receipt.with_suffix(".err")
+    ignored = profile.overriding(script.read_text(encoding="utf-8"))
+    env = {name: value for name, value in environment().items() if name not in ignored}
     with receipt.open("wb") as output, complaints.open("wb") as errors:
         try:
             # A session of its own, so that Ctrl-C in the terminal does not reach it between the two.
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                env=environment(),
-                timeout=timeout,
-                start_new_session=True,
-                check=False,
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=env, start_new_session=True
             )
-            code = done.returncode
-        except subprocess.TimeoutExpired:
-            raise SlurmTimeout(Answer(command, None, "", "", timeout), f"no answer in {timeout:.0f} s") from None
         except FileNotFoundError:
             missing = Answer(command, None, "", "", 0.0)
             raise SlurmMissing(missing, "not found on the PATH: is this a machine of a Slurm cluster?") from None
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise SlurmTimeout(Answer(command, None, "", "", timeout), f"no answer in {timeout:.0f} s") from None
+        except KeyboardInterrupt:
+            process.wait(timeout)  # the controller may have the job already: its id has to be written down
+            raise
     stderr = complaints.read_text(encoding="utf-8", errors="replace")
     if not stderr:
         complaints.unlink()

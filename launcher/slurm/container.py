@@ -1,4 +1,4 @@
-"""How a rank is run inside a container: pyxis takes srun options, Apptainer goes in front of Python.
+"""How a command runs inside a container: pyxis adds options to srun, Apptainer stands before the command.
 
 The launcher needs nothing installed in NVIDIA's NeMo container but what is there (NeMo, omegaconf): the rank's entry
 is standard library only. So it is enough to mount the clone, read-only, and to put it on PYTHONPATH.
@@ -6,23 +6,23 @@ is standard library only. So it is enough to mount the clone, read-only, and to 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.findings import Finding
+from launcher.slurm import template
 
 
 @dataclass(frozen=True)
 class Inside:
-    """What puts a rank into its container."""
+    """What runs a command inside a container; without a runtime, the command runs on the node."""
 
+    runtime: str = ""
     srun_args: Sequence[str] = ()
     prefix: Sequence[str] = ()
-    """Shell words before Python's, quoted."""
-    mounted: bool = False
+    """Words before the command."""
 
 
 def findings(config: dict[str, Any], sweep: Path, root: str) -> list[Finding]:
@@ -42,31 +42,74 @@ def findings(config: dict[str, Any], sweep: Path, root: str) -> list[Finding]:
     return found
 
 
-def words(config: dict[str, Any], sweep: Path, root: str) -> Inside:
-    """Sweep, cache, model and data are mounted where they are outside, so that the config's paths hold; home is not."""
+def of_trials(config: dict[str, Any], sweep: Path, root: str) -> Inside:
+    """For a trial's ranks: sweep, cache, model and data are mounted under their own names; the home folder is not."""
     container = config["cluster"].get("container") or {}
     written = [str(sweep), *([cache] if (cache := config["paths"].get("cache")) else [])]
-    mounts = [f"{root}:{root}:ro", *(f"{folder}:{folder}" for folder in written)]
-    mounts += [f"{folder}:{folder}:ro" for folder in _read(config)]
-    return inside(container, mounts)
+    return inside(container, read=[root, *_read(config)], written=written, folder=str(sweep))
 
 
-def inside(container: Mapping[str, Any], folders: Sequence[str]) -> Inside:
-    """What puts a command into a container, if any. `folders` are OUTSIDE:INSIDE[:ro]; its own mounts follow."""
-    runtime, image = container.get("runtime"), str(container.get("image") or "")
+def inside(container: Mapping[str, Any], *, read: Sequence[str], written: Sequence[str], folder: str) -> Inside:
+    """What runs a command inside the container that is configured, if any.
+
+    `read` and `written` are mounted under their own names, `written` writable, and the config's own mounts as they are
+    written. `folder` is the working directory: never /tmp, from where Python would import what anybody put there.
+    """
+    runtime, image = container.get("runtime") or "", str(container.get("image") or "")
     if not runtime:
         return Inside()
-    mounts = [*folders, *(mount if ":" in mount else f"{mount}:{mount}" for mount in container.get("mounts") or [])]
+    own = [mount if ":" in mount else f"{mount}:{mount}" for mount in container.get("mounts") or []]
+    mounts = ordered([*(f"{path}:{path}:ro" for path in read), *(f"{path}:{path}" for path in written), *own])
+    # sbatch/in_container.sh sets the job's variables anew: an image's own would win
+    start = ["bash", str(template.folder() / "in_container.sh")]
     if runtime == "pyxis":
         arguments = [
             f"--container-image={image}",
             f"--container-mounts={','.join(mounts)}",
             "--no-container-mount-home",
+            f"--container-workdir={folder}",
         ]
-        return Inside(srun_args=[*arguments, "--container-workdir=/tmp"], mounted=True)
-    binds = [word for mount in mounts for word in ("--bind", shlex.quote(mount))]
-    prefix = ["apptainer", "exec", "--nv", "--no-home", "--pwd", "/tmp", *binds, shlex.quote(image)]
-    return Inside(prefix=prefix, mounted=True)
+        return Inside(runtime, arguments, start)
+    binds = [word for mount in mounts for word in ("--bind", mount)]
+    return Inside(runtime, [], ["apptainer", "exec", "--nv", "--no-home", "--pwd", folder, *binds, image, *start])
+
+
+def ordered(mounts: Sequence[str]) -> list[str]:
+    """Mounts in an order in which none hides another: parents first, and of equal depth the writable ones last.
+
+    What a mount of a parent folder shows as well, with the same rights, is dropped. OUTSIDE:INSIDE[:FLAGS] each.
+    """
+
+    parsed = sorted({_Mount.parse(mount) for mount in mounts}, key=lambda mount: (mount.depth, not mount.writable))
+    kept: list[_Mount] = []
+    for mount in parsed:
+        if not any(other.covers(mount) for other in kept):
+            kept.append(mount)
+    return [mount.text for mount in sorted(kept, key=lambda mount: (mount.depth, mount.writable, mount.text))]
+
+
+@dataclass(frozen=True)
+class _Mount:
+    text: str
+    outside: Path
+    inside: Path
+    writable: bool
+
+    @classmethod
+    def parse(cls, text: str) -> _Mount:
+        outside, inside, *flags = text.split(":", 2)
+        return cls(text, Path(outside), Path(inside), "ro" not in "".join(flags).replace("+", ",").split(","))
+
+    @property
+    def depth(self) -> int:
+        return len(self.inside.parts)
+
+    def covers(self, other: _Mount) -> bool:
+        """Whether `other` adds nothing: the same files are there already, and as writable."""
+        if self.inside not in (other.inside, *other.inside.parents):
+            return False
+        same = self.outside / other.inside.relative_to(self.inside) == other.outside
+        return same and (self.writable or not other.writable)
 
 
 def _read(config: dict[str, Any]) -> list[str]:

@@ -79,8 +79,8 @@ def code_said(row: AccountRow) -> str:
 
     number = row.derived_signal or row.exit_signal
     codes = [code for code in (row.derived_exit_code, row.exit_code) if code]
-    # srun's exit code is the highest of its tasks'; a task that died of signal N counts as 128 + N, or N alone
-    if not number and codes and codes[0] > 128:
+    # srun's exit code is the highest of its tasks'; one that died of signal N (1 to 64) counts as 128 + N, or N alone
+    if not number and codes and 128 < codes[0] <= 128 + 64:
         number = codes[0] - 128
     if number:
         try:

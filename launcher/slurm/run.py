@@ -20,9 +20,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launcher.findings import LauncherError
+from launcher.slurm import profile
 
 PATIENCE = 60.0
 """Seconds a command may take. By itself Slurm 22.05 gives up after 18 s without controller, 60 s without slurm.conf."""
+
+
+_UNANSWERED = re.compile(
+    r"Unable to contact|Connection refused|Socket timed out|Zero Bytes|Communication|Transport", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,11 @@ class SlurmError(LauncherError):
         self.answer = answer
         self.command, self.code, self.stderr = answer.command, answer.code, answer.stderr
         super().__init__(f"{shlex.join(answer.command[:8])}: {why or self.said or f'exit code {answer.code}'}")
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether no answer came: the controller may have done what it was asked all the same."""
+        return self.code is None or bool(_UNANSWERED.search(self.stderr))
 
     @property
     def said(self) -> str:
@@ -90,19 +101,11 @@ def log_to(path: Path) -> Callable[[Answer], None]:
 
 # What a user's profile may set to change what these commands print.
 _FORMATTING = ("SQUEUE_", "SACCT_", "SINFO_", "SCONTROL_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
-# What a job finds in its environment that is not about the job; a command started in a job needs it as well.
-_LASTING = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_DEBUG_FLAGS")
 
 
 def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """For running a Slurm command: without the variables of the job that this process may be in itself.
-
-    sbatch would hand them on, and SLURM_MEM_PER_CPU, SLURM_CPU_BIND and others break the new job's srun.
-    """
-    env = dict(os.environ if base is None else base)
-    if "SLURM_JOB_ID" in env:
-        env = {name: value for name, value in env.items() if not name.startswith("SLURM") or name in _LASTING}
-    return env
+    """The environment for a Slurm command: this process's, without the variables of a job (see `profile`)."""
+    return profile.without_job(os.environ if base is None else base)
 
 
 def run(

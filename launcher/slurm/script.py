@@ -1,9 +1,10 @@
-"""The text of a sweep's sbatch script: a request in, text out. Printing it is the dry run."""
+"""The text of a sweep's sbatch script: a pure function of a request. Printing it is the dry run."""
 
 from __future__ import annotations
 
 import math
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 from launcher.findings import Finding, Refused
 from launcher.slurm import template
+from launcher.slurm.container import Inside
 
 #: Keys of `cluster` that are sbatch's own options, under submitit's names for them.
 PLAIN = (
@@ -28,7 +30,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayRequest:
-    """All that one array of trials is asked with."""
+    """Everything needed to render and submit one array."""
 
     sweep: Path
     name: str
@@ -42,12 +44,12 @@ class ArrayRequest:
     share: int = 1
     """Trials that one element runs side by side on its node."""
     python: str
-    """Shell words that run Python in the job."""
-    python_here: str = sys.executable
-    """The Python that sees to restarts, on the node itself: outside of any container, as Slurm's commands are."""
-    srun_args: Sequence[str] = ()
+    """Shell words that run Python for a rank, in the container if there is one."""
+    python_on_node: str = sys.executable
+    """The Python that takes care of restarts, outside of any container: Slurm's commands are there."""
+    container: Inside = Inside()
     pythonpath: str = ""
-    """What has to be on PYTHONPATH for `launcher` to be found in the job."""
+    """The folder that holds the package `launcher`; empty where Python finds it by itself."""
     environment: Mapping[str, str] = field(default_factory=dict)
     after: Sequence[int] = ()
     """Jobs that have to be done before; if one of them fails, the array is cancelled."""
@@ -55,24 +57,40 @@ class ArrayRequest:
 
 def text(request: ArrayRequest) -> str:
     """The script. Raises Refused where an option cannot be written into one."""
-    cluster = request.cluster
-    return template.render(
-        template.read("sweep"),
-        nodes=request.nodes,
-        ranks_per_node=request.ranks_per_node,
-        share=request.share,
-        trials=request.trials,
-        sweep=request.sweep,
-        opens_output="\n" in str(request.sweep),
-        directives=directives(request),
-        environment=exports(request.environment),
-        pythonpath=request.pythonpath,
-        setup=cluster.get("setup") or [],
-        teardown=cluster.get("teardown") or [],
-        srun_args=[*request.srun_args, *(cluster.get("srun_args") or [])],
-        python=request.python,
-        python_here=request.python_here,
+    output = f'exec >>{shlex.quote(f"{request.sweep}/slurm/")}"${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID.out" 2>&1'
+    return template.fill(
+        "sweep",
+        directives(request),
+        {
+            **surroundings(request.environment, request.container, request.pythonpath),
+            "srun_args": [*request.container.srun_args, *(request.cluster.get("srun_args") or [])],
+            "sweep": request.sweep,
+            "trials": request.trials,
+            **ranks(request),
+        },
+        first=[output] if "\n" in str(request.sweep) else [],  # no #SBATCH line takes a line break
+        setup=request.cluster.get("setup") or [],
+        teardown=request.cluster.get("teardown") or [],
     )
+
+
+def surroundings(environment: Mapping[str, str], container: Inside, pythonpath: str) -> dict[str, template.Value]:
+    """The assignments of every script that its work's surroundings make. Raises Refused (see `exports`)."""
+    return {
+        "pythonpath": pythonpath,
+        "environment": [f"{name}={value}" for name, value in exports(environment)],
+        "container": container.runtime,
+    }
+
+
+def ranks(request: ArrayRequest) -> dict[str, template.Value]:
+    """The assignments about a trial's ranks."""
+    return {
+        "per_element": request.share,
+        "ranks_per_node": request.ranks_per_node,
+        "python": [*request.container.prefix, template.Words(request.python)],
+        "python_on_node": request.python_on_node,
+    }
 
 
 def directives(request: ArrayRequest) -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,40 +67,53 @@ def _dpo(launcher: Any, trial: PlannedTrial, line: Sequence[str], sources: Sourc
     config = trial.config.plain
     cluster, trainer = config["cluster"], config["trainer"]
     data = stages.data(trial.config, sources.pairs)
-    before = [] if data is None or data.there or data.lacks else [data]
-    _checked(launcher, [trial], frozenset[Path]().union(*(stage.files for stage in before)))
+    prepared = data is not None and not data.there and not data.lacks
+    _checked(launcher, [trial], data.files if data and prepared else frozenset())
     runs = Path(config["paths"]["runs"])
-    inside = container.words(config, runs, str(stages.root()))
-    asked = ArrayRequest(
+    inside = container.of_trials(config, runs, str(stages.root()))
+    request = ArrayRequest(
         sweep=runs, name=config["experiment"]["name"], trials=[0], nodes=trainer["num_nodes"],
-        ranks_per_node=trainer["devices"], cluster=cluster, python="",
+        ranks_per_node=trainer["devices"], cluster=cluster, container=inside,
+        python=cluster["python"] or shlex.quote(sys.executable),
     )  # fmt: skip
-    lines = [line for line in script.directives(asked) if not line.startswith("#SBATCH --output=")]
-    steps = [
+    return dpo_text(request, Path.cwd(), data if prepared else None, line)
+
+
+def dpo_text(request: ArrayRequest, folder: Path, data: stages.Stage | None, line: Sequence[str]) -> str:
+    """The script of one trial that writes its own folder, below `request.sweep`, and makes its `data` first.
+
+    `line` are the words that launcher/main.py is given; relative paths among them start in `folder`.
+    """
+    cluster, inside = request.cluster, request.container
+    lines = [line for line in script.directives(request) if not line.startswith("#SBATCH --output=")]
+    main = shlex.quote(str(stages.root() / "launcher" / "main.py"))
+    last = ["hydra/launcher=preference_write", "hydra.sweep.dir=${oc.env:SWEEP}"]
+    return template.fill(
+        "dpo",
+        [*lines, "#SBATCH --output=%x-%A_%a.out"],
         {
-            "proof": stage.proof,
-            "made_in": stage.made_in,
-            "srun_args": [*stages.inside(stage, cluster).srun_args, *(cluster["srun_args"] or [])],
-            "command": stages.command(stage, cluster),
-        }
-        for stage in before
-    ]
-    return template.render(
-        template.read("dpo"),
-        directives=[*lines, "#SBATCH --output=%x-%A_%a.out"],
-        nodes=trainer["num_nodes"],
-        ranks_per_node=trainer["devices"],
-        folder=os.getcwd(),
-        root=stages.root(),
-        runs=runs,
-        before=steps,
-        writer=f"{stages.light_python(cluster)} {shlex.quote(str(stages.root() / 'launcher' / 'main.py'))}",
-        overrides=line,
-        srun_args=[*inside.srun_args, *(cluster["srun_args"] or [])],
-        python=" ".join([*inside.prefix, cluster["python"] or shlex.quote(sys.executable)]),
-        python_here=sys.executable,
-        **stages.surroundings(cluster),
+            **stages.surroundings(cluster, inside),
+            "srun_args": [*inside.srun_args, *(cluster["srun_args"] or [])],
+            "sweep": template.Words(f'{shlex.quote(str(request.sweep))}"/dpo-${{first%_*}}"'),
+            "trials": request.trials,
+            **script.ranks(request),
+            **(_preparation(data, cluster) if data else {}),
+            "write_sweep": [template.Words(f"{stages.light_python(cluster)} {main}"), *line, *last],
+        },
+        first=[f"cd {shlex.quote(str(folder))} || exit", "first=${LAUNCHER_CHAIN:-$SLURM_ARRAY_JOB_ID}"],
+        setup=cluster["setup"] or [],
+        teardown=cluster["teardown"] or [],
     )
+
+
+def _preparation(data: stages.Stage, cluster: Mapping[str, Any]) -> dict[str, template.Value]:
+    """The assignments for data that the job itself makes first."""
+    options = [*stages.inside(data, cluster).srun_args, *(cluster["srun_args"] or [])]
+    return {
+        "data_proof": data.proof,
+        "makes": data.made_in,
+        "prepare_data": [*options, *stages.command(data, cluster)],
+    }
 
 
 def _checked(launcher: Any, trials: Sequence[PlannedTrial], expected: frozenset[Path] = frozenset()) -> Site | None:

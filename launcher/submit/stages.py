@@ -180,27 +180,32 @@ def light_python(cluster: Mapping[str, Any]) -> str:
 
 def inside(stage: Stage, cluster: Mapping[str, Any]) -> container.Inside:
     """What puts a stage into the cluster's container, with what it reads and where it writes."""
-    mounts = [f"{root()}:{root()}:ro", *(f"{path}:{path}:ro" for path in stage.reads)]
-    return container.inside(cluster.get("container") or {}, [*mounts, f"{stage.made_in}:{stage.made_in}"])
+    folder = str(stage.made_in)
+    read = [str(root()), *(str(path) for path in stage.reads)]
+    return container.inside(cluster.get("container") or {}, read=read, written=[folder], folder=folder)
 
 
-def command(stage: Stage, cluster: Mapping[str, Any]) -> str:
-    """The shell words behind srun and its arguments."""
-    python = cluster["python"] or shlex.quote(sys.executable)
-    return " ".join([*inside(stage, cluster).prefix, python, shlex.join(stage.command)])
+def command(stage: Stage, cluster: Mapping[str, Any]) -> list[str]:
+    """The words behind srun and its options."""
+    python = template.Words(cluster["python"] or shlex.quote(sys.executable))
+    return [*inside(stage, cluster).prefix, python, *stage.command]
 
 
 def text(
     stage: Stage, cluster: dict[str, Any], *, name: str, output: str, after: Sequence[int] = (), memory: bool = True
 ) -> str:
     """The script of a stage before the sweep. `memory`: whether to ask for some, as clusters that share it out want."""
-    return template.render(
-        template.read(stage.name),
-        directives=directives(cluster, name, output, after, stage.mem_gb if memory else None),
-        made_in=stage.made_in,
-        srun_args=[*inside(stage, cluster).srun_args, *(cluster["srun_args"] or [])],
-        command=command(stage, cluster),
-        **surroundings(cluster),
+    within = inside(stage, cluster)
+    return _text(
+        stage.name,
+        directives(cluster, name, output, after, stage.mem_gb if memory else None),
+        cluster,
+        within,
+        {
+            "srun_args": [*within.srun_args, *(cluster["srun_args"] or [])],
+            "makes": stage.made_in,
+            "command": command(stage, cluster),
+        },
     )
 
 
@@ -208,22 +213,35 @@ def report_text(
     sweep: Path, cluster: dict[str, Any], *, name: str, output: str, after: Sequence[int], memory: bool
 ) -> str:
     """The script of the stage behind the sweep. It runs outside of any container: the launcher's packages are there."""
-    return template.render(
-        template.read("report"),
-        directives=directives(cluster, name, output, after, 2 if memory else None),
-        root=root(),
-        command=f"{light_python(cluster)} {shlex.join(['-u', '-m', 'launcher', 'report', str(sweep)])}",
-        **surroundings(cluster),
+    command = [template.Words(light_python(cluster)), "-u", "-m", "launcher", "report", str(sweep)]
+    return _text(
+        "report",
+        directives(cluster, name, output, after, 2 if memory else None),
+        cluster,
+        container.Inside(),
+        {"srun_args": [], "command": command},
     )
 
 
-def surroundings(cluster: Mapping[str, Any]) -> dict[str, Any]:
-    """What every script has from the cluster's config."""
-    return {
-        "environment": script.exports({str(name): str(value) for name, value in cluster["environment"].items()}),
-        "setup": cluster["setup"] or [],
-        "teardown": cluster["teardown"] or [],
-    }
+def _text(
+    name: str,
+    lines: Sequence[str],
+    cluster: Mapping[str, Any],
+    within: container.Inside,
+    assignments: Mapping[str, template.Value],
+) -> str:
+    return template.fill(
+        name,
+        lines,
+        {**surroundings(cluster, within), **assignments},
+        setup=cluster["setup"] or [],
+        teardown=cluster["teardown"] or [],
+    )
+
+
+def surroundings(cluster: Mapping[str, Any], within: container.Inside) -> dict[str, template.Value]:
+    environment = {str(name): str(value) for name, value in cluster["environment"].items()}
+    return script.surroundings(environment, within, str(root()))
 
 
 def directives(

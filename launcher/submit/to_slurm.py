@@ -16,7 +16,7 @@ import launcher as package
 from launcher.check import cluster_limits, preflight
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, LauncherError, Refused
-from launcher.slurm import client, container, script
+from launcher.slurm import client, container, profile, script
 from launcher.slurm.script import ArrayRequest
 from launcher.submit import prepare
 from launcher.submit.prepare import Check, Warn, folder_of
@@ -78,8 +78,8 @@ def _request(sweep: Sweep, trials: list[int], config: dict[str, Any], after: Seq
     bad = [node.name for node in bad_nodes.read(sweep.folder)]  # of a retry; a new sweep knows none
     if bad:
         cluster = {**cluster, "exclude": ",".join([*([cluster["exclude"]] if cluster["exclude"] else []), *bad])}
-    inside = container.words(config, sweep.folder, _ROOT)
-    if inside.mounted and config["paths"].get("cache"):
+    inside = container.of_trials(config, sweep.folder, _ROOT)
+    if inside.runtime and config["paths"].get("cache"):
         Path(config["paths"]["cache"]).mkdir(parents=True, exist_ok=True)  # what is mounted has to be there
     return ArrayRequest(
         sweep=sweep.folder,
@@ -89,9 +89,9 @@ def _request(sweep: Sweep, trials: list[int], config: dict[str, Any], after: Seq
         ranks_per_node=trainer["devices"],
         cluster=cluster,
         share=script.share(cluster, len(trials)),
-        srun_args=inside.srun_args,
-        python=" ".join([*inside.prefix, cluster["python"] or shlex.quote(sys.executable)]),
-        pythonpath="" if "site-packages" in _ROOT and not inside.mounted else _ROOT,
+        container=inside,
+        python=cluster["python"] or shlex.quote(sys.executable),
+        pythonpath="" if "site-packages" in _ROOT and not inside.runtime else _ROOT,
         environment={str(name): str(value) for name, value in cluster["environment"].items()},
         after=after,
     )
@@ -113,10 +113,12 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
         path.chmod(0o700)
         beside = {"share": request.share} if request.share > 1 else {}
         sweep.record_job("slurm", "", request.trials, script=path.name, name=request.name, **beside)
+        for variable, value in profile.overriding(path.read_text(encoding="utf-8")).items():
+            print(f"note: {variable}={value} in your environment is not used: the script decides", file=sys.stderr)
         try:
             client.submit(path, receipt=sweep.receipt(path.name))
         except client.SlurmError as error:
-            if number == taken and error.code:
+            if number == taken and error.code and not error.unanswered:
                 why = f"sbatch refused it ({error.said or f'exit code {error.code}'})"
                 raise Refused([Finding(str(path), "", why, "correct the keys of cluster that it names")]) from error
             missing = sum(len(request.trials) for request in requests[number - taken :])

@@ -1,6 +1,6 @@
 """Stands in for one rank of a trial where the training itself is not what a test is about. Standard library only.
 
-python standin.py -u -m launcher.job.rank TRIAL
+python standin.py -u -m launcher.train.slurm_rank TRIAL
 
 STANDIN_SECONDS  how long it takes (default 0)
 STANDIN_FAILS    the beta whose rank 0 exits with code 3

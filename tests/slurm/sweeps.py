@@ -19,7 +19,7 @@ from launcher.sweep.folder import Sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Called as Python would be: -u -m launcher.job.rank TRIAL. The trial's behave.json says what each rank does.
+# Called as Python would be: -u -m launcher.train.slurm_rank TRIAL. The trial's behave.json says what each rank does.
 STAND_IN = """
 import ctypes, faulthandler, glob, json, os, signal, sys, time
 trial = sys.argv[-1]

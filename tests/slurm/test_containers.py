@@ -60,7 +60,7 @@ def test_apptainer(desk: Desk) -> None:
         binds = [after for word, after in zip(words, words[1:], strict=False) if word == "--bind"]
         assert binds == mounts(desk)
         after_image = words[words.index("/images/it is nemo.sif") + 1 :]
-        assert after_image[-4:-1] == ["-u", "-m", "launcher.job.rank"]
+        assert after_image[-4:-1] == ["-u", "-m", "launcher.train.slurm_rank"]
     assert str(ROOT) in str(desk.ranks(0)[0]["pythonpath"]).split(":")
 
 

@@ -53,9 +53,9 @@ def ranks(sweep: Path) -> list[Rank]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if b"launcher.job.rank" not in words or b"python" not in words[0]:
+            if b"launcher.train.slurm_rank" not in words or b"python" not in words[0]:
                 continue
-            trial = Path(os.fsdecode(words[words.index(b"launcher.job.rank") + 1]))
+            trial = Path(os.fsdecode(words[words.index(b"launcher.train.slurm_rank") + 1]))
             if trial.parent != sweep:
                 continue
             lines = os.fsdecode((folder / "environ").read_bytes()).split("\0")

@@ -131,6 +131,75 @@ def test_only_a_job_that_is_not_being_ended_is_ours() -> None:
     assert not replace(RUNNING, state="PENDING").ours
 
 
+SHOWN = """JobId=9 ArrayJobId=8 ArrayTaskId=1 ArrayTaskThrottle=2 JobName=a JobState=FAILED b
+   UserId=me(1000) GroupId=us(1000) MCS_label=N/A
+   Priority=4294901757 Nice=0 Account=research QOS=normal
+   JobState=RUNNING Reason=None Dependency=(null)
+   Requeue=1 Restarts=2 BatchFlag=1 Reboot=0 ExitCode=0:0
+   RunTime=00:01:02 TimeLimit=1-00:00:00 TimeMin=N/A
+   StartTime=2026-11-22T19:22:17 EndTime=2026-11-23T19:22:17 Deadline=N/A
+   PreemptEligibleTime=2026-11-22T19:22:17 PreemptTime=None
+   Partition=main AllocNode:Sid=login:77
+   ReqNodeList=(null) ExcNodeList=node[3-4]
+   TRES=cpu=4,mem=8G,node=2,billing=4,gres/gpu=4
+   Command=/home/my files/sweep/slurm/0.sbatch Restarts=9
+   WorkDir=/home/my files
+   Comment=it is JobState=COMPLETED Partition=evil
+   StdErr=/home/my files/runs/dpo/slurm/8_1.out
+   StdIn=/dev/null
+   StdOut=/home/my files/runs/dpo/slurm/8_1.out
+   Power=
+
+"""
+
+
+def test_values_with_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "run", lambda *command, **_: client.Answer(command, 0, SHOWN, "", 0.0))
+    word = slurm_job.ask("8_1")
+    assert (word.state, word.reason, word.restarts, word.preempted) == ("RUNNING", "None", 2, False)
+    assert (word.excluded, word.required) == ("node[3-4]", "")
+    fields = word.fields
+    assert fields["WorkDir"] == "/home/my files" and fields["StdOut"] == "/home/my files/runs/dpo/slurm/8_1.out"
+    assert (fields["Partition"], fields["TimeLimit"], fields["QOS"]) == ("main", "1-00:00:00", "normal")
+    assert fields["EndTime"] == "2026-11-23T19:22:17" and fields["TRES"].startswith("cpu=4,mem=8G")
+    assert fields["JobName"] == "a JobState=FAILED b" and fields["Comment"].endswith("Partition=evil")
+
+
+def test_a_folder_with_a_line_break() -> None:
+    fields = slurm_job.job_fields("JobId=9 JobName=x\n   WorkDir=/a\nb  c\n   StdIn=/dev/null\n")
+    assert fields == {"JobId": "9", "JobName": "x", "WorkDir": "/a\nb  c", "StdIn": "/dev/null"}
+
+
+def test_a_continuation_starts_in_the_jobs_folder_with_its_own_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submissions: list[dict[str, Any]] = []
+
+    def sbatch(script: Path, options: list[str], **more: Any) -> client.Submitted:
+        submissions.append({"options": options, **more})
+        return client.Submitted(12, "", "")
+
+    monkeypatch.setattr(client, "sbatch", sbatch)
+    monkeypatch.setattr(client, "run", lambda *command, **_: client.Answer(command, 0, SHOWN, "", 0.0))
+    for name in ("TRIAL_ENDS_AT", "SLURM_MEM_PER_CPU", "SRUN_CPUS_PER_TASK", "SBATCH_SIGNAL", "KEPT"):
+        monkeypatch.setenv(name, "1")
+    script = tmp_path / "slurm_script"
+    script.write_text("#!/bin/bash\n#SBATCH --signal=USR2@120\n")
+    later = slurm_job.continuation(tmp_path, [1], ME, slurm_job.ask("8_1"), [str(script), "model=tiny"], ["node1"])
+    (made,) = submissions
+    assert later == "12_1" and made["cwd"] == Path("/home/my files") and made["script_args"] == ["model=tiny"]
+    assert {"--export=ALL", "--exclude=node[3-4],node1", "--dependency=afterany:8_1"} <= set(made["options"])
+    env = made["env"]
+    assert (env["LAUNCHER_CHAIN"], env["KEPT"]) == ("8_1", "1")
+    assert not {"TRIAL_ENDS_AT", "SLURM_MEM_PER_CPU", "SRUN_CPUS_PER_TASK", "SBATCH_SIGNAL"} & set(env)
+
+
+def test_the_line_with_the_clusters_name_is_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "CLUSTER: nautilus\nnode1 idle\nnode2 drain\n"
+    monkeypatch.setattr(client, "run", lambda *command, **_: client.Answer(command, 0, rows, "", 0.0))
+    assert slurm_job.room_without("main", [], 1) and not slurm_job.room_without("main", [], 2)
+
+
 class Slurm:
     """Records what would be done to the job."""
 

@@ -142,14 +142,57 @@ def test_submitting(fakes: Fakes, tmp_path: Path) -> None:
 
 def test_a_job_submitted_from_a_job_does_not_inherit_its_limits(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes.add("sbatch", "1\n")
-    monkeypatch.setenv("SLURM_MEM_PER_CPU", "4000")
+    of_a_job = ("SLURM_MEM_PER_CPU", "SRUN_CPUS_PER_TASK", "PMI_RANK", "PMIX_RANK")
+    for name in of_a_job:
+        monkeypatch.setenv(name, "4000")
     client.sbatch("x")
-    assert fakes.env("sbatch")["SLURM_MEM_PER_CPU"] == "4000"  # no job of ours: the user's own wish
+    assert not set(of_a_job) & set(fakes.env("sbatch")), "a shell may have them without SLURM_JOB_ID"
     for name, value in {"SLURM_JOB_ID": "5", "SLURMD_NODENAME": "n", "SLURM_CONF": "c", "SBATCH_ACCOUNT": "a"}.items():
         monkeypatch.setenv(name, value)
     client.sbatch("x")
     left = {name: value for name, value in fakes.env("sbatch").items() if name.startswith(("SLURM", "SBATCH"))}
     assert left == {"SLURM_CONF": "c", "SBATCH_ACCOUNT": "a"}
+
+
+def submitted(tmp_path: Path, *lines: str) -> int:
+    script = tmp_path / "0.sbatch"
+    script.write_text("\n".join(["#!/bin/bash", *lines, "true"]) + "\n")
+    return client.submit(script, tmp_path / "0.id")
+
+
+def test_the_scripts_lines_win_over_a_profile(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes.add("sbatch", "4711\n")
+    profile = {
+        "SBATCH_TIMELIMIT": "2", "SBATCH_NO_REQUEUE": "1", "SBATCH_SIGNAL": "USR1@60", "SBATCH_JOB_NAME": "mine",
+        "SBATCH_OUTPUT": "/x", "SBATCH_ERROR": "/y", "SBATCH_ARRAY_INX": "0", "SBATCH_EXPORT": "NONE",
+        "SBATCH_WAIT": "1", "SBATCH_MEM_PER_CPU": "1G", "SBATCH_PARTITION": "short", "SBATCH_ACCOUNT": "vip",
+    }  # fmt: skip
+    for name, value in profile.items():
+        monkeypatch.setenv(name, value)
+    lines = [f"#SBATCH --{option}" for option in (
+        "time=60", "requeue", "signal=USR2@120", "job-name=x", "output=x", "array=0-2", "mem=4G", "partition=gpu",
+    )]  # fmt: skip
+    assert submitted(tmp_path, *lines) == 4711
+    left = {name: value for name, value in fakes.env("sbatch").items() if name.startswith("SBATCH")}
+    assert left == {"SBATCH_ACCOUNT": "vip"}, "what the script does not say is taken from the profile"
+    submitted(tmp_path, *lines[:-1])
+    assert fakes.env("sbatch")["SBATCH_PARTITION"] == "short"
+
+
+def test_a_banner_in_another_encoding(fakes: Fakes, tmp_path: Path) -> None:
+    fakes.add("sbatch", "4711\n", first="printf 'Willkommen, \\334bermut\\n'")
+    assert submitted(tmp_path) == 4711
+    assert client.read_receipt(tmp_path / "0.id") == (4711, "")
+
+
+def test_a_controller_that_did_not_answer_may_have_taken_the_job(fakes: Fakes, tmp_path: Path) -> None:
+    fakes.add("sbatch", "", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n", 1)
+    with pytest.raises(client.SlurmError) as late:
+        submitted(tmp_path)
+    fakes.add("sbatch", "", "sbatch: error: Batch job submission failed: Invalid account\n", 1)
+    with pytest.raises(client.SlurmError) as refused:
+        submitted(tmp_path)
+    assert (late.value.unanswered, refused.value.unanswered) == (True, False)
 
 
 @pytest.mark.parametrize(

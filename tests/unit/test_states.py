@@ -102,6 +102,7 @@ def one(
         ([], [accounted(0, "PREEMPTED")], "FAILED", "had to make room for another job"),
         ([], [accounted(0, "FAILED", exit_code=3)], "FAILED", "exit code 3"),
         ([], [accounted(0, "FAILED", exit_code=139)], "FAILED", "a rank was killed by SIGSEGV"),
+        ([], [accounted(0, "FAILED", exit_code=255)], "FAILED", "exit code 255"),
         ([], [accounted(0, "FAILED", exit_code=9, derived_signal=9)], "FAILED", "a rank was killed by SIGKILL"),
         ([], [accounted(0, "CANCELLED")], "CANCELLED", "cancelled after 1:03"),
         ([], [accounted(0, "CANCELLED", nodes="")], "CANCELLED", "cancelled before it started"),

@@ -10,16 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pytest
 
 import launcher
 from launcher.commands import pipeline as pipeline_command
 from launcher.commands import render as render_command
 from launcher.slurm import client, template
-from launcher.slurm.container import inside
+from launcher.slurm.container import Inside, inside
 from launcher.slurm.script import ArrayRequest, text
-from launcher.submit import stages
+from launcher.submit import rendering, stages
 from launcher.submit.to_folder import _is_whole_array
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,89 +42,118 @@ STAGE = stages.Stage(
 )
 
 
-# -- the renderer ------------------------------------------------------------------------------------------------------
+# -- filling in --------------------------------------------------------------------------------------------------------
 
 
-def test_a_comment_stands_for_the_next_line() -> None:
-    made = template.render("a\n#= n={{ n }} m={{ m | quote }}\nn=${N:-1}\nb\n", n=2, m="x y")
-    assert made == "a\nn=2 m='x y'\nb\n"
+def filled(assignments: dict[str, Any], **lines: Any) -> str:
+    return template.fill("prepare_data", ["#SBATCH --x=y"], assignments, **lines)
 
 
-def test_several_stand_for_it_together() -> None:
-    made = template.render("#= {% for x in xs %}\n#= echo {{ x | quote }}\n#= {% endfor %}\necho\nb\n", xs=["$a", "b"])
-    assert made == "echo '$a'\necho b\nb\n"
+def printed(script: str, *names: str) -> list[str]:
+    """What bash makes of the variables in a filled-in head: the words of each."""
+    head = script.partition("# -- the same in every script")[0]
+    show = "".join(f"printf '%s\\0' \"${{{name}[@]}}\"; printf '\\1\\0';" for name in names)
+    done = subprocess.run(["/bin/bash", "-uc", head + show], capture_output=True, text=True, env={})
+    assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout.split("\0")[:-1]
 
 
-def test_a_block_is_replaced_up_to_its_end() -> None:
-    text = "if x; then\n    #== {% if y %}\n    #== y\n    #== {% endif %}\n    # not y\n    z\n    #==\nfi\n"
-    assert template.render(text, y=True) == "if x; then\n    y\nfi\n"
-    assert template.render(text, y=False) == "if x; then\nfi\n"
+def test_the_head_is_written_anew_and_the_rest_is_the_scripts_own() -> None:
+    made = filled({"a": 2, "b": "x y"})
+    plain = template.read("prepare_data")
+    mark = "# -- the same in every script"
+    assert made.partition(mark)[2] == plain.partition(mark)[2]
+    assert "a=2\nb='x y'\n" in made and "LAUNCHER" not in made
+    assert made.splitlines()[2:3] == ["#SBATCH --x=y"] and "--mem=8G" not in made
+    assert made.splitlines()[:2] == plain.splitlines()[:2]
 
 
-def test_what_is_not_in_such_a_comment_is_taken_as_it_is() -> None:
-    shell = 'echo "${#a[@]} {{ x }} {% y %}" {# z #}\n'
-    assert template.render(shell) == shell
+def test_several_words_become_an_array() -> None:
+    assert printed(filled({"xs": ["$a", "b c", 3], "none": []}), "xs", "none") == ["$a", "b c", "3", "\1", "", "\1"]
 
 
-def test_a_value_that_is_not_given_is_an_error() -> None:
-    with pytest.raises(jinja2.UndefinedError):
-        template.render("#= {{ n }}\nx\n")
+def test_setup_and_teardown_stand_before_and_after_the_work() -> None:
+    lines = filled({}, setup=["module load x"], teardown=["date", "date -u"]).splitlines()
+    assert lines.index("export_environment") < lines.index("module load x") < lines.index("run_command")
+    assert lines.index("run_command") < lines.index("date") < lines.index("date -u") < lines.index('exit "$status"')
 
 
-@pytest.mark.parametrize("value", ["a b", "7", None, True, 1.5, Path("/x")])
-def test_a_value_that_is_not_quoted_is_an_error(value: Any) -> None:
-    with pytest.raises(TypeError, match="unquoted"):
-        template.render("#= {{ v }}\nx\n", v=value)
+def test_words_of_shell_are_taken_as_they_are() -> None:
+    made = filled({"python": [template.Words('"$PY" -X dev'), "$PY"]}, first=["PY='my python'"])
+    assert printed(made, "python") == ["my python", "-X", "dev", "$PY", "\1"]
 
 
-@pytest.mark.parametrize("text", ["#= a\n", "#== a\nb\n", "#== a\n#= b\nc\n#==\n"])
-def test_a_mark_without_its_end(text: str) -> None:
-    with pytest.raises(ValueError, match="stands? between|ends inside"):
-        template.render(text)
+def test_the_functions_are_found_by_an_absolute_path() -> None:
+    assert printed(filled({}), "functions") == [str(ROOT / "sbatch" / "functions.sh"), "\1"]
+
+
+@pytest.mark.parametrize("value", ["a b", "7", "$(touch x)", "`x`", "it's", 'a"b', "a\nb", "", "\\", Path("/x y"), 1])
+def test_a_value_is_the_very_text(value: Any) -> None:
+    assert printed(filled({"v": value, "w": [value]}), "v", "w") == [str(value), "\1", str(value), "\1"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scripts_of_a_kind_differ_in_their_heads_only(name: str) -> None:
+    body = template.read(name).partition("# -- what is run")[2].partition("# -- the same in every script")[2]
+    like = template.read("sweep" if name in ("dpo", "sweep") else "report")
+    assert body and body == like.partition("# -- the same in every script")[2]
+
+
+def test_srun_stands_once() -> None:
+    texts = [path.read_text() for path in sorted((ROOT / "sbatch").iterdir())]
+    calls = [line for text in texts for line in text.splitlines() if re.search(r"\bsrun --", line)]
+    assert len(calls) == 1, calls
 
 
 # -- the scripts -------------------------------------------------------------------------------------------------------
 
 
 def filled_in(name: str) -> str:
-    """One script, with values that would do harm if they were not quoted."""
+    """One script, with values that would do harm if they were not quoted; what depends on this machine is replaced."""
+    return _filled_in(name).replace(shlex.quote(sys.executable), "python").replace(str(ROOT), "/clone")
+
+
+def _filled_in(name: str) -> str:
+    pyxis = Inside("pyxis", ["--container-image=a b"], ["bash", str(ROOT / "sbatch" / "in_container.sh")])
     if name in ("sweep", "sweep_side_by_side"):
         share, nodes, ranks = (1, 2, 8) if name == "sweep" else (2, 1, 3)
         request = ArrayRequest(
             sweep=Path("/runs/it's $(s)"), name="dpo-1", trials=[0, 1, 2], nodes=nodes, ranks_per_node=ranks,
-            share=share, cluster=CLUSTER, python="python", srun_args=["--container-image=a b"], pythonpath="/clone",
-            environment={"A": "b c"}, after=[41, 42], python_here="/env of mine/python",
+            share=share, cluster=CLUSTER, python="python", container=pyxis if share == 1 else Inside(),
+            pythonpath="/clone", environment={"A": "b c"}, after=[41, 42], python_on_node="/env of mine/python",
         )  # fmt: skip
         return text(request)
     output = "/runs/it's/x-%j.out"
     if name == "report":
-        made = stages.report_text(Path("/runs/it's"), CLUSTER, name="r", output=output, after=[7], memory=True)
-        return made.replace(shlex.quote(sys.executable), "python").replace(shlex.quote(str(ROOT)), "/clone")
+        return stages.report_text(Path("/runs/it's"), CLUSTER, name="r", output=output, after=[7], memory=True)
     if name == "dpo":
-        surroundings = stages.surroundings(CLUSTER)
-        step = {"proof": "/d/a b", "made_in": "/d", "srun_args": ["--x=y z"], "command": "python -u prepare.py 'a b'"}
-        return template.render(
-            template.read("dpo"), directives=["#SBATCH --array=0-0%1"], nodes=2, ranks_per_node=8, folder="/a b",
-            root="/clone", runs="/runs/$x", before=[step], writer="python /clone/launcher/main.py",
-            overrides=["model=tiny", "experiment.name='it'"], srun_args=["--y=z z"], python="python",
-            python_here="/env of mine/python", **surroundings,
+        request = ArrayRequest(
+            sweep=Path("/runs/$x"), name="dpo", trials=[0], nodes=2, ranks_per_node=8, cluster=CLUSTER,
+            python="python", python_on_node="/env of mine/python",
         )  # fmt: skip
-    made = stages.text(
-        stages.Stage(**{**STAGE.__dict__, "name": name}), CLUSTER, name=f"x-{name}", output=output, after=[3]
-    )
-    return made.replace(shlex.quote(sys.executable), "python")
+        command = ["model=tiny", "experiment.name='it'"]
+        return rendering.dpo_text(request, Path("/a b"), STAGE, command)
+    stage = stages.Stage(**{**STAGE.__dict__, "name": name})
+    return stages.text(stage, CLUSTER, name=f"x-{name}", output=output, after=[3])
 
 
 @pytest.mark.parametrize(("name", "filled"), [*((name, False) for name in NAMES), *((name, True) for name in FILLED)])
 def test_shellcheck_and_bash(name: str, filled: bool, tmp_path: Path) -> None:
     script = tmp_path / f"{name}.sh"
     script.write_text(filled_in(name) if filled else template.read(name))
-    shellcheck = [str(Path(sys.executable).with_name("shellcheck")), "--severity=style", str(script)]
+    shellcheck = [str(Path(sys.executable).with_name("shellcheck")), "-x", "--severity=style", str(script)]
     if filled:
         shellcheck.append("--exclude=SC2016")  # that a quoted value has a $ in it is the point
     for command in (shellcheck, ["/bin/bash", "-n", str(script)]):
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)  # it follows sbatch/functions.sh
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", ["functions.sh", "in_container.sh"])
+def test_shellcheck_of_what_the_scripts_share(name: str) -> None:
+    shellcheck = [str(Path(sys.executable).with_name("shellcheck")), "--severity=style", f"sbatch/{name}"]
+    done = subprocess.run(shellcheck, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("name", FILLED)
@@ -156,15 +184,15 @@ def test_a_stage_asks_for_no_gpus_and_one_node() -> None:
 
 def test_a_name_that_is_no_variable_never_gets_into_a_script() -> None:
     with pytest.raises(launcher.findings.Refused, match=r"cluster.environment.A;touch /x"):
-        stages.surroundings({**CLUSTER, "environment": {"A;touch /x": "1"}})
+        stages.surroundings({**CLUSTER, "environment": {"A;touch /x": "1"}}, Inside())
 
 
 def test_a_stage_in_a_container_sees_what_it_reads_and_writes() -> None:
     cluster = {**CLUSTER, "python": "python", "container": {"runtime": "pyxis", "image": "nemo", "mounts": ["/m"]}}
     stage = stages.Stage(**{**STAGE.__dict__, "reads": [Path("/pairs")]})
     (mounts,) = [word for word in stages.inside(stage, cluster).srun_args if "mounts" in word]
-    assert mounts == f"--container-mounts={ROOT}:{ROOT}:ro,/pairs:/pairs:ro,/d/a b:/d/a b,/m:/m"
-    assert inside({}, ["/a:/a"]).srun_args == ()
+    assert mounts == f"--container-mounts=/pairs:/pairs:ro,/m:/m,/d/a b:/d/a b,{ROOT}:{ROOT}:ro"
+    assert inside({}, read=["/a"], written=[], folder="/a").srun_args == ()
     assert stages.light_python(cluster) != "python"
 
 

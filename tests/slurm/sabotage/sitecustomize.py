@@ -29,6 +29,6 @@ def _watch(order: str) -> None:
             print(len(held))
 
 
-if "launcher.job.rank" in sys.orig_argv and "SLURM_PROCID" in os.environ:
+if "launcher.train.slurm_rank" in sys.orig_argv and "SLURM_PROCID" in os.environ:
     name = os.path.join(sys.orig_argv[-1], f"sabotage_{os.environ['SLURM_PROCID']}")
     threading.Thread(target=_watch, args=(name,), daemon=True).start()

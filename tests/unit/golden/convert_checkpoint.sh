@@ -1,5 +1,5 @@
 #!/bin/bash
-# A Hugging Face Llama -> .nemo, with the proof that it is the same model.
+# A Hugging Face Llama -> .nemo, with the proof that it is the same model. One process, no GPU.
 #SBATCH --comment='it'"'"'s $(mine)'
 #SBATCH --cpus-per-task=4
 #SBATCH --dependency=afterok:3
@@ -15,17 +15,22 @@
 #SBATCH --time=60
 #SBATCH --output='/runs/it'"'"'s/x-%j.out'
 
+# -- what is run; sbatch/functions.sh explains these variables --------------------------------------------------------
+functions=/clone/sbatch/functions.sh
+pythonpath=/clone
+environment=(A= 'B=$(b) '"'"'c'"'"'')
+container=''
+srun_args=(--mpi=pmix)
+makes='/d/a b'
+command=(python -u /clone/data_prep/prepare_data.py 'it'"'"'s' --out '/d/a b')
+
+# -- the same in every script of one process ---------------------------------------------------------------------------
+# shellcheck source=sbatch/functions.sh
+source "$functions" || exit
+export_environment
+# setup: lines that the command needs before it, such as `module load ...`
 module load cuda
-set -euo pipefail
-
-export A=''
-export B='$(b) '"'"'c'"'"''
-mkdir -p '/d/a b'
-
-# srun of Slurm 22.05 and later does not take --cpus-per-task over from sbatch.
-[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-status=0
-srun --unbuffered --kill-on-bad-exit=1 --wait=60 --mpi=pmix python -u /clone/data_prep/prepare_data.py 'it'"'"'s' --out '/d/a b' || status=$?
-set +eu
+run_command
+# teardown: lines that follow the command
 date
 exit "$status"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Compares the trials of a sweep, once all are done.
+# Compares the trials of a sweep that has ended: python -m launcher report.
 #SBATCH --comment='it'"'"'s $(mine)'
 #SBATCH --cpus-per-task=4
 #SBATCH --dependency=afterok:7
@@ -15,15 +15,21 @@
 #SBATCH --time=60
 #SBATCH --output='/runs/it'"'"'s/x-%j.out'
 
+# -- what is run; sbatch/functions.sh explains these variables --------------------------------------------------------
+functions=/clone/sbatch/functions.sh
+pythonpath=/clone
+environment=(A= 'B=$(b) '"'"'c'"'"'')
+container=''
+srun_args=()
+command=(python -u -m launcher report '/runs/it'"'"'s')
+
+# -- the same in every script of one process ---------------------------------------------------------------------------
+# shellcheck source=sbatch/functions.sh
+source "$functions" || exit
+export_environment
+# setup: lines that the command needs before it, such as `module load ...`
 module load cuda
-set -euo pipefail
-
-export PYTHONPATH=/clone"${PYTHONPATH:+:$PYTHONPATH}"
-
-# srun of Slurm 22.05 and later does not take --cpus-per-task over from sbatch.
-[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-status=0
-srun --unbuffered --kill-on-bad-exit=1 --wait=60 python -u -m launcher report '/runs/it'"'"'s' || status=$?
-set +eu
+run_command
+# teardown: lines that follow the command
 date
 exit "$status"

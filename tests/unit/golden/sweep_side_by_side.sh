@@ -1,6 +1,5 @@
 #!/bin/bash
-# One array. Trials: 3; nodes of each: 1; ranks a node: 3.
-# Side by side on a node: 2.
+# The beta sweep as one native array: each element trains one trial, with one value of beta, on all its nodes.
 #SBATCH --array=0-1%2
 #SBATCH --comment='it'"'"'s $(mine)'
 #SBATCH --cpus-per-task=4
@@ -23,65 +22,27 @@
 #SBATCH --signal=USR2@120
 #SBATCH --time=60
 
-# The trials in the order of the array's elements; each is a folder of its number in the sweep's folder.
+# -- what is run; sbatch/functions.sh explains these variables --------------------------------------------------------
+functions=/clone/sbatch/functions.sh
+pythonpath=/clone
+environment=('A=b c')
+container=''
+srun_args=(--mpi=pmix)
 sweep='/runs/it'"'"'s $(s)'
 trials=(0 1 2)
-here='/env of mine/python'
-export PYTHONPATH=/clone"${PYTHONPATH:+:$PYTHONPATH}"
-export A='b c'
-attempt="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
-element="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" # $SLURM_JOB_ID of an array's last element would name all of them
-ends=$(SLURM_TIME_FORMAT=%s squeue -h -j "$element" -o %e) # seconds since 1970
-[[ ! $ends =~ ^[0-9]+$ ]] || export TRIAL_ENDS_AT=$((ends - 10)) # at the limit itself nobody could requeue this job
-trap : TERM USR2 # warnings are for the ranks; this script outlives them
+per_element=2
+ranks_per_node=3
+python=(python)
+python_on_node='/env of mine/python'
 
-# srun of Slurm 22.05 and later does not take --cpus-per-task over from sbatch.
-[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-
-# Takes the trial over from the start before, wherever that was; fails where it was started too often. This runs on the
-# node itself, where Slurm's commands are, even if ranks run in a container; without a Python (3.9) there, it is left out.
-for here in "$here" python3 none; do "$here" -c 'import launcher.job.begin_end' 2>/dev/null && break; done
-if [ "$here" = none ]; then
-    echo "error: a node's trials need a Python (3.9) on the node itself: or set cluster.trials_per_node=1" >&2
-    exit 2
-fi
-mine=() go=() # this element's trials, and those of them to be trained
-for number in "${trials[@]:SLURM_ARRAY_TASK_ID*2:2}"; do
-    mine+=("$sweep/$number")
-    mkdir -p "$sweep/$number/log"
-    "$here" -m launcher.job.begin_end begin "$sweep/$number" beside
-    case $? in
-        0) go+=("$sweep/$number") ;;
-        75) exit 75 ;; # all go back into the queue
-    esac
-done
+# -- the same in every script of trials --------------------------------------------------------------------------------
+# shellcheck source=sbatch/functions.sh
+source "$functions" || exit
+export_environment
+# setup: lines that ranks need before them, such as `module load ...`
 module load cuda
-
-# Ranks that have not left by then are made to.
-left=$((${TRIAL_ENDS_AT:-0} - $(printf '%(%s)T' -1))) early=()
-[ "$left" -le 0 ] || early=(timeout --signal=TERM "$left")
-
-# The first rank that fails ends the others, which would wait for it in a collective until the time limit.
-# Each trial is a job step with GPUs and cores of its own (the first would be given all, and the others would wait);
-# the job's memory is shared by all.
-cores=$((SLURM_CPUS_ON_NODE / 6))
-[ "$cores" -le 2 ] || cores=$((cores / 2 * 2)) # whole cores, where Slurm counts two threads of each
-apart=(--exact --mem=0 --nodes=1 --ntasks=3 --cpus-per-task="$cores")
-[ -z "${SLURM_GPUS_PER_NODE:-}" ] || apart+=(--gpus-per-node="$((SLURM_GPUS_PER_NODE / 2))")
-train() { # one trial; what srun has to say of it goes to a file of its own
-    trap : TERM USR2
-    local log="${1//%/%%}/log" # in the name of an output file a % has a meaning for Slurm
-    "${early[@]}" srun --unbuffered --kill-on-bad-exit=1 --wait=60 "${apart[@]}" \
-        --output="$log/${attempt}_%t_log.out" --error="$log/${attempt}_%t_log.out" \
-        '--container-image=a b' \
-        --mpi=pmix \
-        python -u -m launcher.job.rank "$1" 2>>"$1/log/${attempt}_srun.out"
-    "$here" -m launcher.job.begin_end end "$1" "$?"
-}
-for trial in "${go[@]}"; do
-    train "$trial" &
-done
-until wait; do :; done # a warning to this script ends a wait
+begin
+train
+# teardown: lines that follow the ranks
 date
-# Those that are not done go on together: this job is requeued, or continued by another one.
-exec "$here" -m launcher.job.begin_end again "${mine[@]}" -- "$0" "$@"
+end "$@"

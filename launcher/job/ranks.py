@@ -1,0 +1,104 @@
+"""What a rank needs from Slurm before it trains: its number, its variables, rank 0's address. Standard library only."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from launcher import whole_file
+from launcher.job import ports
+
+_PATIENCE_S = 1800  # ranks start as their nodes come up; a node may first import an image of 20 GB
+
+
+def rank_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """torch.distributed's variables from those that srun gives a task (srun(1), OUTPUT ENVIRONMENT VARIABLES)."""
+    ranks, nodes = int(env["SLURM_NTASKS"]), int(env.get("SLURM_STEP_NUM_NODES") or env["SLURM_NNODES"])
+    return {
+        "RANK": env["SLURM_PROCID"],
+        "LOCAL_RANK": env["SLURM_LOCALID"],
+        "NODE_RANK": env["SLURM_NODEID"],
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks // nodes),
+    }
+
+
+def start_name(env: Mapping[str, str]) -> str:
+    """The name of this start of the trial: the element's own job id, and how often the job was requeued."""
+    return f"{env['SLURM_JOB_ID']}.{env.get('SLURM_RESTART_COUNT', '0')}"
+
+
+def node_name(env: Mapping[str, str]) -> str:
+    """Slurm's name of this node, else the host's."""
+    return env.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def meet(trial: Path, env: Mapping[str, str]) -> tuple[str, int, IO[str] | None]:
+    """(address, port, lock) of rank 0, which writes them into the trial's folder, where the other ranks find them.
+
+    Each start of a job has a file of its own, so that a requeued one never reads its predecessor's.
+    """
+    place = trial / "log" / f"{start_name(env)}.{env.get('SLURM_STEP_ID', '0')}_rendezvous"
+    if env["SLURM_PROCID"] == "0":
+        # trials of one job begin at the same moment, in containers that may have a folder for locks each
+        port, lock = ports.claim(int(env["SLURM_JOB_ID"]) + 1000 * int(env.get("SLURM_STEP_ID", "0")))
+        whole_file.write_text(place, f"{_address(env)} {port}\n")
+        return _address(env), port, lock
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        try:
+            address, port_text = place.read_text().split()
+            return address, int(port_text), None
+        except FileNotFoundError:
+            time.sleep(0.2)
+    raise TimeoutError(f"rank 0 did not write {place} within {_PATIENCE_S} s; is the sweep's folder on a shared disk?")
+
+
+def _address(env: Mapping[str, str]) -> str:
+    """Slurm's name of this node where it resolves, as it does on most sites, else the host's own."""
+    name = env.get("SLURMD_NODENAME", "")
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return socket.gethostname()
+    return name or socket.gethostname()
+
+
+#: Where libraries write below the home folder: variable, and the place that it stands for where it is not set.
+_CACHES = {
+    "XDG_CACHE_HOME": "~/.cache",
+    "HF_HOME": "~/.cache/huggingface",
+    "TRITON_CACHE_DIR": "~/.triton",
+    "MPLCONFIGDIR": "~/.config/matplotlib",
+}
+
+
+def writable_caches(env: Mapping[str, str]) -> dict[str, str]:
+    """Variables that move the caches that cannot be written to a private folder in the node's temporary folder.
+
+    A container may be read-only and have no home folder: NeMo's import then fails, for it makes a folder in HF_HOME.
+    """
+    home = env.get("HOME", "")
+    places = {name: env.get(name) or default.replace("~", home, 1) for name, default in _CACHES.items()}
+    wanting = [name for name, place in places.items() if not home or not _writable(Path(place))]
+    if not wanting and home:
+        return {}
+    private = tempfile.mkdtemp(prefix=f"launcher-{os.getuid()}-")
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    moved = {name: os.path.join(private, name.lower()) for name in wanting}
+    return moved if home and _writable(Path(home)) else {"HOME": private, **moved}
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which may have to be made first."""
+    for place in (folder, *folder.parents):
+        if place.exists():
+            return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    return False
