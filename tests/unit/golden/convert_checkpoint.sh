@@ -15,7 +15,7 @@
 #SBATCH --time=60
 #SBATCH --output='/runs/it'"'"'s/x-%j.out'
 
-# -- what is run; sbatch/functions.sh explains these variables --------------------------------------------------------
+# -- what is run; sbatch/functions.sh explains these variables ---------------------------------------------------------
 functions=/clone/sbatch/functions.sh
 pythonpath=/clone
 environment=(A= 'B=$(b) '"'"'c'"'"'')

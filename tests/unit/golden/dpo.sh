@@ -19,7 +19,7 @@
 #SBATCH --time=60
 #SBATCH --output=%x-%A_%a.out
 
-# -- what is run; sbatch/functions.sh explains these variables --------------------------------------------------------
+# -- what is run; sbatch/functions.sh explains these variables ---------------------------------------------------------
 cd '/a b' || exit
 first=${LAUNCHER_CHAIN:-$SLURM_ARRAY_JOB_ID}
 functions=/clone/sbatch/functions.sh

@@ -21,7 +21,7 @@
 #SBATCH --signal=USR2@120
 #SBATCH --time=60
 
-# -- what is run; sbatch/functions.sh explains these variables --------------------------------------------------------
+# -- what is run; sbatch/functions.sh explains these variables ---------------------------------------------------------
 functions=/clone/sbatch/functions.sh
 pythonpath=/clone
 environment=('A=b c')
