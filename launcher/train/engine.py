@@ -2,7 +2,7 @@
 
 An engine is a module with the functions of `Engine`. launcher/train/run.py knows nothing else about it: signals,
 checkpoint manifests, metrics.jsonl and result.json are the same for every engine. To add one, write such a module and
-name it in ENGINES, or name its dotted path in the config: engine=mypackage.engine.
+name it in launcher/engines.py, or name its dotted path in the config: engine=mypackage.engine.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ from typing import Any, Protocol, cast
 from omegaconf import DictConfig
 
 from launcher.check.steps import Plan
+from launcher.engines import ENGINES, module_of
 from launcher.findings import Finding, Refused
 from launcher.train.metrics_file import MetricsFile
 from launcher.train.ranks import Device, Ranks
-
-#: Name in the config (key `engine`) -> module.
-ENGINES = {"nemo_aligner": "launcher.train.nemo_aligner.engine"}
-DEFAULT = "nemo_aligner"
 
 #: The metrics that tables, plots and verdicts read, behind the prefix "train/" or "val/". An engine logs at least these
 #: through MetricsFile: the mean loss, the share of pairs whose chosen response has the higher implicit reward, and the
@@ -88,9 +85,9 @@ class Engine(Protocol):
 
 def load(config: DictConfig) -> Engine:
     """The engine that a trial's config names. Raises Refused where there is none of that name."""
-    name = str(config.get("engine", DEFAULT))
-    path = ENGINES.get(name, name)
-    if "." not in path:
+    name = str(config.get("engine", "nemo_aligner"))
+    path = module_of(name)
+    if path is None:
         remedy = f"there are: {', '.join(ENGINES)}; or name a module, package.name"
         raise Refused([Finding("engine", name, "no such engine", remedy)])
     try:

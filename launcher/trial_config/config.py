@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr
 from launcher.trial_config.cluster import Cluster
 from launcher.trial_config.model import Model, PretrainedCheckpoint
 from launcher.trial_config.trainer import ExpManager, Trainer
-from launcher.trial_config.types import Hypotheses, Precision, Section, Text
+from launcher.trial_config.types import Engine, Hypotheses, Precision, Section, Text
 
 Split = Literal["train", "validation", "test"]
 
@@ -61,6 +61,7 @@ class TrialConfig(Section):
     compute: Compute
     experiment: Experiment
     paths: Paths
+    engine: Engine = Field(description="what trains the trial")
     wait: bool = Field(description="on Slurm: stay and watch until all trials have ended")
     cluster: Cluster
 

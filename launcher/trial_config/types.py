@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from pydantic.fields import FieldInfo
 
+from launcher.engines import ENGINES, module_of
 from launcher.units import parse_time_limit
 
 #: OmegaConf's mark of a key that needs a value and has none yet.
@@ -65,6 +66,11 @@ def _time_limit(value: int | str) -> int | str:
     return value
 
 
+def _engine(value: str) -> str:
+    _fail_unless(module_of(value) is not None)
+    return value
+
+
 def _precision(value: object) -> object:
     return "32" if type(value) is int and value == 32 else value
 
@@ -102,6 +108,9 @@ Interval: TypeAlias = Annotated[
 ]
 TimeLimit: TypeAlias = Annotated[int | str, AfterValidator(_time_limit), Allowed("minutes, or D-HH:MM:SS")]
 Precision: TypeAlias = Annotated[Literal["auto", "bf16", "bf16-mixed", "32"], BeforeValidator(_precision)]
+Engine: TypeAlias = Annotated[
+    str, AfterValidator(_engine), Allowed(f"{', '.join(ENGINES)}, or a module such as mypackage.engine")
+]
 Rates: TypeAlias = Annotated[
     list[float], AfterValidator(_rates), Allowed("a list of 2 numbers of at least 0 and below 1")
 ]

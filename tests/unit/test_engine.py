@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from launcher.engines import ENGINES
 from launcher.findings import Refused
 from launcher.local import run as local
 from launcher.machine import Machine
@@ -43,7 +44,12 @@ def test_an_unknown_engine_is_refused_with_those_there_are() -> None:
         engine.load(OmegaConf.create({"engine": "no.such.module"}))
 
 
+def test_a_misspelt_engine_is_found_before_submission(composed) -> None:
+    _, findings = composed("engine=nemo_alinger")
+    assert [(finding.where, "nemo_aligner" in finding.why) for finding in findings] == [("engine", True)]
+
+
 def test_every_engine_has_the_functions_of_the_protocol() -> None:
-    for name in engine.ENGINES:
+    for name in ENGINES:
         module = engine.load(OmegaConf.create({"engine": name}))
         assert all(callable(getattr(module, function, None)) for function in ("settle", "build", "shut_down")), name
