@@ -1,4 +1,4 @@
-"""The engines that a trial can be trained by: name in the config (key `engine`) -> module (launcher/train/engine.py)."""
+"""What a trial can be trained by: name in the config (key `engine`) -> module (launcher/train/engine.py)."""
 
 from __future__ import annotations
 
