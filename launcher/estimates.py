@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 LEVEL = 0.05
@@ -33,15 +33,23 @@ class Estimate:
     seed_error: float = 0.0
     """The part of `error` that comes from the spread between seeds; 0 with one seed, where it is unknown."""
     freedom: float = math.inf
-    """Degrees of freedom of `error`."""
+    """Degrees of freedom of the part of `error` that comes from the pairs."""
 
     def chance(self, direction: int) -> float:
-        """One-sided p-value of the claim that the true value lies above 0 (direction 1) or below it (-1)."""
+        """One-sided p-value of the claim that the true value lies above 0 (direction 1) or below it (-1).
+
+        The spread between S seeds has S - 1 degrees of freedom, that over pairs has many: the two p-values are weighted
+        by their shares of the variance, as Cochran and Cox (1950) weight critical values. Satterthwaite's degrees of
+        freedom find up to nine times too many small p-values with three seeds; a spread that is small by chance
+        raises them.
+        """
         if self.error is None:
             return 1.0
         if self.error == 0:
             return 0.0 if self.value * direction > 0 else 1.0
-        return student_tail(direction * self.value / self.error, self.freedom)
+        t, seeds = direction * self.value / self.error, (self.seed_error / self.error) ** 2
+        over_pairs = (1 - seeds) * student_tail(t, self.freedom)
+        return over_pairs + (seeds * student_tail(t, self.seeds - 1) if seeds else 0.0)
 
     def needed(self, level: float = LEVEL) -> str:
         """What would make a difference of this size significant in 4 of 5 experiments; "" where that is unknown."""
@@ -53,7 +61,7 @@ class Estimate:
                 allowed = self.value / (quantile(level / 2, seeds - 1) + _POWER)
                 if over_pairs + self.seeds * self.seed_error**2 / seeds <= allowed**2:
                     return f"about {seeds} seeds a beta"
-        allowed = self.value / (quantile(level / 2, math.inf if self.seeds == 1 else self.freedom) + _POWER)
+        allowed = self.value / (quantile(level / 2, self.freedom) + _POWER)
         if allowed**2 > self.seed_error**2:
             return f"about {_round_up(self.pairs * over_pairs / (allowed**2 - self.seed_error**2)):,} pairs"
         return f"more than {_MOST_SEEDS} seeds a beta, or more pairs and seeds,"
@@ -101,27 +109,14 @@ def over_seeds(values: Sequence[float], over_pairs: Estimate) -> Estimate:
     """The mean of what several seeds gave. `over_pairs` is the estimate of that mean with its error over pairs alone.
 
     The variance is the sum of the two (seeds and pairs are crossed; their interaction is in both parts, so that the
-    sum is never too small). Its degrees of freedom are those of the seeds: Satterthwaite's, which lie between the two,
-    find too many false differences with three seeds, since a spread that is small by chance raises them.
+    sum is never too small).
     """
-    n = len(values)
-    if n < 2:
+    if len(values) < 2:
         return over_pairs
     between = mean(values)
-    value, seed_error = between.value, between.error or 0.0
-    if over_pairs.error is None:
-        return Estimate(value, pairs=over_pairs.pairs, paired=over_pairs.paired, seeds=n)
-    error = math.hypot(seed_error, over_pairs.error)
-    return Estimate(
-        value,
-        error,
-        over_pairs.at_most,
-        over_pairs.pairs,
-        over_pairs.paired,
-        n,
-        seed_error,
-        min(n - 1, over_pairs.freedom),
-    )
+    seed_error = between.error or 0.0
+    error = None if over_pairs.error is None else math.hypot(seed_error, over_pairs.error)
+    return replace(over_pairs, value=between.value, error=error, seeds=len(values), seed_error=seed_error)
 
 
 def holm(chances: Sequence[float]) -> list[float]:

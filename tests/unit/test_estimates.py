@@ -107,8 +107,24 @@ def test_seeds_add_their_spread_to_the_error():
     assert (found.value, found.seeds, found.pairs) == (2.0, 3, 40)
     assert found.seed_error == pytest.approx(1 / math.sqrt(3))
     assert found.error == pytest.approx(math.sqrt(1 / 3 + 0.09))
-    assert found.freedom == 2
+    stats = pytest.importorskip("scipy.stats")
+    t, share = 2 / math.sqrt(1 / 3 + 0.09), (1 / 3) / (1 / 3 + 0.09)
+    assert found.chance(1) == pytest.approx(share * stats.t.sf(t, 2) + (1 - share) * stats.t.sf(t, 39))
     assert estimates.over_seeds([1.0], over_pairs) is over_pairs
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0, 2.0, 5.0])
+def test_false_differences_over_seeds_are_as_rare_as_promised(spread):
+    """Three seeds, 40 pairs, no true difference; the spread between seeds against the error over pairs."""
+    draw = random.Random(12)
+    wrong = 0
+    for _ in range(4000):
+        squares = sum(draw.gauss(0, 1) ** 2 for _ in range(39)) / 39
+        over_pairs = Estimate(0.0, math.sqrt(squares), pairs=40, freedom=39)
+        common = draw.gauss(0, 1)
+        found = estimates.over_seeds([common + draw.gauss(0, spread * math.sqrt(3)) for _ in range(3)], over_pairs)
+        wrong += min(found.chance(1), found.chance(-1)) < 0.025
+    assert wrong / 4000 < 0.06
 
 
 def test_the_error_over_seeds_is_the_one_that_repeated_experiments_show():

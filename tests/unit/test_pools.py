@@ -85,7 +85,8 @@ def test_errors_are_those_of_a_second_computation(sweep):
         assert found.value == pytest.approx(values.mean())
         assert found.error == pytest.approx((over_pairs + over_seeds) ** 0.5)
         assert found.seed_error == pytest.approx(over_seeds**0.5)
-        expected = stats.t.sf(values.mean() / (over_pairs + over_seeds) ** 0.5, len(SEEDS) - 1)
+        t, share = values.mean() / (over_pairs + over_seeds) ** 0.5, over_seeds / (over_pairs + over_seeds)
+        expected = share * stats.t.sf(t, len(SEEDS) - 1) + (1 - share) * stats.t.sf(t, PAIRS - 1)
         assert found.chance(1) == pytest.approx(expected, rel=1e-6)
     assert own.paired and own.seeds == 3
 
@@ -165,7 +166,7 @@ def test_best_is_the_best_seed_of_the_best_beta(tmp_path):
 
 
 def test_null_sweeps_get_a_verdict_in_one_of_twenty_at_most(tmp_path):
-    """60 sweeps of three equal betas, three seeds each. (Of 300 none; 21 with Satterthwaite's degrees of freedom.)"""
+    """60 sweeps of three equal betas, three seeds each. (Of 300, 8; with Satterthwaite's degrees of freedom 21.)"""
     hypotheses = [
         {"beta": 0.1, "name": "a", "claim": "", "expect": {"drift": "not highest"}},
         {"beta": 0.5, "name": "b", "claim": "", "expect": {"drift": "lowest"}},
