@@ -41,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return terminal.after_broken_pipe()
+    except OSError as error:  # a full disk, a file that cannot be read
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _run(words: list[str]) -> int:

@@ -14,7 +14,12 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 def printable(text: str) -> str:
     """The text in one line, each control character replaced: overrides, names and errors may hold anything."""
-    return _CONTROLS.sub("?", " ".join(text.split()))
+    return printable_line(" ".join(text.split()))
+
+
+def printable_line(line: str) -> str:
+    """A line with its indentation, each control character replaced."""
+    return _CONTROLS.sub("?", line.expandtabs())
 
 
 def cut(text: str, width: int, middle: bool = False) -> str:

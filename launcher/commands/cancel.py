@@ -3,7 +3,7 @@
   python -m launcher cancel 1 3-5            these trials only
   python -m launcher cancel 2 runs/tune      trial 2 of this sweep
   python -m launcher cancel --sweep 4711 -y  all of array 4711's sweep, without asking
-What is done stays done; what has been trained stays in the trials' folders, and `retry` goes on from there.
+Results and checkpoints stay in the trials' folders; `retry` goes on from there.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from launcher.slurm.rows import array_spec
 from launcher.status import states
-from launcher.status.table import spans
 from launcher.submit import actions
 from launcher.sweep import find
 
@@ -31,13 +31,13 @@ def run(args: argparse.Namespace) -> int:
     for state, why in selection.left:
         print(f"trial {state.trial.name} {why}: nothing to cancel", file=sys.stderr)
     if not selection.chosen:
-        print(f"nothing of {sweep.folder} waits or runs")
+        print(f"no trial of {sweep.folder} waits or runs")
         return 0
     for trouble in look.answers.troubles:
         print(f"! {trouble}", file=sys.stderr)
     numbers = [state.trial.number for state in selection.chosen]
     running = sum(state.state != "WAITING" for state in selection.chosen)
-    what = f"trial{'s' if len(numbers) > 1 else ''} {spans(numbers)} of {sweep.folder} ({running} running)"
+    what = f"trial{'s' if len(numbers) > 1 else ''} {array_spec(numbers)} of {sweep.folder} ({running} running)"
     if not args.yes and not agreed(f"cancel {what}?"):
         print("nothing was cancelled")
         return 0

@@ -11,7 +11,6 @@ exit codes: 0 the report was written, 1 an evaluation failed (the report was wri
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +56,7 @@ def folder(sweep: Sweep, asked: Path | None) -> Path:
     if asked is not None:
         return asked.expanduser()
     out = sweep.folder / "report"
-    if not _own(sweep):
+    if not sweep.own:
         raise Refused([Finding(str(sweep.folder), "", "belongs to somebody else", "write elsewhere with --out")])
     if out.is_symlink():
         raise Refused([Finding(str(out), "", "is a link", "remove it, or write elsewhere with --out")])
@@ -95,7 +94,7 @@ def evaluate(sweep: Sweep) -> list[Trial]:
 
     Raises Refused for somebody else's sweep: loading its adapters could run its code.
     """
-    if not _own(sweep):
+    if not sweep.own:
         why = "belongs to somebody else: evaluating it would load, and write into, what is theirs"
         raise Refused([Finding(str(sweep.folder), "--evaluate", why, "ask them to evaluate it")])
     todo = [
@@ -113,10 +112,6 @@ def evaluate(sweep: Sweep) -> list[Trial]:
         if subprocess.run(command, check=False).returncode:
             failed.append(trial)
     return failed
-
-
-def _own(sweep: Sweep) -> bool:
-    return sweep.folder.stat().st_uid == os.geteuid()
 
 
 def _formats(asked: str) -> list[str]:

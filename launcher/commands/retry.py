@@ -2,8 +2,8 @@
   python -m launcher retry                   all trials of the last sweep that failed or were cancelled
   python -m launcher retry --failed          only those that failed
   python -m launcher retry 1 3 runs/tune     these, if they have ended without a result
-They go on from their last checkpoint, on Slurm as one new array that belongs to the same sweep. What is done, waits or
-runs is never run again. A sweep that ran on this machine is run on here, and waited for.
+The trials go on from their last checkpoint, on Slurm as one new array that belongs to the same sweep. Trials that are
+done, wait or run are left alone. Trials that ran on this machine run here again, and the command waits for them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from launcher.commands.cancel import agreed
+from launcher.slurm.rows import array_spec
 from launcher.status import states
-from launcher.status.table import spans
 from launcher.submit import actions
 from launcher.sweep import find
 from launcher.sweep.folder import Sweep
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         trials = [state.trial for state in selection.chosen]
         here = [trial for trial in trials if actions.of_local(sweep, trial)]
         on_slurm = [trial for trial in trials if trial not in here]
-        numbers = spans([trial.number for trial in trials])
+        numbers = array_spec([trial.number for trial in trials])
         if not args.yes and not agreed(f"run trial{'s' if len(trials) > 1 else ''} {numbers} of {sweep.folder} again?"):
             print("nothing was started")
             return 0
@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
             from launcher.submit.again import submit_again
 
             ids = submit_again(sweep, on_slurm)
-            print(f"array{'s' if len(ids) > 1 else ''} {', '.join(ids)}: trial {spans([t.number for t in on_slurm])}")
+            print(
+                f"array{'s' if len(ids) > 1 else ''} {', '.join(ids)}: trial {array_spec([t.number for t in on_slurm])}"
+            )
             print(f"  status:  python -m launcher status {sweep.folder}", flush=True)
         return run_here(sweep, here) if here else 0
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from launcher.slurm.rows import array_spec
 from launcher.status.rows import figure, time_left
 from launcher.status.trial_state import Look, TrialState, counts_text
 from launcher.sweep import bad_nodes
@@ -162,7 +163,7 @@ def _remarks(look: Look) -> list[str]:
     for (word, text), those in sorted(told.items(), key=lambda item: order.get(item[0][0], 3)):
         expected = [state.expected for state in those if state.expected]
         soon = f"; expected {when(min(expected))}" if expected else ""
-        lines.append(f"{spans([state.trial.number for state in those])} {word.lower()}: {text}{soon}")
+        lines.append(f"{array_spec([state.trial.number for state in those])} {word.lower()}: {text}{soon}")
     rest = len(lines) - _MOST_REMARKS
     lines = lines[:_MOST_REMARKS] + ([f"... and {rest} more; --full shows all, --json says all"] if rest > 0 else [])
     failed = next((state for state in look.trials if state.state == "FAILED" and state.log), None)
@@ -177,10 +178,3 @@ def _wrapped(line: str, width: int) -> list[str]:
     import textwrap
 
     return textwrap.wrap(line, width, subsequent_indent="  ", max_lines=3, placeholder=" …") or [line]
-
-
-def spans(numbers: Sequence[int]) -> str:
-    """`0-3,7`"""
-    from launcher.slurm.rows import array_spec
-
-    return array_spec(numbers)

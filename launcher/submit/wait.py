@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hydra.core.utils import JobReturn
 
@@ -46,11 +47,19 @@ def _watch(sweep: Sweep, trials: Sequence[Trial]) -> list[TrialState]:
     with live_view(trials) as view:
         while True:
             states = [state for state in look.trials if state.trial.number in numbers]
-            view(states, look.answers.troubles, watcher.age)
-            if all(_is_final(state, ended_since) for state in states):
+            open_ = {state.trial.number for state in states if not _is_final(state, ended_since)}
+            view([_leaving(s) if s.trial.number in open_ else s for s in states], look.answers.troubles, watcher.age)
+            if not open_:
                 return states
             time.sleep(_LOOK_S)
             look = watcher.look()
+
+
+def _leaving(state: TrialState) -> TrialState:
+    """What is shown of a trial that may still turn out to be done."""
+    if state.state in LIVE:
+        return state
+    return replace(state, state="STOPPING", reason="has left Slurm's queue; its result may follow", error="")
 
 
 def _is_final(state: TrialState, ended_since: dict[int, float]) -> bool:
