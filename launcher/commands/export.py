@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def chosen(sweep: Sweep, named: list[Trial], best: bool, by: str | None) -> Trial:
-    """The one trial that is meant; says on stderr why it is the best. Raises Refused."""
+    """The one trial to export; with `best`, prints on stderr why it is the best. Raises Refused."""
     if by and not best:
         raise Refused([Finding("--by", by, "goes with --best", "add --best, or leave it out")])
     if best and named:
@@ -82,7 +82,7 @@ def chosen(sweep: Sweep, named: list[Trial], best: bool, by: str | None) -> Tria
 
 
 def check(trial: Trial) -> None:
-    """Raises Refused where there is nothing to export; reads JSON and YAML only."""
+    """Refuse a trial that has nothing to export, before torch is imported. Raises Refused."""
     if trial.result() is None:
         why = "has no result: it is not done"
         raise Refused([Finding(f"trial {trial.name}", "", why, "wait for it, or `retry` it; see `status`")])

@@ -1,8 +1,14 @@
-"""The comparison of a sweep's trials: figures from the folder, plots, verdicts; HTML, Markdown, CSV and PNG.
+"""The comparison of a sweep's trials: estimates from the folder, plots, verdicts; HTML, Markdown, CSV and PNG.
 
-figures.py  numbers and their standard errors, no files
-gather.py   a sweep folder -> Report
-judge.py    Report -> verdicts on the experiment's hypotheses
-plots.py    Report -> SVG and PNG (the only module that needs matplotlib)
-page.py, text.py   Report -> HTML; Markdown and CSV
+What is compared
+    measures.py       the registry of measures: add one here, and every table, plot and verdict has it
+    recorded.py       result.json and validations, typed; trial_files.py reads the files, and follows no link
+    trials.py         one trial; costs.py what it took; pools.py trials that differ in their seed alone, as one row
+    gather.py         a sweep's folder -> Report
+How it is judged
+    judge.py          Report -> verdicts, with errors from launcher.estimates
+How it is shown
+    text.py           the sentences that all forms share
+    ending_table.py   the table after a run; markdown.py; table_csv.py
+    page.py           HTML; panels.py and plots.py draw, and alone need matplotlib
 """

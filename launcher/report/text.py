@@ -80,13 +80,21 @@ def unequal(report: Report) -> list[str]:
 def measured(report: Report) -> str:
     """On how many pairs, after how many steps, with which errors."""
     steps = sorted({trial.step for trial in report.trials if trial.step is not None})
-    text = f"Measured on {span(validated(report))} held-out pairs after {span(steps)} steps; ± is one standard error "
+    text = f"Measured on {span(validated(report))} held-out pairs{_evaluated(report)} after {span(steps)} steps; "
+    text += "± is one standard error "
     text += "over pairs and seeds" if most_seeds(report) > 1 else "over pairs"
     if any(it.at_most for pool in report.pools for it in pool.estimates.values()):
         text += " ('≤' where only an upper bound is known)"
     if most_seeds(report) > 1:
         return f"{text}. A row is the mean over its seeds."
     return f"{text}. One seed a beta: the errors do not cover how another seed would have come out."
+
+
+def _evaluated(report: Report) -> str:
+    """How many pairs the evaluation measured, where those are not as many as were validated."""
+    counts = sorted({len(next(iter(trial.pairs.values()))) for trial in report.trials if trial.pairs})
+    names = ", ".join(measure.title for measure in measures.REGISTRY.values() if measure.logged is None)
+    return f" ({names}: on {span(counts)})" if counts and counts != validated(report) else ""
 
 
 def note(report: Report) -> str:

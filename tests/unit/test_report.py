@@ -153,7 +153,8 @@ def test_the_number_of_pairs_is_what_was_validated_not_what_the_data_hold(sweep)
     accuracy = report.trials[0].estimates["accuracy"]
     assert (accuracy.pairs, accuracy.error) == (8, pytest.approx(estimates.share_error(0.75, 8)))
     assert report.trials[0].estimates["drift"].error == pytest.approx(math.sqrt(60 / 39 / 8))
-    assert "8 held-out pairs" in text.measured(report) and "44 held-out" not in markdown.render(report)
+    assert "Measured on 8 held-out pairs (KL: on 40) after 20 steps" in text.measured(report)
+    assert "8 held-out pairs" in text.summary(report) and "44 held-out" not in markdown.render(report)
 
 
 def test_an_error_is_not_made_up_where_the_number_of_pairs_is_not_known(sweep):
