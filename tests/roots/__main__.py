@@ -21,7 +21,7 @@ def main() -> int:
         return subprocess.run(options.command).returncode
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder for /tmp is removed
     try:
-        root = build(suite, lambda line: print(line, file=sys.stderr, flush=True))
+        root = build(suite, lambda line: print("tests.roots:", line, file=sys.stderr, flush=True))
     except CannotBuild as error:
         print(f"tests.roots: cannot build a root with Slurm {options.slurm}: {error}", file=sys.stderr)
         return 3

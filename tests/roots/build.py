@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -40,25 +41,43 @@ def host_suite() -> str:
     return values.get("VERSION_CODENAME", "") if values.get("ID") == "debian" else ""
 
 
-def build(suite: str, progress: Callable[[str], None] = lambda line: None) -> Path:
+Progress = Callable[[str], None]
+
+
+def build(suite: str, progress: Progress) -> Path:
     """The root of a Debian release, built if it is not there yet (2 minutes). Raises CannotBuild."""
+
+    def make(folder: Path) -> None:
+        packages = [*_PACKAGES, *(_CONTAINER_PACKAGES if suite == "sid" else ())]
+        debian(suite, folder, packages, after=() if suite == "bookworm" else (_LIBMARIADB,))
+
+    return once(suite, f"Debian {suite} with Slurm (about 2 minutes, 1 GB)", make, progress)
+
+
+def once(name: str, what: str, make: Callable[[Path], None], progress: Progress) -> Path:
+    """A folder of the cache, made if it is not there yet; one whose making was interrupted is made again."""
     if os.getuid() != 0 or not shutil.which("apt-get"):
         raise CannotBuild("it needs root and apt-get")
-    folder = cache() / suite
+    folder = cache() / name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{suite}.lock").open("w") as lock:
+    with (folder.parent / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             began = time.monotonic()
-            progress(f"tests.roots: building Debian {suite} in {folder} (about 2 minutes, 1 GB)")
-            unfinished = folder.with_name(f"{suite}.unfinished")
+            progress(f"building {folder}: {what}")
+            unfinished = folder.with_name(f"{name}.unfinished")
             if unfinished.exists():
                 shutil.rmtree(unfinished)
-            _bootstrap(suite, unfinished)
-            _install(suite, unfinished)
+            make(unfinished)
             unfinished.rename(folder)
-            progress(f"tests.roots: built in {time.monotonic() - began:.0f} s")
+            progress(f"built in {time.monotonic() - began:.0f} s")
     return folder
+
+
+def debian(suite: str, folder: Path, packages: Sequence[str], after: Sequence[str] = ()) -> None:
+    """A Debian release with `packages`, and then `after`, which may be older versions from Debian 12."""
+    _bootstrap(suite, folder)
+    _install(suite, folder, packages, after)
 
 
 def _bootstrap(suite: str, folder: Path) -> None:
@@ -68,7 +87,7 @@ def _bootstrap(suite: str, folder: Path) -> None:
     _run("debootstrap", "--variant=minbase", suite, str(folder), _mirror())
 
 
-def _install(suite: str, folder: Path) -> None:
+def _install(suite: str, folder: Path, packages: Sequence[str], after: Sequence[str]) -> None:
     """Installs the packages in namespaces of their own, so that no mount and no process is left behind."""
     mirror = _mirror()
     sources = [f"deb {mirror} {suite} main"]
@@ -84,14 +103,13 @@ def _install(suite: str, folder: Path) -> None:
     policy = folder / "usr/sbin/policy-rc.d"  # Debian asks it before it starts a newly installed daemon; 101 means no
     policy.write_text("#!/bin/sh\nexit 101\n")
     policy.chmod(0o755)
-    packages = [*_PACKAGES, *(_CONTAINER_PACKAGES if suite == "sid" else ())]
     install = "apt-get install -y -qq --no-install-recommends --allow-downgrades"
     script = f"""
     mount -t proc proc "$1/proc"; mount --bind /dev "$1/dev"
     export DEBIAN_FRONTEND=noninteractive
     chroot "$1" apt-get update -qq
     chroot "$1" {install} {" ".join(packages)}
-    {"" if suite == "bookworm" else f'chroot "$1" {install} {_LIBMARIADB!r}'}
+    {f'chroot "$1" {install} {shlex.join(after)}' if after else ""}
     chroot "$1" apt-get clean
     """
     _run("unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-euc", script, "bash", str(folder))

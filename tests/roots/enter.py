@@ -52,14 +52,18 @@ def bound() -> list[Path]:
     return [folder for folder in real if not any(other in folder.parents for other in real)]
 
 
-def run(root: Path, words: Sequence[str]) -> int:
-    """Runs `words` in `root`, in this working directory; returns its exit code. /tmp starts empty and is removed."""
-    folders = bound()
-    mounts = root.parent / "mounts"
-    mounts.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="launcher-root-") as tmp:
-        Path(tmp).chmod(0o1777)
-        arguments = [str(root), str(mounts), tmp, os.getcwd(), str(len(folders)), *map(str, folders)]
+def run(root: Path, words: Sequence[str], extra: Sequence[Path] = ()) -> int:
+    """Runs `words` in `root`, in this working directory; returns its exit code. /tmp starts empty and is removed.
+
+    The folders `extra` are bound, too.
+    """
+    folders = [*bound(), *extra]
+    with tempfile.TemporaryDirectory(prefix="launcher-root-") as own:
+        mounts, tmp = Path(own) / "mounts", Path(own) / "tmp"
+        mounts.mkdir()
+        tmp.mkdir()
+        tmp.chmod(0o1777)
+        arguments = [str(root), str(mounts), str(tmp), os.getcwd(), str(len(folders)), *map(str, folders)]
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *unshare, "bash", "-euc", _ENTER, "bash", *arguments, *words]

@@ -1,0 +1,106 @@
+"""The mission's command in a real Apptainer, and in a runtime that does what pyxis and enroot document.
+
+Two trials of two nodes each train tiny in an image like NVIDIA's (`image`), one of them is requeued once, and both come
+to a result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.sweep.folder import Sweep
+from tests.containers.conftest import HERE, ROOT, User, rows
+from tests.slurm.daemon import wait_until
+
+BETA = "model.dpo.ref_policy_kl_penalty"
+PATIENCE_S = 900  # four ranks import NeMo on what may be two cores
+WORDS = (
+    "model=tiny", "data=sample", f"paths.models={ROOT}/models", f"paths.data={ROOT}/data",
+    "trainer.precision=32", "model.global_batch_size=32", "trainer.num_nodes=2", "trainer.devices=1",
+    "trainer.dpo.max_epochs=3", "trainer.dpo.max_steps=24", "trainer.dpo.val_check_interval=4",
+    "trainer.dpo.save_interval=4", "cluster.gpus_per_node=null", "cluster.mem_gb=3", "cluster.time=30",
+    "cluster.environment.LAUNCHER_TEST_FROM=the sweep",
+)  # fmt: skip
+
+
+def runtime(name: str, user: User) -> None:
+    """Makes a container runtime available to the user's commands and jobs."""
+    if name == "slurm_pyxis":
+        srun = shutil.which("srun", path=user.cluster.env["PATH"])
+        folder = user.folder.parent / "bin"
+        folder.mkdir()
+        shutil.copy(HERE / "pyxis_srun.sh", folder / "pyxis_srun.sh")
+        (folder / "srun").write_text(f'#!/bin/bash\nREAL_SRUN={srun} exec {folder}/pyxis_srun.sh "$@"\n')
+        (folder / "srun").chmod(0o755)
+        user.path = str(folder)
+    else:
+        assert shutil.which("apptainer"), "the root has no Apptainer"
+
+
+def rank_environments(sweep: Path) -> list[dict[str, str]]:
+    """The variables that the ranks' Python processes were started with."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            lines = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"python") and any(os.fsencode(sweep) in word for word in words):
+            found.append(dict(os.fsdecode(line).split("=", 1) for line in lines if b"=" in line))
+    return [env for env in found if "SLURM_PROCID" in env]
+
+
+def steps(trial: Path) -> list[dict[str, Any]]:
+    path = trial / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line for line in map(json.loads, lines) if "step" in line]
+
+
+def wait_for(what: Callable[[], bool], user: User, sweep: Path) -> None:
+    """Waits as long as jobs are there; else the assertion shows the trials' logs."""
+    ended = [False]
+
+    def done() -> bool:
+        ended[0] = not user.run("squeue", "-h", "-r", "--me").stdout.strip()
+        return what() or ended[0]
+
+    wait_until(done, PATIENCE_S, poll=1)
+    logs = [log for log in sorted(sweep.rglob("*.out")) if log.is_file()]
+    assert what(), "\n".join(f"== {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
+
+
+@pytest.mark.parametrize("group", ["slurm_apptainer", "slurm_pyxis"])
+def test_two_trials_of_two_nodes_one_requeued(group: str, user: User, image: Path) -> None:
+    runtime(group, user)
+    folder = user.folder / "sweep"
+    words = [f"{BETA}=0.1,0.5", f"cluster={group}", f"cluster.container.image={image}", f"hydra.sweep.dir={folder}"]
+    began = time.time()
+    done = user.run(sys.executable, str(ROOT / "launcher/main.py"), "-m", *words, *WORDS)
+    assert done.returncode == 0, done.stderr + done.stdout
+
+    wait_for(lambda: all(steps(folder / name) for name in ("0", "1")), user, folder)
+    first = min(steps(folder / "1")[0]["time"], steps(folder / "0")[0]["time"]) - began
+    environments = rank_environments(folder)
+    assert environments, "no rank was seen"
+    for env in environments:
+        path = env["PYTHONPATH"].split(":")
+        assert path[0] == str(ROOT) and path[-2:] == ["/opt/NeMo", "/opt/megatron-lm"]
+        assert env["LAUNCHER_TEST_FROM"] == "the sweep"
+    array = Sweep.load(folder).submitted()[0]["id"]
+    assert user.run("scancel", "--signal=USR2", f"{array}_0").returncode == 0
+
+    wait_for(lambda: all(trial.result() for trial in Sweep.load(folder).trials), user, folder)
+    restarts = user.run("sacct", "-n", "-X", "-D", "-P", "-j", f"{array}_0", "-o", "State").stdout.split()
+    assert restarts == ["REQUEUED", "COMPLETED"]
+    assert [line["step"] for line in steps(folder / "0")][-1] == 24
+    rows.append(f"{group:16} two trials x 2 nodes, requeued once: results; {first:.0f} s to the first step")
