@@ -20,13 +20,13 @@ from pathlib import Path
 
 from launcher import gpus, machine, units
 from launcher.check import disk
+from launcher.nemo import versions
 from launcher.train.ranks import cpu_has_bf16
 
 OK, WARNING, MISSING = "ok", "warning", "missing"
 
-#: What submits, and what trains: the versions that are known to work together (pyproject.toml says why).
+#: What submits: the versions that are known to work together (pyproject.toml says why).
 LIGHT = {"hydra-core": "1.3.2", "omegaconf": "2.3.0", "submitit": "1.5.4", "hydra-submitit-launcher": "1.2.0"}
-TRAINING = {"nemo-toolkit": "2.1.0", "nemo-aligner": "0.7.0", "megatron-core": "0.10.0"}
 _IMPORTED = ("torch", "nemo", "nemo_aligner", "megatron")
 _INSTALL = "pip install -e '.[train]' in the clone, or run trials in NVIDIA's container: cluster=slurm_pyxis"
 _IMPORT_PATIENCE_S = 300.0
@@ -73,7 +73,12 @@ def nemo(deep: bool, needed: bool) -> Iterator[Line]:
         where = "" if needed else ": trials run in a container, or in another Python (cluster.python)"
         yield Line("NeMo", state, f"no {', '.join(absent)} in this Python{where}", _INSTALL)
         return
-    yield from _packages("NeMo", TRAINING, WARNING, _INSTALL)
+    there = versions.installed()
+    wrong = versions.unsupported_reason(there)
+    if wrong:
+        yield Line("NeMo", WARNING, f"{wrong}: trials refuse to start", versions.REMEDY)
+    else:
+        yield Line("NeMo", OK, ", ".join(f"{name} {version}" for name, version in there.items()))
     if deep:
         yield _import()
     else:

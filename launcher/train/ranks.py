@@ -1,4 +1,4 @@
-"""Where a rank runs: its place among the ranks, its device, its threads. Light: torch is imported inside functions."""
+"""Where a rank runs: its place among the ranks, its threads, its CPU. Light: torch is imported inside functions."""
 
 from __future__ import annotations
 
@@ -66,22 +66,7 @@ class Device:
     """The processor's or GPU's own name."""
 
 
-def settle_device(accelerator: str, precision: str | int) -> Device:
-    """Decide what `auto` means here. Raises RuntimeError where a GPU is asked for and CUDA does not answer."""
-    import torch
-
-    gpu = torch.cuda.is_available()
-    if accelerator == "gpu" and not gpu:
-        raise RuntimeError("trainer.accelerator=gpu, but torch finds no CUDA device; write trainer.accelerator=auto")
-    if accelerator == "auto":
-        accelerator = "gpu" if gpu else "cpu"
-    if precision == "auto":
-        precision = "bf16" if accelerator == "gpu" or cpu_has_bf16() else "32"
-    name = torch.cuda.get_device_name() if accelerator == "gpu" else cpu_name()
-    return Device(accelerator, str(precision), name)
-
-
-def settle_cpu(ranks: Ranks) -> int:
+def share_cores(ranks: Ranks) -> int:
     """Share the cores among this node's ranks and let them meet on one machine; returns a rank's threads."""
     import torch
 

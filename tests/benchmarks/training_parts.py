@@ -32,16 +32,17 @@ def _build_and_call(function: Callable[[Any, Path], None], folder: Path) -> None
     log = os.open(folder / "bench.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
+    from launcher.train.device import choose_device
     from launcher.train.metrics_file import MetricsFile
     from launcher.train.nemo_aligner import session as training
     from launcher.train.nemo_aligner import settings
-    from launcher.train.ranks import Ranks, settle_cpu, settle_device
+    from launcher.train.ranks import Ranks, share_cores
     from launcher.train.run import load_config
 
     config, ranks = load_config(folder), Ranks.from_environment()
     ranks.export()
-    device = settle_device("cpu", config.trainer.precision)
-    settle_cpu(ranks)
+    device = choose_device("cpu", config.trainer.precision, ranks)
+    share_cores(ranks)
     steps = settings.settle(config, folder, ranks, device)
     function(training.build(config, steps, MetricsFile(None)), folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import types
 from pathlib import Path
 
 import pytest
@@ -28,17 +29,27 @@ def recorded() -> None:
     from launcher.train.nemo_aligner.trainer import PreferenceTrainer
 
     reduce = torch.distributed.all_reduce
+    pending: set[int] = set()
 
     def watched(*args, **kwargs):
-        if kwargs.get("async_op"):
-            raise RuntimeError("an asynchronous reduction was started")
-        return reduce(*args, **kwargs)
+        handle = reduce(*args, **kwargs)
+        if not kwargs.get("async_op"):
+            return handle
+        wait, number = handle.wait, len(pending)
+        pending.add(number)
+
+        def waited() -> None:  # Megatron's layers start one in backward, and wait for it there
+            wait()
+            pending.discard(number)
+
+        return types.SimpleNamespace(wait=waited)
 
     torch.distributed.all_reduce = watched
     fit = PreferenceTrainer.fit
 
     def and_write(self):
         fit(self)
+        assert not pending, f"{len(pending)} reductions were started and never waited for"
         state = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
         torch.save(state, Path(os.environ["ADAPTERS"]) / f"{os.environ['RANK']}.pt")
 
@@ -105,9 +116,74 @@ def test_all_ranks_train_one_policy(train, new_trial, tmp_path, pairs, ranks, ov
     assert many.values("train/loss")[10] < 0.6, "too little was learnt for the comparison to mean anything"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "bf16-mixed"])
+def test_tensor_parallel_ranks_train_one_policy(train, new_trial, tmp_path, pairs, precision):
+    """Two replicas of two ranks each against one: ranks 0 and 2 hold the same half of the adapters, 1 and 3 the other.
+
+    One rank alone is no measure here: it draws other initial adapters than two halves do.
+    """
+    import torch
+
+    keys = {"trainer__precision": precision, "model__tensor_model_parallel_size": 2}
+    many, weights = trained(train, new_trial, tmp_path, pairs, "many", 4, **keys)
+    for one, other in ((0, 2), (1, 3)):
+        for name, weight in weights[one].items():
+            assert torch.equal(weight, weights[other][name]), f"ranks {one} and {other}: {name}"
+    alone, _ = trained(train, new_trial, tmp_path, pairs, "alone", 2, **keys)
+    for key in ("train/loss", "val/loss"):
+        assert many.values(key) == pytest.approx(alone.values(key), abs=NOISE), key
+
+
 def test_ranks_that_differ_stop_the_trial(train, new_trial):
     folder = new_trial(trainer__devices=2, **STEPS)
     trial = train(folder, ranks=2, change=change_an_adapter_of_rank_1)
     assert all(trial.exit_codes), trial.exit_codes
     assert "RanksDiffer: after step 2 the trainable weights of the data-parallel ranks differ" in trial.said()
     assert not (folder / "result.json").exists()
+
+
+def another_base_model_on_rank_1() -> None:
+    import torch
+
+    from launcher.train.nemo_aligner import session
+
+    load = session.load_from_nemo
+
+    def load_another(*args, **kwargs):
+        model = load(*args, **kwargs)
+        if os.environ["RANK"] == "1":
+            with torch.no_grad():
+                next(model.parameters()).view(-1)[5] += 1.0
+        return model
+
+    session.load_from_nemo = load_another
+
+
+def an_older_data_file_on_rank_1() -> None:
+    from launcher.train.nemo_aligner import session
+
+    facts = session.facts
+
+    def older(*args):
+        known = facts(*args)
+        if os.environ["RANK"] == "1":
+            known["data"] = {name: size - 10 for name, size in known["data"].items()}
+        return known
+
+    session.facts = older
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (another_base_model_on_rank_1, "after step 0 the weights of the data-parallel ranks differ"),
+        (an_older_data_file_on_rank_1, "data: rank 1 has {"),
+    ],
+    ids=["another base model", "older data"],
+)
+def test_ranks_that_differ_before_the_first_step_stop_the_trial(train, new_trial, change, reason):
+    trial = train(new_trial(trainer__devices=2), ranks=2, change=change)
+    assert all(trial.exit_codes), trial.exit_codes
+    assert f"RanksDiffer: {reason}" in trial.said()
+    assert not trial.values("train/loss")

@@ -35,6 +35,7 @@ def test_the_missions_command(desk: Desk, own_cluster: Cluster) -> None:
     desk.env |= {**tokens, "OMP_NUM_THREADS": "1"}
     folders = (f"paths.models={ROOT}/models", f"paths.data={ROOT}/data")
     real = ("model=tiny", "data=sample", *folders, "cluster.time=15", "cluster.mem_gb=8", "cluster.gpus_per_node=2")
+    real += ("trainer.accelerator=cpu",)  # the GPUs of the tests' Slurm are files
     shape = ("trainer.num_nodes=2", "trainer.devices=2")
     done = desk.main("-m", f"{BETA}=0.05,0.1,0.5", *real, *shape, "wait=true", standin=False, timeout=900)
     assert done.returncode == 0, done.stderr

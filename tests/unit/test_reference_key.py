@@ -114,7 +114,7 @@ def test_code_of_the_launcher_is_part_of_it(
     config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = model(config, tmp_path)
-    monkeypatch.setattr(reference_key, "_CODE", ("standins.py",))
+    monkeypatch.setattr(reference_key, "_CODE", ("standins",))
     assert model(config, tmp_path) != before
 
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from launcher.nemo import versions
 from launcher.sweep import metrics
 from launcher.train import result
+from launcher.train.device import choose_device
 from launcher.train.engine import Settled
 from launcher.train.metrics_file import MetricsFile
 from launcher.train.nemo_aligner import log_filter, settings, standins
-from launcher.train.ranks import Ranks, settle_cpu, settle_device
+from launcher.train.ranks import Ranks, share_cores
 
 if TYPE_CHECKING:
     from launcher.train.nemo_aligner.session import Session
@@ -21,13 +23,14 @@ if TYPE_CHECKING:
 
 def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, progress: MetricsFile) -> Settled:
     """Put the stand-ins in place, then choose device, precision and steps. Raises Refused."""
+    versions.check()
     progress.phase(metrics.STARTING, "importing torch")
     log_filter.quiet()
     gaps = standins.install()
-    device = settle_device(config.trainer.accelerator, config.trainer.precision)
-    threads = settle_cpu(ranks) if device.accelerator == "cpu" else 0
+    device = choose_device(config.trainer.accelerator, config.trainer.precision, ranks)
+    threads = share_cores(ranks) if device.accelerator == "cpu" else 0
     steps = settings.settle(config, trial_dir, ranks, device)
-    notes = {"stand-ins": f"for {', '.join(gaps)}, missing here (launcher/train/nemo_aligner/standins.py)"}
+    notes = {"stand-ins": f"for {', '.join(gaps)}, missing here (launcher/train/nemo_aligner/standins/)"}
     return Settled(config, steps, device, threads, notes if gaps else {})
 
 

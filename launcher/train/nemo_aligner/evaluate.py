@@ -22,9 +22,10 @@ from launcher import estimates, whole_file
 from launcher.findings import Finding, Refused
 from launcher.nemo.nemo_file import unpack_tokenizer
 from launcher.train import result as results
+from launcher.train.device import choose_device
 from launcher.train.metrics_file import EVERY, MetricsFile
 from launcher.train.nemo_aligner import log_filter, settings, standins
-from launcher.train.ranks import Ranks, settle_cpu, settle_device
+from launcher.train.ranks import Ranks, share_cores
 from launcher.train.run import load_config
 
 DEFAULTS = {"kl_pairs": 32, "samples": 3, "sample_tokens": 32}
@@ -182,9 +183,9 @@ def evaluate_trial(trial_dir: Path) -> dict[str, Any]:
     progress = MetricsFile(None)
     log_filter.quiet()
     standins.install()
-    device = settle_device(config.trainer.accelerator, config.trainer.precision)
+    device = choose_device(config.trainer.accelerator, config.trainer.precision, ranks)
     if device.accelerator == "cpu":
-        settle_cpu(ranks)
+        share_cores(ranks)
     settings.settle(config, trial_dir, ranks, device)
     if ranks.rank == 0:
         progress = _Spoken()

@@ -21,33 +21,49 @@ class RanksDiffer(Exception):
     """Ranks that must agree do not. A trial that ends with it is not started again (launcher.job.policy.REPEATABLE)."""
 
 
-def compare_weights(model: torch.nn.Module, step: int) -> None:
+def compare_facts(facts: Mapping[str, Any]) -> None:
+    """Compare what every rank has read or decided for itself, by name; values are compared with ==.
+
+    A config, a data file or a package on a node's own disk may be older there, and a CPU may lack the units that the
+    others have. Raises RanksDiffer on all ranks.
+    """
+    gathered: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, dict(facts))
+    for name, first in gathered[0].items():
+        for rank, known in enumerate(gathered):
+            if known.get(name) != first:
+                raise RanksDiffer(f"{name}: rank {rank} has {known.get(name)!r}, rank 0 has {first!r}")
+
+
+def compare_weights(model: torch.nn.Module, step: int, frozen: bool = False) -> None:
     """Compare the trainable weights of all data-parallel ranks, and what tensor-parallel ranks hold in common.
 
-    Raises RanksDiffer on all ranks of a group that differ. Two numbers a rank travel.
+    With `frozen` those of the base model as well: a node may have loaded another file of the same name.
+    Raises RanksDiffer on all ranks. Two numbers a rank travel.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    compared = [p for p in model.parameters() if p.requires_grad or frozen]
+    what = f"after step {step} the {'' if frozen else 'trainable '}weights"
+    copies = [p for p in model.parameters() if p.requires_grad and not getattr(p, "tensor_model_parallel", False)]
     _compare(
-        checksum(trainable),
-        parallel_state.get_data_parallel_group(),
-        f"after step {step} the trainable weights of the data-parallel ranks differ: their gradients were not added up",
-    )
-    shared = [p for p in trainable if not getattr(p, "tensor_model_parallel", False)]
-    _compare(
-        checksum(shared),
-        parallel_state.get_tensor_model_parallel_group(),
-        f"after step {step} the weights that every tensor-parallel rank keeps a copy of differ",
+        (
+            checksum(compared),
+            parallel_state.get_data_parallel_group(with_context_parallel=True),
+            f"{what} of the data-parallel ranks differ"
+            + ("" if frozen else ": their gradients were not added up, or not before they were used"),
+        ),
+        (
+            checksum(copies),
+            parallel_state.get_tensor_model_parallel_group(),
+            f"after step {step} the trainable weights that every tensor-parallel rank keeps a copy of differ",
+        ),
     )
 
 
 def compare_batch(batch: Mapping[str, Any], step: int) -> None:
     """Compare the pairs of a step between the ranks that make up one replica of the model. Raises RanksDiffer."""
     tensors = [batch[key] for key in sorted(batch) if isinstance(batch[key], torch.Tensor)]
-    _compare(
-        checksum(tensors),
-        parallel_state.get_model_parallel_group(),
-        f"in step {step} the ranks that share one replica of the model were given different pairs",
-    )
+    reason = f"in step {step} the ranks that share one replica of the model were given different pairs"
+    _compare((checksum(tensors), parallel_state.get_model_parallel_group(), reason))
 
 
 def checksum(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -56,22 +72,32 @@ def checksum(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     for number, tensor in enumerate(tensors, start=1):
         data = tensor.detach().contiguous().reshape(-1)
         bits = data.view(torch.uint8) if data.dtype == torch.bool else data.view(_BITS[data.element_size()])
-        bits = bits.to(torch.int64)
-        places = torch.arange(1, bits.numel() + 1, dtype=torch.int64, device=bits.device)
-        total += torch.stack([bits.sum(), (bits * places).sum()]).to(total.device) * number
+        for start in range(0, bits.numel(), _BLOCK):  # an embedding of 8B's size would take gigabytes as int64
+            block = bits[start : start + _BLOCK].to(torch.int64)
+            places = torch.arange(start + 1, start + 1 + block.numel(), dtype=torch.int64, device=block.device)
+            total += torch.stack([block.sum(), (block * places).sum()]).to(total.device) * number
     return total
 
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BLOCK = 1 << 24
 
 
-def _compare(mine: torch.Tensor, group: Any, reason: str) -> None:
-    size = torch.distributed.get_world_size(group)
-    if size == 1:
-        return
-    all_of_them = [torch.empty_like(mine) for _ in range(size)]
-    torch.distributed.all_gather(all_of_them, mine, group=group)
-    first = all_of_them[0].tolist()
-    different = [rank for rank, other in enumerate(all_of_them) if other.tolist() != first]
-    if different:
-        raise RanksDiffer(f"{reason} (ranks {different} of the group of {size} do not hold what rank 0 holds)")
+def _compare(*comparisons: tuple[torch.Tensor, Any, str]) -> None:
+    """Each is (numbers, the group of ranks on which they must be equal, what it means where they are not).
+
+    All ranks raise together, also those of groups that agree: otherwise they would wait for the others for ever.
+    """
+    reasons = []
+    for mine, group, reason in comparisons:
+        gathered = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(group))]
+        torch.distributed.all_gather(gathered, mine, group=group)
+        ranks = torch.distributed.get_process_group_ranks(group)
+        numbers = [values.tolist() for values in gathered]
+        different = [rank for rank, each in zip(ranks, numbers, strict=True) if each != numbers[0]]
+        if different:
+            reasons.append(f"{reason} (ranks {different} do not hold what rank {ranks[0]} holds)")
+    failed = torch.tensor(len(reasons), device=torch.cuda.current_device())
+    torch.distributed.all_reduce(failed, torch.distributed.ReduceOp.MAX)
+    if failed.item():
+        raise RanksDiffer("; ".join(reasons) or "other ranks of this trial do not agree; their logs say in what")

@@ -5,7 +5,9 @@ Import this module only after launcher.train.nemo_aligner.standins.install().
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -33,14 +35,16 @@ from nemo_aligner.utils.train_script_utils import (
     resolve_and_create_trainer,
 )
 from nemo_aligner.utils.utils import load_and_override_model_config, load_from_nemo, retrieve_model_state_dict_in_cpu
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from launcher.check.steps import Plan
+from launcher.nemo.data_files import is_weight
 from launcher.nemo.nemo_file import unpack_tokenizer
 from launcher.sweep import checkpoints
+from launcher.train import result as results
 from launcher.train import signals
 from launcher.train.metrics_file import MetricsFile, TrialLogger
-from launcher.train.nemo_aligner import checkpointing, event_files, random_state, settings
+from launcher.train.nemo_aligner import checkpointing, event_files, random_state, replicas, settings
 from launcher.train.nemo_aligner.rotary import scale_frequencies
 from launcher.train.nemo_aligner.savings import install
 from launcher.train.nemo_aligner.trainer import PreferenceTrainer
@@ -161,6 +165,8 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
         o2 = config.model.get("megatron_amp_O2", False)
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=o2)
     init_distributed(lightning, model, config.model.get("transformer_engine", False))
+    replicas.compare_facts(facts(config, steps))
+    replicas.compare_weights(model, 0, frozen=True)
     restored = checkpointing.resume_point(config.exp_manager)
     state = checkpointing.CheckpointExtras()
     lightning.callbacks.append(state)
@@ -209,6 +215,25 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
         install.install(config, trainer, splits, progress)
     pairs = {"train": len(train_pairs), "validation": len(validation_pairs)}
     return Session(config, model, trainer, pairs, validation_pairs, *count_parameters(model))
+
+
+def facts(config: DictConfig, steps: Plan) -> dict[str, Any]:
+    """What every rank has read from its disk or decided by its hardware, and must have like the others."""
+    trainer = config.trainer
+    return {
+        "trainer.accelerator": str(trainer.accelerator),
+        "trainer.precision": str(trainer.precision),
+        "steps": dataclasses.asdict(steps),
+        "config.yaml": hashlib.sha256(OmegaConf.to_yaml(config, sort_keys=True).encode()).hexdigest()[:16],
+        "data": {name: Path(name).stat().st_size for name in _files(config.model.data.data_prefix)},
+        "packages": results.versions(),
+    }
+
+
+def _files(data_prefix: Any) -> list[str]:
+    """The data files of all splits; a blend has weights between its files."""
+    names = sorted({str(name) for split in data_prefix.values() for name in split})
+    return [name for name in names if not is_weight(name)]
 
 
 def datasets(model_config: DictConfig, tokenizer: Any) -> tuple[Any, Any, Any]:

@@ -27,7 +27,7 @@ _NOT_OF_THE_TOKENS = (
     "default_chosen_reward", "default_rejected_reward",
 )  # fmt: skip
 #: Modules of the launcher's whose code the numbers come from.
-_CODE = ("savings/micro_batches.py", "savings/reference.py", "savings/response_logits.py", "standins.py")
+_CODE = ("savings/micro_batches.py", "savings/reference.py", "savings/response_logits.py", "standins")
 
 
 def obstacle(config: Any, model_config: Any) -> str:
@@ -95,5 +95,7 @@ def _device(accelerator: str) -> str:
 def _own_code() -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name in _CODE:
-        digest.update((Path(__file__).parents[1] / name).read_bytes())
+        path = Path(__file__).parents[1] / name
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
     return digest.hexdigest()
