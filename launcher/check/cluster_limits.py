@@ -20,7 +20,7 @@ class Site:
     """The cluster's answers, each asked for once: three commands for a submission, however many trials it has."""
 
     @functools.cached_property
-    def cluster(self) -> client.Cluster:
+    def cluster(self) -> client.SlurmCluster:
         return client.cluster()
 
     @functools.cached_property

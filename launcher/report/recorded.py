@@ -44,7 +44,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class RecordedEvaluation:
     """What launcher.train.nemo_aligner.evaluate measured after training."""
 
     pairs: Pairs | None
@@ -69,7 +69,7 @@ class Result:
     trainable: int | None
     parameters: int | None
     versions: Mapping[str, str]
-    evaluation: Evaluation | None
+    evaluation: RecordedEvaluation | None
 
 
 def result(data: Mapping[str, Any]) -> Result:
@@ -89,9 +89,9 @@ def result(data: Mapping[str, Any]) -> Result:
     )
 
 
-def evaluation(data: Mapping[str, Any]) -> Evaluation:
+def evaluation(data: Mapping[str, Any]) -> RecordedEvaluation:
     samples = data.get("samples")
-    return Evaluation(
+    return RecordedEvaluation(
         pairs=columns(data.get("per_pair")),
         samples=tuple(
             Sample(

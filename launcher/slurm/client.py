@@ -275,7 +275,7 @@ def _chosen(jobs: Iterable[int | str] | None, name: str | None) -> list[str] | N
 
 
 @dataclass(frozen=True)
-class Cluster:
+class SlurmCluster:
     """What a cluster allows and has."""
 
     settings: dict[str, str]
@@ -299,7 +299,7 @@ class Cluster:
         return next((partition for partition in self.partitions if partition.name == name), None)
 
 
-def cluster() -> Cluster:
+def cluster() -> SlurmCluster:
     """Configuration and partitions, hidden ones too, in two commands."""
     # scontrol takes questions from its standard input; asked in one go they cost one command
     asked = ask("scontrol", "--all", "--oneliner", stdin="show config\nshow partition\n")
@@ -309,7 +309,7 @@ def cluster() -> Cluster:
     with reading(nodes):
         groups = site.node_groups(nodes.stdout)
     with reading(asked):
-        found = Cluster(site.settings(text), site.partitions(text, groups))
+        found = SlurmCluster(site.settings(text), site.partitions(text, groups))
         _ = found.name, found.max_array_size
         return found
 

@@ -17,5 +17,5 @@ def stock() -> None:
         return ""
 
     training.PreferenceTrainer = lambda *, state, **arguments: DPOTrainer(**arguments)
-    training.Session.run = run
+    training.AlignerSession.run = run
     install.install = lambda *args, **kwargs: None

@@ -26,7 +26,7 @@ def site(associations: str | None = None, drained: bool = False, enforce: str = 
     settings = slurm_site.settings(text)
     found = cluster_limits.Site()
     partitions = slurm_site.partitions(text, slurm_site.node_groups(said(f"{label} 2")))
-    vars(found)["cluster"] = client.Cluster(settings, partitions)
+    vars(found)["cluster"] = client.SlurmCluster(settings, partitions)
     vars(found)["associations"] = slurm_site.associations(
         said("associations") if associations is None else associations
     )
@@ -150,7 +150,7 @@ def test_a_folder_of_this_machine_alone(trial: Any, workspace: Path, monkeypatch
     assert finding.startswith(f"paths.runs={workspace / 'runs'}: lies on tmpfs (tmpfs at /tmp) (and pretrained")
     single = site()
     one = [dataclasses.replace(p, total_nodes=1) for p in single.cluster.partitions]
-    vars(single)["cluster"] = client.Cluster(single.cluster.settings, one)
+    vars(single)["cluster"] = client.SlurmCluster(single.cluster.settings, one)
     assert warned(single, workspace / "runs", trial()) == []
 
 

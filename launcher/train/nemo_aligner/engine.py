@@ -18,7 +18,7 @@ from launcher.train.nemo_aligner import log_filter, settings, standins
 from launcher.train.ranks import Ranks, share_cores
 
 if TYPE_CHECKING:
-    from launcher.train.nemo_aligner.session import Session
+    from launcher.train.nemo_aligner.session import AlignerSession
 
 
 def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, progress: MetricsFile) -> Settled:
@@ -56,7 +56,7 @@ class NemoSession:
     """A NeMo-Aligner session as launcher.train.run sees it."""
 
     settled: Settled
-    session: Session
+    session: AlignerSession
 
     @property
     def step(self) -> int:

@@ -59,7 +59,7 @@ FROM_THE_START = {"resume_if_exists": False, "resume_from_checkpoint": None, "cr
 
 
 @dataclass
-class Session:
+class AlignerSession:
     """A trial that is ready to train."""
 
     config: DictConfig
@@ -142,7 +142,7 @@ class Session:
         return Path(self.config.exp_manager.explicit_log_dir) / "checkpoints"
 
 
-def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
+def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> AlignerSession:
     """Load model, data, optimizer and, where there is one, the last checkpoint. `config` has been settled."""
     path = config.pretrained_checkpoint.restore_from_path
     config.model = load_and_override_model_config(path, config.model)
@@ -214,7 +214,7 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> Session:
     with random_state.untouched():  # whether the reference was known already must not show in the dropout
         install.install(config, trainer, splits, progress)
     pairs = {"train": len(train_pairs), "validation": len(validation_pairs)}
-    return Session(config, model, trainer, pairs, validation_pairs, *count_parameters(model))
+    return AlignerSession(config, model, trainer, pairs, validation_pairs, *count_parameters(model))
 
 
 def facts(config: DictConfig, steps: Plan) -> dict[str, Any]:
