@@ -38,6 +38,8 @@ def main() -> int:
         "began": began,
         "ended": time.time(),
         "pythonpath": os.environ.get("PYTHONPATH", ""),
+        "mine": os.environ.get("MINE", ""),
+        "folder": os.getcwd(),
         "secrets": {name: hashlib.sha256(value.encode()).hexdigest() for name, value in tokens.items()},
     }
     (trial / f"rank{rank}.json").write_text(json.dumps(seen))
