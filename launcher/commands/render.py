@@ -6,8 +6,8 @@ examples:
   python -m launcher render convert_checkpoint --checkpoint /models/Meta-Llama-3-8B
   python -m launcher render sweep cluster=slurm_pyxis cluster.partition=gpu | less
 
-Nothing is submitted and nothing written. The trials are checked as they are before a submission. The files in sbatch/
-are the same scripts, not filled in, and can be submitted as they are.
+Nothing is submitted and nothing written. The trials are checked as they are before a submission; a model and data that
+do not exist yet are named on stderr. The files in sbatch/ are the same scripts with a head for use by hand.
 
 exit codes: 0 printed, 2 refused; the findings are on stderr
 """

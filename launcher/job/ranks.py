@@ -98,7 +98,9 @@ def writable_caches(env: Mapping[str, str]) -> dict[str, str]:
 
 def _writable(folder: Path) -> bool:
     """Whether files can be made in a folder, which may have to be made first."""
-    for place in (folder, *folder.parents):
-        if place.exists():
-            return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
-    return False
+    there = next(place for place in (folder, *folder.parents, Path("/")) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return True
+    except OSError:
+        return False

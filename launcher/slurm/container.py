@@ -80,7 +80,7 @@ def ordered(mounts: Sequence[str]) -> list[str]:
     What a mount of a parent folder shows as well, with the same rights, is dropped. OUTSIDE:INSIDE[:FLAGS] each.
     """
 
-    parsed = sorted({_Mount.parse(mount) for mount in mounts}, key=lambda mount: (mount.depth, not mount.writable))
+    parsed = sorted((_Mount.parse(mount) for mount in mounts), key=lambda mount: (mount.depth, not mount.writable))
     kept: list[_Mount] = []
     for mount in parsed:
         if not any(other.covers(mount) for other in kept):

@@ -12,6 +12,7 @@ from launcher.check import preflight
 from launcher.check.cluster_limits import Site
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, Refused
+from launcher.nemo import data_files
 from launcher.slurm import client, container, script, template
 from launcher.slurm.script import ArrayRequest
 from launcher.submit import prepare, stages, to_slurm
@@ -26,8 +27,9 @@ _MAX_ARRAY_SIZE = 1001  # Slurm's default, where there is no cluster to ask
 def stage_text(
     stage: str, launcher: Any, job_overrides: Sequence[Sequence[str]], line: Sequence[str], sources: Sources
 ) -> list[str]:
-    """The script (several where a sweep becomes several arrays). Raises Refused as a submission would.
+    """The script (several where a sweep becomes several arrays).
 
+    A model and data that do not exist yet are named on stderr. Raises Refused as a submission would for anything else.
     `line` are the words that launcher/main.py would be given.
     """
     trials = prepare.composed(launcher, job_overrides)
@@ -117,11 +119,27 @@ def _preparation(data: stages.Stage, cluster: Mapping[str, Any]) -> dict[str, te
 
 
 def _checked(launcher: Any, trials: Sequence[PlannedTrial], expected: frozenset[Path] = frozenset()) -> Site | None:
-    """The cluster, asked; None where there is none here, and what it would refuse stays unknown. Raises Refused."""
+    """Refuse what a submission would refuse, but for files that do not exist yet: they are named on stderr.
+
+    Returns the cluster; None where there is none here, so that nothing is checked against one. Raises Refused.
+    """
+    missing = _missing(trials) - expected
+    if missing:
+        otherwise = preflight.findings(trials, None, expected | missing)
+        for finding in preflight.findings(trials, None, expected):
+            if finding not in otherwise:
+                print(f"not there yet: {finding}", file=sys.stderr)
     if not client.available() or not client.configured():
         print("note: no Slurm here, so that nothing is checked against a cluster", file=sys.stderr)
-        prepare.refuse(launcher, trials, expected=expected)
+        prepare.refuse(launcher, trials, expected=expected | missing)
         return None
     site = Site()
-    prepare.refuse(launcher, trials, *to_slurm.checks(launcher, site), expected)
+    prepare.refuse(launcher, trials, *to_slurm.checks(launcher, site), expected | missing)
     return site
+
+
+def _missing(trials: Sequence[PlannedTrial]) -> frozenset[Path]:
+    """Models and data files of trials that do not exist."""
+    configs = [trial.config for trial in trials]
+    files = {path for config in configs for names in config.data_prefix.values() for path in data_files.files(names)}
+    return frozenset(path for path in {*files, *(config.base_model for config in configs)} if not path.exists())

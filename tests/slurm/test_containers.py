@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.slurm.desk import BETA, ROOT, Desk
+from tests.slurm.desk import BETA, ROOT, Desk, quoted
 
 pytestmark = pytest.mark.slurm
-MINE = "+cluster.environment.MINE=the job\\'s $own"
+MINE = "+cluster.environment.MINE=" + quoted("the job's $own")
 PYXIS = """record "$@"; kept=()
 for word in "$@"; do case $word in --container*|--no-container*) ;; *) kept+=("$word");; esac; done
 export PYTHONPATH=/opt/Megatron-LM MINE=image

@@ -71,6 +71,7 @@ def test_a_line_break_ends_no_directive() -> None:
 
 #: In place of the commands that a script runs.
 NOTHING_RUNS = "srun() { :; }; squeue() { :; }; tail() { :; }; mkdir() { :; }; timeout() { :; }; write_sweep=(:)\n"
+ROOT = Path(__file__).resolve().parents[2]
 odd = st.text(st.characters(blacklist_categories=("Cs", "Cc")) | st.sampled_from(list("\n$`'\"\\ ;&|(){}")), min_size=1)
 
 
@@ -133,3 +134,83 @@ def test_without_a_python_on_the_node_a_warned_trial_is_requeued_all_the_same(
 
 def test_requeue_can_be_forbidden() -> None:
     assert "#SBATCH --no-requeue" in lines(text(request(cluster={"requeue": False})))
+
+
+def ran(folder: Path, made: str, commands: str = "", **env: str) -> tuple[dict[str, str], list[str], str]:
+    """Run a script as Slurm would, in `folder`: (srun's environment, its words, what the script printed)."""
+    stand_ins = f"squeue() {{ echo 1700000010; }}; scontrol() {{ :; }}; {commands}\n"
+    srun = folder / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text(f"#!/bin/bash\nenv -0 >'{folder}/env'\nprintf '%s\\0' \"$@\" >'{folder}/words'\n")
+    srun.chmod(0o755)
+    numbers = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_JOB_ID": "8", "SLURM_JOB_ID": "8"}
+    given = {**numbers, "PATH": f"{srun.parent}:/usr/bin:/bin", **env}
+    done = subprocess.run(["/bin/bash", "-c", stand_ins + made], capture_output=True, text=True, env=given, cwd=folder)
+    seen = (pair.partition("=") for pair in (folder / "env").read_text().split("\0")[:-1])
+    return (
+        {name: value for name, _, value in seen},
+        (folder / "words").read_text().split("\0")[:-1],
+        done.stdout + done.stderr,
+    )
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    (tmp_path / "runs" / "1").mkdir(parents=True)
+    (tmp_path / "runs" / "sweep.json").write_text("{}")
+    (tmp_path / "runs" / "1" / "config.yaml").write_text("cluster:\n  name: slurm\n")
+    return tmp_path / "runs"
+
+
+def test_nothing_is_imported_from_the_folder_that_sbatch_was_called_in(sweep: Path) -> None:
+    """Others may be able to write there (/tmp): their modules must not run as this user."""
+    hostile = sweep.parent / "launcher" / "job"
+    hostile.mkdir(parents=True)
+    for name in (hostile.parent / "__init__.py", hostile / "__init__.py", hostile / "begin_end.py"):
+        name.write_text("raise SystemExit('hostile code ran')\n")
+    (sweep.parent / "json.py").write_text("raise SystemExit('hostile code ran')\n")
+    made = text(request(sweep=sweep, trials=[1], pythonpath=str(ROOT), python_on_node=sys.executable))
+    env, words, output = ran(sweep.parent, made)
+    assert "hostile" not in output and "== start 8.0 == trial 1" in output
+    assert f"--chdir={sweep}" in words, "where the ranks' Python, if it is 3.10, imports from"
+    assert env["PYTHONSAFEPATH"] == "1" and env["PYTHONPATH"] == str(ROOT)
+
+
+def test_what_a_session_or_a_site_sets_does_not_reach_srun(sweep: Path) -> None:
+    session = {
+        "SRUN_CPUS_PER_TASK": "12",
+        "SRUN_MEM": "1",
+        "PMI_RANK": "0",
+        "PMIX_RANK": "0",
+        "SLURM_EXPORT_ENV": "NONE",
+    }
+    made = text(request(sweep=sweep, environment={"NCCL_DEBUG": "INFO"}, trials=[1], python_on_node="none"))
+    env, _, _ = ran(sweep.parent, made, "python3() { false; }", **session, SLURM_CPUS_PER_TASK="4", HF_TOKEN="secret")
+    assert not {"SRUN_MEM", "PMI_RANK", "PMIX_RANK", "SLURM_EXPORT_ENV"} & set(env), "srun would export nothing"
+    assert (env["SRUN_CPUS_PER_TASK"], env["HF_TOKEN"], env["NCCL_DEBUG"]) == ("4", "secret", "INFO")
+
+
+def test_squeues_line_with_the_clusters_name(sweep: Path) -> None:
+    made = text(request(sweep=sweep, trials=[1], python_on_node="none"))
+    named = "squeue() { printf 'CLUSTER: nautilus\\n1700000010\\n'; }; python3() { false; }"
+    env, _, _ = ran(sweep.parent, made, named)
+    assert env["TRIAL_ENDS_AT"] == "1700000000"
+
+
+def test_in_a_container_the_jobs_variables_go_by_other_names(sweep: Path) -> None:
+    container = Inside("pyxis", ["--container-image=x"], ["bash", "in_container.sh"])
+    variables = {"A": "b c", "PYTHONPATH": "/mine"}
+    made = text(request(sweep=sweep, trials=[1], container=container, environment=variables, pythonpath="/clone"))
+    env, words, _ = ran(sweep.parent, made, "python3() { false; }; python() { false; }", PYTHONPATH="/login/node")
+    assert (env["IN_CONTAINER_A"], env["LAUNCHER_PYTHONPATH"]) == ("b c", "/clone")
+    assert env["IN_CONTAINER_TRIAL_ENDS_AT"] == "1700000000" and env["IN_CONTAINER_PYTHONSAFEPATH"] == "1"
+    assert "PYTHONPATH" not in env, "Apptainer would set the node's inside"
+    assert words[-7:-1] == ["bash", "in_container.sh", "python", "-u", "-m", "launcher.train.slurm_rank"]
+    assert "b c" not in words, "a value may be secret, and everybody sees command lines"
+
+
+def test_relative_names_hold_though_ranks_start_elsewhere(sweep: Path) -> None:
+    made = text(request(sweep=Path("runs"), trials=[1], python="env/bin/python", python_on_node="env/bin/python"))
+    made = made.replace("sweep=runs", "sweep=./runs")
+    _, words, _ = ran(sweep.parent, made, "python3() { false; }")
+    assert f"--chdir={sweep.parent}/./runs" in words and f"{sweep.parent}/env/bin/python" in words

@@ -263,6 +263,20 @@ def test_render_refuses(words: list[str], said: str, workspace: Path) -> None:
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("stage", ["sweep", "dpo"])
+def test_render_where_model_and_data_do_not_exist_yet(stage: str, tmp_path: Path) -> None:
+    """It is what people read first: the script is printed, and what is missing is named."""
+    done = rendered(tmp_path, stage, "model=tiny", "data=sample")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#!/bin/bash\n") and "\ntrain\n" in done.stdout
+    (model,) = [line for line in done.stderr.splitlines() if "tiny.nemo" in line]
+    assert model.startswith("not there yet: ") and "convert_checkpoint.py" in model
+    assert ("train.jsonl: no such file" in done.stderr) == (stage == "sweep"), "dpo makes its data itself"
+    assert listing(tmp_path) == []
+    refused = rendered(tmp_path, stage, "model=tiny", "data=sample", "trainer.devices=3")
+    assert (refused.returncode, refused.stdout) == (2, "") and "global_batch_size" in refused.stderr
+
+
 MAIN = str(ROOT / "launcher" / "main.py")
 ELEMENT = {
     "SWEEP": "a $(b), 'c'", "SLURM_ARRAY_JOB_ID": "4711", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "1",
