@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import whole_file
+from launcher import redact, whole_file
 from launcher.sweep import metrics
 from launcher.sweep.metrics import TrialProgress
 
@@ -76,11 +76,11 @@ class Trial:
 
 
 def labels(trials: Sequence[Trial]) -> dict[int, str]:
-    """What tells the trials apart besides beta: the overrides that not all of them have, by trial number."""
+    """What tells the trials apart besides beta: the overrides that not all have, without secrets, by number."""
     shared = set.intersection(*(set(trial.overrides) for trial in trials)) if trials else set()
     return {
         trial.number: " ".join(
-            override.lstrip("+")
+            redact.override(override.lstrip("+"))
             for override in trial.overrides
             if override not in shared and override.lstrip("+").partition("=")[0] != BETA
         )

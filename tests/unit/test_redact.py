@@ -59,3 +59,14 @@ def test_a_config_keeps_its_keys():
     assert shown["exp_manager"]["wandb_logger_kwargs"] == {"api_key": "***", "project": "dpo", "password": None}
     assert shown["model"] == config["model"]
     assert SECRET in str(config)  # a copy was made
+
+
+def test_what_tells_trials_apart_holds_no_secret(tmp_path):
+    """`status`, `watch` and the live view show these labels."""
+    from launcher.sweep.trial import Trial, labels
+
+    trials = [
+        Trial(number, (f"+cluster.environment.HF_TOKEN={SECRET}{number}", f"model.seed={number}"), None, tmp_path)
+        for number in (0, 1)
+    ]
+    assert labels(trials) == {it: f"cluster.environment.HF_TOKEN=*** model.seed={it}" for it in (0, 1)}
