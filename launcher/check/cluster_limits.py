@@ -102,7 +102,7 @@ def warnings(site: Site, trials: Sequence[PlannedTrial], folder: Path) -> list[F
                 together = script.share(config.plain["cluster"], len(trials))
                 found.update(dict.fromkeys(_down_now(partition, config, together)))
         places[("pretrained_checkpoint.restore_from_path", config.base_model)] = None
-        places[("model.data.data_prefix", Path(config.data_prefix["train"][-1]))] = None
+        places[("model.data.data_prefix", config.data_files["train"])] = None
     if largest > 1:  # on a cluster of one machine everything is shared
         found.update(dict.fromkeys(disk.not_shared(places)))
     return list(found)

@@ -8,14 +8,13 @@ trial (`launcher.check.throughput`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from launcher import units
 from launcher.check import disk, pair_lengths
 from launcher.check.pair_lengths import PairLengths
 from launcher.check.steps import Plan
-from launcher.nemo import data_files, lora
+from launcher.nemo import lora
 from launcher.nemo.base_model import BaseModel
 from launcher.trial_config.config import Split, TrialConfig
 from launcher.trial_config.trainer import TrainingLoop
@@ -27,6 +26,7 @@ _LORA_PASSES, _FULL_PASSES = 2.0, 3.0
 H100_FLOPS, USUAL_SHARE = 989e12, 0.4
 #: What lengths are rounded up to; NeMo-Aligner's own rule is 16 (DPOTrainer), for Transformer Engine.
 _CPU_MULTIPLE, _STOCK_MULTIPLE = 1, 16
+SPLITS: tuple[Split, Split] = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ def estimate(config: TrialConfig, base: BaseModel | None, how: Batching | None =
     None where the data's lengths are not known, or the steps are refused.
     """
     model, how = config.model, how or batching(config)
-    train, validation = (_lengths(config, split) for split in ("train", "validation"))
+    train, validation = (pair_lengths.load(config.data_files[split]) for split in SPLITS)
     if train is None or validation is None:
         return None
-    plan = disk.trial_plan(config, sum(part.rows for part in train))
+    plan = disk.trial_plan(config, train.rows)
     if plan is None:
         return None
     # pairs of a global batch that one data-parallel rank has
@@ -114,21 +114,20 @@ def estimate(config: TrialConfig, base: BaseModel | None, how: Batching | None =
         micro if alone else share for micro in (model.micro_batch_size, model.dpo.log_prob_forward_micro_batch_size)
     )
     pairs = plan.max_steps * config.global_batch_size
-    checked = _validated(plan, config.trainer.dpo, config.global_batch_size, sum(part.rows for part in validation))
+    checked = _validated(plan, config.trainer.dpo, config.global_batch_size, validation.rows)
 
-    def computed(count: float, parts: list[PairLengths], together: int) -> float:
-        return 2 * count * _mean(parts, together, share, how.multiple)
+    def computed(count: float, lengths: PairLengths, together: int) -> float:
+        return 2 * count * (lengths.padded(together, share) + (how.multiple - 1) / 2)
 
     training, validating = computed(pairs, train, trained), computed(checked, validation, trained)
+    seen_trained, seen_checked = float(pairs), checked
     if alone and how.reference_once:  # each pair once, whatever trials and epochs
-        seen = min(pairs, sum(part.rows for part in train)), min(checked, sum(part.rows for part in validation))
-    else:
-        seen = pairs, checked
-    reference = computed(seen[0], train, referred) + computed(seen[1], validation, referred)
-    needed = 2 * (pairs + seen[0]) * _mean(train, 1, 1) + 2 * (checked + seen[1]) * _mean(validation, 1, 1)
+        seen_trained, seen_checked = min(pairs, train.rows), min(checked, validation.rows)
+    reference = computed(seen_trained, train, referred) + computed(seen_checked, validation, referred)
+    needed = 2 * (pairs + seen_trained) * train.mean + 2 * (checked + seen_checked) * validation.mean
     positions = Positions(training, validating, reference, max(0.0, 1 - needed / (training + validating + reference)))
     passes = _passes(config, base)
-    cost = Cost(trials, positions, how.reference_once, passes, None, config.ranks, all(part.counted for part in train))
+    cost = Cost(trials, positions, how.reference_once, passes, None, config.ranks, train.counted)
     if base is None or not base.shaped or base.vocabulary is None:
         return cost
     weights = lora.parameters(base.config, base.vocabulary)
@@ -167,19 +166,6 @@ def least_seconds(cost: Cost) -> float | None:
     if cost.flops is None:
         return None
     return cost.flops * cost.work / cost.whole_work / (H100_FLOPS * cost.ranks)
-
-
-def _lengths(config: TrialConfig, split: Split) -> list[PairLengths] | None:
-    found = [pair_lengths.load(file) for file in data_files.files(config.data_prefix[split])]
-    known = [lengths for lengths in found if lengths is not None]
-    return known if known and len(known) == len(found) else None
-
-
-def _mean(parts: Sequence[PairLengths], together: int, share: int, multiple: int = 1) -> float:
-    """Expected padded length of a pair, where a rank's share is sorted and computed so many at a time."""
-    rows = sum(part.rows for part in parts)
-    mean = sum(part.padded(together, share) * part.rows for part in parts) / rows
-    return mean + (multiple - 1) / 2
 
 
 def _validated(plan: Plan, loop: TrainingLoop, batch: int, rows: int) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+
+from launcher.nemo import data_files
 
 _POINTS = 4  # of each bin at which a binomial distribution is looked up
 CHARACTERS_A_TOKEN = 4.0
@@ -78,24 +79,22 @@ def _groups_beyond(chance: float, together: int, share: int) -> float:
 
 def load(path: Path) -> PairLengths | None:
     """Of a file of pairs; None where no record of it is there, or it has changed since it was written."""
+    known = data_files.record(path)
+    if known is None or known.rows is None:
+        return None
     try:
-        record = json.loads((path.parent / "dataset.json").read_bytes())
-        rows, lengths = record["rows"][path.stem], record["lengths"]
-        if path.stat().st_size != record["files"][path.name]["bytes"]:
-            return None
-        of_split, counted = lengths[path.stem], lengths["unit"] == "tokens"
+        counted, longest = known.unit == "tokens", float(known.lengths["max"])
         scale = 1.0 if counted else 1 / CHARACTERS_A_TOKEN
-        longest = float(of_split["max"])
-        counts = {_edge(name, longest): int(count) for name, count in of_split["histogram"].items() if count}
-        mean = float(of_split["mean"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):  # not there, or not a record of ours
+        counts = {_edge(name, longest): int(count) for name, count in known.lengths["histogram"].items() if count}
+        mean = float(known.lengths["mean"])
+    except (ValueError, KeyError, TypeError, AttributeError):  # not a record of ours
         return None
     bins, reached = [], 0.0
     for edge, count in sorted(counts.items()):
         start = min(max(reached, edge / 1.5), edge)  # empty bins are not in the record
         bins.append((start * scale, edge * scale, count / sum(counts.values())))
         reached = edge
-    return PairLengths(rows, mean * scale, tuple(bins), counted) if bins else None
+    return PairLengths(known.rows, mean * scale, tuple(bins), counted) if bins else None
 
 
 def _edge(name: str, longest: float) -> float:

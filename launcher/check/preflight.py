@@ -12,7 +12,7 @@ from launcher import gpus, machine, units
 from launcher.check import cost, disk, files, memory, rewards, steps, throughput
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, Refused
-from launcher.nemo import base_model, data_files, lora
+from launcher.nemo import base_model, lora
 from launcher.trial_config.config import Split, TrialConfig
 
 
@@ -111,8 +111,7 @@ def _trained(base: base_model.BaseModel | None, config: TrialConfig) -> str:
 
 def _rows(config: TrialConfig, split: Split) -> int:
     """Pairs, or packs of them: what a global batch is counted in."""
-    check = _check(config)
-    return sum(check(path)[0] for path in data_files.files(config.data_prefix[split]))
+    return _check(config)(config.data_files[split])[0]
 
 
 def _trial(config: TrialConfig, expected: Collection[Path]) -> list[Finding]:
@@ -122,18 +121,15 @@ def _trial(config: TrialConfig, expected: Collection[Path]) -> list[Finding]:
     base = None if damaged or model_file in expected else base_model.load(model_file)
     found += [*damaged, *(base_model.findings(base, config) if base else [])]
     rows: dict[Split, int] = {}
-    for split, names in config.data_prefix.items():
-        paths = data_files.files(names)
-        if any(path in expected for path in paths):
+    for split, path in config.data_files.items():
+        if path in expected:
             continue
-        checked = [_check(config)(path) for path in paths]
-        problems = [problem for _, of_file in checked for problem in of_file]
+        rows[split], problems = _check(config)(path)
         found += problems
-        rows[split] = sum(count for count, _ in checked)
         if not problems and rows[split] < batch:
             why = f"has {rows[split]} rows, fewer than model.global_batch_size={batch}; every file needs a batch"
             remedy = f"set model.global_batch_size to at most {rows[split]}, or add rows"
-            found.append(Finding(str(paths[0]), "", why, remedy))
+            found.append(Finding(str(path), "", why, remedy))
     if rows.get("train", 0) >= batch:
         found += _steps(config, rows["train"])
     return found
@@ -144,13 +140,12 @@ def _trial_warnings(config: TrialConfig) -> list[Finding]:
     base = base_model.load(config.base_model)
     if base is not None:
         found += [*base_model.warnings(base, config), *memory.warnings(base, config, *_gpu_memory(config))]
-    length, prefix = config.longest_pair, config.data_prefix
-    for names in (prefix["train"], prefix["validation"]):
-        for path in data_files.files(names):
-            if rows := _longer(path, length):
-                why = f"up to {rows} rows are longer than model.encoder_seq_length={length}; NeMo-Aligner skips them"
-                remedy = f"prepare it with --max-tokens {length}, or raise model.encoder_seq_length"
-                found.append(Finding(str(path), "", why, remedy))
+    length, paths = config.longest_pair, config.data_files
+    for path in (paths["train"], paths["validation"]):
+        if rows := _longer(path, length):
+            why = f"up to {rows} rows are longer than model.encoder_seq_length={length}; NeMo-Aligner skips them"
+            remedy = f"prepare it with --max-tokens {length}, or raise model.encoder_seq_length"
+            found.append(Finding(str(path), "", why, remedy))
     return found + rewards.warnings(config)
 
 

@@ -16,7 +16,7 @@ _DEFAULTS = (1.0, 0.0)  # NeMo-Aligner's own, which prepare_data.py writes for s
 
 
 def warnings(config: TrialConfig) -> list[Finding]:
-    """A warning for each training file without rewards, where the loss is one of RPO's.
+    """A warning about training pairs without rewards, where the loss is one of RPO's.
 
     These regress the difference of log-ratios to that of the rewards; with the same two numbers in every row nothing of
     a preference's strength is left in it.
@@ -24,15 +24,14 @@ def warnings(config: TrialConfig) -> list[Finding]:
     loss = config.model.dpo.preference_loss
     if not loss.startswith("rpo") or config.packed:
         return []
-    found = []
-    for path in data_files.files(config.data_prefix["train"]):
-        rewarded, rows = _rewarded(path)
-        if rewarded < rows:
-            how_many = "no row has" if not rewarded else f"only {rewarded} of {rows} rows have"
-            why = f"{loss} learns from rewards, and {how_many} any but the defaults 1 and 0"
-            remedy = "prepare a set with chosen_reward and rejected_reward, or use model.dpo.preference_loss=dpo"
-            found.append(Finding(str(path), "", why, remedy))
-    return found
+    path = config.data_files["train"]
+    rewarded, rows = _rewarded(path)
+    if rewarded == rows:
+        return []
+    how_many = "no row has" if not rewarded else f"only {rewarded} of {rows} rows have"
+    why = f"{loss} learns from rewards, and {how_many} any but the defaults 1 and 0"
+    remedy = "prepare a set with chosen_reward and rejected_reward, or use model.dpo.preference_loss=dpo"
+    return [Finding(str(path), "", why, remedy)]
 
 
 def _rewarded(path: Path) -> tuple[int, int]:
@@ -46,12 +45,9 @@ def _rewarded(path: Path) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=64)
 def _count(path: Path, mtime: int, size: int) -> tuple[int, int]:
-    try:
-        record = json.loads((path.parent / "dataset.json").read_bytes())
-        if record["files"][path.name]["bytes"] == size:
-            return int(record["rewarded_rows"][path.stem]), int(record["rows"][path.stem])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # no record, or one about another file
+    known = data_files.record(path)
+    if known is not None and known.rewarded_rows is not None and known.rows is not None:
+        return known.rewarded_rows, known.rows
     rewards = []
     try:
         with path.open("rb") as lines:

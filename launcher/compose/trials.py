@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from launcher.compose.command_line import plain
 from launcher.findings import Finding, Refused
-from launcher.nemo import data_files, lora
+from launcher.nemo import lora
 from launcher.trial_config.config import TrialConfig, at
 from launcher.trial_config.types import NO_VALUE
 from launcher.trial_config.validate import validate
@@ -230,9 +230,7 @@ def _complete(config: dict[str, Any]) -> list[Finding]:
     prefix = at(config, "model.data.data_prefix")
     for split, names in prefix.items() if isinstance(prefix, dict) else ():
         if isinstance(names, list):
-            prefix[split] = [
-                name if not isinstance(name, str) or data_files.is_weight(name) else _absolute(name) for name in names
-            ]
+            prefix[split] = [_absolute(name) if isinstance(name, str) else name for name in names]
     _fill_in(config)
     tuning = at(config, "model.peft.lora_tuning")
     modules = tuning.get("target_modules") if isinstance(tuning, dict) else None

@@ -1,16 +1,101 @@
-"""The files of pairs that NeMo-Aligner reads: blends of them, packs, and how many rows they have."""
+"""The files of pairs that NeMo-Aligner reads, one a split: their rows, and what dataset.json records about them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+RECORD = "dataset.json"
+KEY = "model.data.data_prefix"
 
 
-def is_weight(name: str) -> bool:
-    """Whether an entry of data_prefix is a weight: NeMo blends [weight, file, weight, file, ...]."""
-    return name.replace(".", "", 1).isdigit()
+def count_rows(path: Path, packed: bool) -> int:
+    """Rows of a JSONL file, or packs of a NumPy file. Raises OSError, and ValueError where it is no file of packs."""
+    if packed:
+        return count_packs(path)
+    with path.open("rb") as stream:
+        return sum(1 for _ in stream)
 
 
-def files(prefix: Sequence[str]) -> list[Path]:
-    """The files among the entries of a split's data_prefix, without the weights of a blend."""
-    return [Path(name) for name in prefix if not (is_weight(name) and len(prefix) > 1)]
+def count_packs(path: Path) -> int:
+    """Packs in a file that prepare_data.py --pack wrote, by its header alone (numpy.lib.format, version 1.0).
+
+    Raises OSError, and ValueError where it is no such file.
+    """
+    with path.open("rb") as stream:
+        magic = stream.read(8)
+        text = stream.read(int.from_bytes(stream.read(2), "little")).decode("latin-1")
+    try:
+        header = ast.literal_eval(text)
+        (rows,) = header["shape"]
+        objects = "O" in header["descr"]
+    except (SyntaxError, ValueError, TypeError, KeyError) as error:
+        raise ValueError("is no NumPy file of packs") from error
+    if not magic.startswith(b"\x93NUMPY") or not objects or not rows:
+        raise ValueError("is no NumPy file of packs, or is empty")
+    return int(rows)
+
+
+def only_file(names: Sequence[str]) -> Path:
+    """The file of a split. Raises ValueError where there are several.
+
+    NeMo takes a blend there: [weight, file, weight, file, ...]. NeMo-Aligner's DPO asks for all rows, as a negative
+    number of samples (train_gpt_dpo.py), and NeMo's BlendableDataset makes arrays of that size.
+    """
+    if len(names) != 1:
+        raise ValueError("NeMo-Aligner's DPO reads one file and takes no blend: write the rows into one file")
+    return Path(names[0])
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What the dataset.json beside a file says about it. prepare_data.py writes it once the files are written."""
+
+    rows: int | None
+    sha256: str | None
+    rewarded_rows: int | None
+    """Rows with rewards of their own."""
+    unit: str
+    """Of the lengths: tokens or characters."""
+    lengths: Mapping[str, Any]
+    """mean, max, histogram {`<= 192`: rows, ..., `> 8192`: rows} of the longer side of each pair, prompt included."""
+    written_after: bool
+    """Whether the record is younger than the file, so that nothing has changed the file since."""
+
+    def describes(self, path: Path) -> bool:
+        """Whether the file's content is what was recorded. Reads the file if its time stamp leaves a doubt."""
+        if self.sha256 is None:
+            return False
+        if self.written_after:
+            return True
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest() == self.sha256
+
+
+def record(path: Path) -> FileRecord | None:
+    """None where there is no record of the file, or one of another size."""
+    try:
+        described = path.parent / RECORD
+        data = json.loads(described.read_bytes())
+        facts, stat = data["files"][path.name], path.stat()
+        if facts["bytes"] != stat.st_size:
+            return None
+        lengths = data.get("lengths", {})
+        return FileRecord(
+            rows=data.get("rows", {}).get(path.stem),
+            sha256=facts.get("sha256"),
+            rewarded_rows=data.get("rewarded_rows", {}).get(path.stem),
+            unit=lengths.get("unit", ""),
+            lengths=lengths.get(path.stem, {}),
+            written_after=described.stat().st_mtime_ns >= stat.st_mtime_ns,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not written by prepare_data.py
+        return None

@@ -25,6 +25,8 @@ OWN = (
     "nodes", "ntasks_per_node", "array", "output", "error", "open-mode", "job_name", "signal", "requeue", "no-requeue",
     "no_requeue", "parsable",
 )  # fmt: skip
+#: Options that have a key under `cluster`. gpus_per_node is not among them: sbatch takes types of GPUs there as well.
+_KEYS = (*(name for name in PLAIN if name != "gpus_per_node"), "time", "reservation")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -128,6 +130,9 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
             )
         elif str(option) in OWN or name in OWN:
             findings.append(Finding(f"cluster.sbatch.{option}", str(value), "is set by the launcher itself", "drop it"))
+        elif name in _KEYS:
+            why = "has a key of its own, whose value is checked"
+            findings.append(Finding(f"cluster.sbatch.{option}", str(value), why, f"write cluster.{name}={value}"))
         elif name in _submitit_names():
             known[name] = value
         else:

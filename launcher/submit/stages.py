@@ -65,9 +65,9 @@ def data(config: TrialConfig, pairs: str | None, expected: Collection[Path] = ()
     """
     from data_prep.pairs.sources import NAMES, is_of_hub
 
-    prefix = {split: [Path(name) for name in names] for split, names in config.data_prefix.items()}
-    folder = prefix["train"][0].parent
-    if any(prefix.get(split) != [folder / f"{split}.jsonl"] for split in SPLITS):
+    paths = config.data_files
+    folder = paths["train"].parent
+    if any(paths[split] != folder / f"{split}.jsonl" for split in SPLITS):
         return None
     source = pairs or folder.name
     lacks = None

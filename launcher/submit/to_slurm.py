@@ -16,6 +16,7 @@ import launcher as package
 from launcher.check import cluster_limits, preflight
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, LauncherError, Refused
+from launcher.job import slurm_job
 from launcher.slurm import client, container, profile, script
 from launcher.slurm.script import ArrayRequest
 from launcher.submit import prepare
@@ -75,9 +76,9 @@ def arrays(
 
 def _request(sweep: Sweep, trials: list[int], config: dict[str, Any], after: Sequence[int]) -> ArrayRequest:
     cluster, trainer = config["cluster"], config["trainer"]
-    bad = [node.name for node in bad_nodes.read(sweep.folder)]  # of a retry; a new sweep knows none
-    if bad:
-        cluster = {**cluster, "exclude": ",".join([*([cluster["exclude"]] if cluster["exclude"] else []), *bad])}
+    avoided = _nodes_to_avoid(sweep, cluster["partition"], trainer["num_nodes"])
+    if avoided:
+        cluster = {**cluster, "exclude": ",".join([*filter(None, [cluster["exclude"]]), *avoided])}
     inside = container.of_trials(config, sweep.folder, _ROOT)
     if inside.runtime and config["paths"].get("cache"):
         Path(config["paths"]["cache"]).mkdir(parents=True, exist_ok=True)  # what is mounted has to be there
@@ -95,6 +96,22 @@ def _request(sweep: Sweep, trials: list[int], config: dict[str, Any], after: Seq
         environment={str(name): str(value) for name, value in cluster["environment"].items()},
         after=after,
     )
+
+
+def _nodes_to_avoid(sweep: Sweep, partition: str | None, needed: int) -> list[str]:
+    """The nodes that failed trials of this sweep on this cluster, as long as enough others are left.
+
+    A new sweep knows none, and then Slurm is not asked.
+    """
+    if not bad_nodes.read(sweep.folder):
+        return []
+    here = client.cluster()
+    name = partition or (here.default_partition.name if here.default_partition else "")
+    avoided: list[str] = []
+    for node in bad_nodes.read(sweep.folder, here.name):
+        if slurm_job.room_without(name.split(",")[0], [*avoided, node.name], needed):
+            avoided.append(node.name)
+    return avoided
 
 
 def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:

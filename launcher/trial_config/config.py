@@ -144,10 +144,10 @@ class TrialConfig(Section):
         return Path(self.pretrained_checkpoint.restore_from_path)
 
     @property
-    def data_prefix(self) -> dict[Split, list[str]]:
-        """The files of each split, as NeMo takes them: perhaps a blend with weights."""
+    def data_files(self) -> dict[Split, Path]:
+        """The file of each split: pairs (.jsonl), or packs of them (.npy)."""
         prefix = self.model.data.data_prefix
-        return {"train": prefix.train, "validation": prefix.validation, "test": prefix.test}
+        return {"train": Path(prefix.train[0]), "validation": Path(prefix.validation[0]), "test": Path(prefix.test[0])}
 
 
 def at(config: Mapping[str, Any], key: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from launcher.trial_config.types import AlwaysTrue, FreeKeys, Layers, Rates, Section, Text, Texts
+from launcher.trial_config.types import AlwaysTrue, FreeKeys, Layers, OneFile, Rates, Section, Text, Texts
 
 Initialization = Literal["xavier", "zero", "normal", "kaiming"]
 
@@ -85,12 +85,15 @@ class Optimizer(Section):
     sched: Schedule
 
 
-class DataFiles(Section):
-    """`model.data.data_prefix`: files, or a blend of them: [weight, file, weight, file, ...]."""
+_ONE_FILE = "NeMo-Aligner's DPO takes no blend: write the pairs into one file"
 
-    train: Texts = Field(description=".jsonl files")
-    validation: Texts = Field(description=".jsonl files")
-    test: Texts = Field(description=".jsonl files")
+
+class DataFiles(Section):
+    """`model.data.data_prefix`. NeMo takes blends there, NeMo-Aligner's DPO one file; see nemo/data_files.py."""
+
+    train: OneFile = Field(description=_ONE_FILE)
+    validation: OneFile = Field(description=_ONE_FILE)
+    test: OneFile = Field(description=_ONE_FILE)
 
 
 class Data(Section):

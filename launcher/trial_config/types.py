@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from pydantic.fields import FieldInfo
 
@@ -95,6 +95,7 @@ def _hypotheses(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 Text: TypeAlias = Annotated[str, BeforeValidator(_text), AfterValidator(_not_blank), Allowed("a text")]
 Texts: TypeAlias = Annotated[list[str], AfterValidator(_no_blanks), Allowed("a list of texts, at least one")]
+OneFile: TypeAlias = Annotated[list[str], AfterValidator(_no_blanks), Len(1, 1), Allowed("a list of one file")]
 Lines: TypeAlias = Annotated[list[str], AfterValidator(_one_line_each), Allowed("a list of texts, each one line")]
 #: A whole number stays one: for some keys 1 means another thing than 1.0.
 Number: TypeAlias = int | float

@@ -120,8 +120,8 @@ def completed(config: Any) -> Any:
 def test_paths_are_absolute() -> None:
     config = completed(composed())
     assert config.base_model.is_absolute()
-    assert all(name.startswith("/") for name in config.data_prefix["train"])
-    assert config.at("model.data.data_prefix.train") == config.data_prefix["train"]
+    assert all(path.is_absolute() for path in config.data_files.values())
+    assert config.at("model.data.data_prefix.train") == [str(config.data_files["train"])]
 
 
 def test_what_follows_from_other_keys() -> None:
@@ -148,9 +148,10 @@ def test_numbers_are_what_hydra_reads(text: str) -> None:
     assert (type(found[1]), repr(found[1])) == (type(expected), repr(expected))
 
 
-def test_a_blend_keeps_its_weights() -> None:
+def test_a_blend_is_refused_before_it_is_queued() -> None:
+    """NeMo-Aligner's DPO asks for all rows as a negative number of samples, and a blend is made of that many."""
     blend = composed()
     blend.model.data.data_prefix.train = ["0.3", "a.jsonl", "0.7", "b.jsonl"]
-    train = completed(blend).data_prefix["train"]
-    assert train[::2] == ["0.3", "0.7"]
-    assert all(name.startswith("/") for name in train[1::2])
+    with pytest.raises(Refused, match="into one file") as refused:
+        completed(blend)
+    assert [finding.where for finding in refused.value.findings] == ["model.data.data_prefix.train"]

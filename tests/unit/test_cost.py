@@ -166,6 +166,18 @@ def test_a_time_limit_that_is_too_short_is_warned_of(composed: Any, workspace: P
     assert slow_cluster(composed, "cluster.time=1-00:00:00")[1] == []
 
 
+@pytest.mark.parametrize("epochs", [(3000, 1), (1, 3000)])
+def test_a_time_limit_is_held_against_the_slowest_trial(
+    composed: Any, workspace: Path, epochs: tuple[int, int]
+) -> None:
+    write_described(workspace / "models" / "tiny.nemo", LLAMA3_8B, 128256)
+    record(workspace / "data" / "sample", train=[100] * 16, validation=[64] * 8)
+    words = ("cluster=slurm", "model=tiny", "data=sample", "trainer.dpo.max_steps=-1", "cluster.tokens_per_second=1000")
+    trials = [PlannedTrial([], composed(*words, f"trainer.dpo.max_epochs={number}")[0]) for number in epochs]
+    (warning,) = [f for f in preflight.warnings(trials, None) if f.where == "cluster.time"]
+    assert int(warning.remedy.split()[3]) > 1440
+
+
 def test_without_a_speed_only_the_impossible_is_warned_of(composed: Any, workspace: Path) -> None:
     write_described(workspace / "models" / "tiny.nemo", LLAMA3_8B, 128256)
     record(workspace / "data" / "sample", train=[100] * 16, validation=[64] * 8)

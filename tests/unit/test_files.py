@@ -1,11 +1,16 @@
 """A .nemo or a JSONL file that training would trip over is found by name and line before anything starts."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from launcher.check.files import check_jsonl, check_nemo, check_packed, longer_rows
+from launcher.findings import Finding, Refused
+from launcher.nemo.data_files import count_rows
 from tests.unit.conftest import row, write_nemo
 
 
@@ -69,6 +74,51 @@ def test_packs_are_counted_by_the_header_of_their_file(tmp_path: Path) -> None:
         path.write_bytes(text)
         assert "is no NumPy file of packs" in str(check_packed(path)[1][0])
     assert "no such file" in str(check_packed(tmp_path / "gone.npy")[1][0])
+
+
+def test_a_prepared_file_is_not_parsed_again_until_it_changes(tmp_path: Path) -> None:
+    path, record = tmp_path / "train.jsonl", tmp_path / "dataset.json"
+    path.write_text(row(0) + "{}\n")
+
+    def described(sha256: str, seconds_younger: int) -> tuple[int, list[Finding]]:
+        facts = {"bytes": path.stat().st_size, "sha256": sha256}
+        record.write_text(json.dumps({"files": {path.name: facts}, "rows": {"train": 7}}))
+        os.utime(record, (path.stat().st_atime, path.stat().st_mtime + seconds_younger))
+        return check_jsonl(path)
+
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert described("of what was written", 1) == (7, [])  # nothing has changed the file since
+    assert described(digest, -1) == (7, [])  # copied later, the same content
+    rows, (finding,) = described("of what was written", -1)
+    assert rows == 2 and finding.where == f"{path}:2"
+
+
+def test_rows_are_counted_alike_before_submission_and_in_the_job(tmp_path: Path) -> None:
+    np = pytest.importorskip("numpy")
+    np.save(tmp_path / "a.npy", np.array([{}] * 40))
+    (tmp_path / "a.jsonl").write_text("".join(row(i) for i in range(3)))
+    assert count_rows(tmp_path / "a.npy", packed=True) == check_packed(tmp_path / "a.npy")[0] == 40
+    assert count_rows(tmp_path / "a.jsonl", packed=False) == check_jsonl(tmp_path / "a.jsonl")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("impl", "names", "rows"),
+    [("jsonl", ["a.jsonl"], 3), ("packed_jsonl", ["a.npy"], 40), ("jsonl", ["0.5", "a.jsonl", "0.5", "a.jsonl"], None)],
+)
+def test_the_job_counts_packs_and_refuses_blends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impl: str, names: list[str], rows: int | None
+) -> None:
+    np = pytest.importorskip("numpy")
+    settings = pytest.importorskip("launcher.train.nemo_aligner.settings")
+    monkeypatch.chdir(tmp_path)
+    np.save(tmp_path / "a.npy", np.array([{}] * 40))
+    (tmp_path / "a.jsonl").write_text("".join(row(i) for i in range(3)))
+    data = OmegaConf.create({"data_impl": impl, "data_prefix": {"train": names}})
+    if rows is not None:
+        assert settings.count_rows(data) == rows
+    else:
+        with pytest.raises(Refused, match="into one file"):
+            settings.count_rows(data)
 
 
 def test_rows_too_long_by_the_record_of_their_preparation(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_impossible_betas(composed: Any, beta: Any) -> None:
         ("model.data.append_eod", [True, False], [1, "true", None]),
         ("model.optim.betas", [[0.9, 0.98], [0, 0.5]], [[0.9], [0.9, 1], [0.9, True], [0.9, -0.1], 0.9]),
         ("model.peft.lora_tuning.layer_selection", [None, [1, 3]], [[True], ["1"], 1]),
-        ("model.data.data_prefix.train", [["a"]], [[], [""], "a", [1]]),
+        ("model.data.data_prefix.train", [["a"]], [[], [""], "a", [1], ["a", "b"], ["0.5", "a", "0.5", "b"]]),
         ("experiment.name", ["a", 2024], ["", " ", None, True]),
         ("experiment.hypotheses", [[], [{"beta": 1, "name": "a", "claim": "b"}]], [[{"beta": 1}], {}, ["a"]]),
         ("cluster.setup", [[], ["module load x"]], [["a\nb"], "module load x"]),

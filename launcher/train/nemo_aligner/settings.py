@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from launcher.check.steps import Plan, plan
 from launcher.findings import Finding, Refused
+from launcher.nemo import data_files
 from launcher.train.ranks import Device, Ranks
 
 #: NeMo's name for a cluster whose processes are started from outside and described by torch.distributed's variables;
@@ -47,18 +48,19 @@ def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, device: Device) ->
 
 def _plan(config: DictConfig) -> Plan:
     dpo, batch = config.trainer.dpo, config.model.global_batch_size
-    rows = sum(pairs(Path(name)) for name in config.model.data.data_prefix.train)
+    rows = count_rows(config.model.data)
     limit = dpo.get("limit_train_batches", 1.0)
     return plan(rows, batch, dpo.max_epochs, dpo.max_steps, dpo.val_check_interval, dpo.save_interval, limit)
 
 
-def pairs(path: Path) -> int:
-    """Rows of a JSONL file. Raises Refused where it cannot be read."""
+def count_rows(data: DictConfig) -> int:
+    """Training pairs, or packs of them. `data` is model.data. Raises Refused where they cannot be read."""
+    names = [str(name) for name in data.data_prefix.train]
     try:
-        with path.open("rb") as stream:
-            return sum(1 for _ in stream)
-    except OSError as error:
-        raise Refused([Finding(str(path), "", f"cannot be read ({error.strerror})", "prepare the data")]) from error
+        return data_files.count_rows(data_files.only_file(names), packed=data.data_impl == "packed_jsonl")
+    except (OSError, ValueError) as error:
+        why = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+        raise Refused([Finding(f"{data_files.KEY}.train", ",".join(names), why, "prepare the data")]) from error
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

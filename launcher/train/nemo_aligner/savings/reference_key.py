@@ -12,7 +12,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launcher.nemo.data_files import is_weight
 from launcher.train import result
 from launcher.train.nemo_aligner.savings.reference_cache import file_digest
 
@@ -75,12 +74,10 @@ def of_pairs(config: Any, split: str, notes: Path) -> dict[str, Any]:
     """Of one split's rows and of how they become tokens."""
     data = OmegaConf.to_container(config.model.data, resolve=True)
     assert isinstance(data, dict)
-    names = [str(name) for name in data["data_prefix"][split]]
     return {
         "split": split,
-        "files": [name if is_weight(name) else file_digest(Path(name), notes) for name in names],
+        "files": [file_digest(Path(str(name)), notes) for name in data["data_prefix"][split]],
         "tokens": {name: value for name, value in sorted(data.items()) if name not in _NOT_OF_THE_TOKENS},
-        "seed": config.model.seed if len(names) > 1 else None,  # a blend's rows are drawn
     }
 
 
