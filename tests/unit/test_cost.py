@@ -172,7 +172,7 @@ def test_a_time_limit_is_held_against_the_slowest_trial(
 ) -> None:
     write_described(workspace / "models" / "tiny.nemo", LLAMA3_8B, 128256)
     record(workspace / "data" / "sample", train=[100] * 16, validation=[64] * 8)
-    words = ("cluster=slurm", "model=tiny", "data=sample", "trainer.dpo.max_steps=-1", "cluster.tokens_per_second=1000")
+    words = ("cluster=slurm", "model=tiny", "data=sample", "trainer.dpo.max_steps=-1", "cluster.tokens_per_second=1")
     trials = [PlannedTrial([], composed(*words, f"trainer.dpo.max_epochs={number}")[0]) for number in epochs]
     (warning,) = [f for f in preflight.warnings(trials, None) if f.where == "cluster.time"]
     assert int(warning.remedy.split()[3]) > 1440
