@@ -3,7 +3,7 @@
   python -m launcher status 4711                the sweep that array 4711 belongs to
   python -m launcher status runs/tune --json | jq -r '.trials[] | select(.state == "FAILED") | .number'
 
-exit codes: 0 all trials done, 1 all have ended and some without a result, 2 usage, 3 not all have ended (or it cannot
+exit codes: 0 all trials done, 1 all have ended and some without a result, 2 usage, 3 not all have ended (or that cannot
 be known). A trial is done only if its result.json is there.
 
 --json, format 1; keys are only ever added. Times are seconds since 1970, durations seconds; null: not known.
@@ -15,7 +15,8 @@ be known). A trial is done only if its result.json is there.
   starts   [{name, chain, nodes, began, first_step, ended, last_step, kind, why, then, blamed}] of a trial on Slurm;
              attempt is the former name of name
   bad_nodes  [{name, cluster, why, trial, time}] that the sweep keeps away from
-  state    WAITING RUNNING STOPPING DONE FAILED CANCELLED, UNSUBMITTED (sbatch never took it), UNKNOWN (Slurm is away)
+  state    WAITING RUNNING STOPPING DONE FAILED CANCELLED, UNSUBMITTED (sbatch did not accept it), UNKNOWN (Slurm does
+             not answer)
   slurm    Slurm's own word, such as TIMEOUT; exit_code as sacct writes it, such as 3:0
   error    of the first rank that failed, and which it is; looked up for the first 50 failed trials
 """
@@ -47,7 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", metavar="SWEEP", nargs="?", default=find.LAST, help="folder, array id, name or `last`")
     parser.add_argument("--json", action="store_true", help="for scripts; see below")
     parser.add_argument("--full", action="store_true", help="a row for every trial, also for many that wait alike")
-    parser.add_argument("--debug", metavar="FILE", type=Path, help="append what Slurm answers to FILE")
+    parser.add_argument("--debug", metavar="FILE", type=Path, help="append Slurm's raw answers to FILE")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from launcher import whole_file
 from launcher.slurm import client, profile
 
 PATIENCE_S = 900.0
@@ -191,9 +192,7 @@ def continuation(
     folder = sweep / "slurm"
     folder.mkdir(exist_ok=True)
     for trial in trials:
-        beside = folder / f".{me.element}"
-        beside.write_text(f"{made.job_id}\n")
-        os.replace(beside, folder / f"trial{trial}-after-{me.element}.id")
+        whole_file.write_text(folder / f"trial{trial}-after-{me.element}.id", f"{made.job_id}\n")
     _bring_dependents(me.element.partition("_")[0], made.job_id)
     return f"{made.job_id}_{task}"
 

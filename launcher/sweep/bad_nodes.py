@@ -1,7 +1,7 @@
-"""Nodes that a sweep keeps away from: `<sweep>/bad_nodes/<cluster>/<node>.json`, a file each, with why.
+"""Nodes that a sweep avoids: `<sweep>/bad_nodes/<cluster>/<node>.json`, a file for each node, with the reason.
 
-A node is put there by the first trial that it failed, on the node itself (launcher.job.begin_end); removing its
-file lets it be used again.
+The first trial that fails because of a node puts it there, on the node itself (launcher.job.begin_end). Removing the
+file lets the node be used again.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class BadNode:
     cluster: str
     why: str
     trial: int
-    """Whose start it failed."""
+    """The trial whose start failed on it."""
     time: float
     """Seconds since the epoch."""
 
 
 def read(sweep: Path, cluster: str | None = None) -> list[BadNode]:
-    """All of them, or one cluster's, by name."""
+    """The nodes of all clusters or of one, sorted by name."""
     found = []
     for path in sorted(sweep.glob(f"{FOLDER}/*/*.json")):
         try:
@@ -42,7 +42,7 @@ def read(sweep: Path, cluster: str | None = None) -> list[BadNode]:
 
 
 def add(sweep: Path, cluster: str, name: str, why: str, trial: int) -> None:
-    """A full disk takes no note, and the node is tried again."""
+    """Note a bad node. On a full disk nothing is noted, and the node is used again."""
     path = sweep / FOLDER / cluster / f"{name}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

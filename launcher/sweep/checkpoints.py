@@ -10,7 +10,6 @@ like a checkpoint. Only what its manifest describes byte for byte is one.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -48,9 +47,9 @@ def last_good(trial_dir: Path | str, hashes: bool = True) -> Checkpoint | None:
 
 
 def newest(folder: Path, hashes: bool = True) -> Checkpoint | None:
-    """As last_good, of a folder of checkpoints."""
-    found = [read for path in folder.glob("*.ckpt" + SUFFIX) if (read := _read(path))]
-    for manifest in sorted(found, key=lambda one: (one["step"], one["time"]), reverse=True):
+    """As last_good, for a folder of checkpoints."""
+    manifests = [read for path in folder.glob("*.ckpt" + SUFFIX) if (read := _read(path))]
+    for manifest in sorted(manifests, key=lambda manifest: (manifest["step"], manifest["time"]), reverse=True):
         if matches(folder, manifest, hashes):
             path = folder / manifest["name"]
             return Checkpoint(path, manifest["step"], manifest["consumed_samples"], manifest["time"])
@@ -87,7 +86,7 @@ def matches(folder: Path, manifest: Mapping[str, Any], hashes: bool = True) -> b
 
 
 def parts_of(path: Path) -> list[Path]:
-    """What there is of a checkpoint (or a .nemo): its folder, its file, or the files of its model-parallel ranks."""
+    """The parts of a checkpoint (or a .nemo) that exist: its folder, its file, or the files of model-parallel ranks."""
     bare = path.with_suffix("") if path.suffix == ".ckpt" else path
     if bare.is_dir():
         return [bare]
@@ -117,15 +116,15 @@ def write_manifest(path: Path, files: Mapping[str, tuple[int, str]], step: int, 
 
 
 def sha256(file: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(_BLOCK):
-            found.update(block)
-    return found.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def all_of(folder: Path) -> list[Path]:
-    """Everything in a folder of checkpoints that looks like one, whole or not."""
+    """Everything in a folder that looks like a checkpoint, whole or not."""
     files: Iterable[Path] = (*folder.glob("*.ckpt"), *folder.glob("*_rank_*/*.ckpt"))
     names = {file.name for file in files}
     folders = [each for each in folder.glob("*") if each.is_dir() and "_rank_" not in each.name]
@@ -134,7 +133,7 @@ def all_of(folder: Path) -> list[Path]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = whole_file.read_json(path)
         return {**manifest, "step": int(manifest["step"]), "files": dict(manifest["files"])}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # of a node that died while it wrote
+    except (ValueError, KeyError, TypeError):  # its node died while writing it
         return None

@@ -14,7 +14,7 @@ from launcher import whole_file
 
 #: Bytes read from the end and the start of a file for a look at the progress: some 30 train steps, and the first.
 TAIL, HEAD = 16384, 4096
-#: The phase that a rank 0 writes first of all; a trial that is started again begins anew with it.
+#: The phase that a rank 0 writes first of all; each start of a trial writes it.
 STARTING = "starting"
 
 Line = dict[str, Any]
@@ -22,7 +22,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrialProgress:
-    """How far a trial is, by its own word. None where it has not said yet."""
+    """How far a trial is, as it has written itself. None: it has not written that yet."""
 
     phase: str = ""
     """"starting", "loading model", "reference", "training", "validating", "saving", "done"; "" before its first."""
@@ -39,7 +39,7 @@ class TrialProgress:
     val_step: int | None = None
     """Steps done when it was last validated."""
     silent: float | None = None
-    """Seconds since its last sign of life."""
+    """Seconds since it last wrote a line."""
     in_phase: float | None = None
     """Seconds since the phase began."""
     rate: float | None = None
@@ -148,7 +148,7 @@ def _progress(lines: list[Line], head: list[Line], now: float) -> TrialProgress:
 
 
 def _began(phases: list[Line]) -> float:
-    """When the last phase began: a phase is repeated to say how far it is."""
+    """When the last phase began: a phase is written repeatedly, with its progress."""
     began = phases[-1]
     for line in reversed(phases):
         if line["phase"] != began["phase"]:

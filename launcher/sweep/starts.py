@@ -1,7 +1,8 @@
-"""What happened to each start of a trial on Slurm: `<trial>/starts.jsonl`, two lines a start, and who owns the trial.
+"""What happened to each start of a trial on Slurm (`<trial>/starts.jsonl`, two lines a start); which one owns it.
 
 A start is named as its logs are, `1234.1`: Slurm's own number of the element, and how often that was requeued. All
-starts that follow from one submission are a chain, in which bounds are counted; `retry` begins another.
+starts that follow from one submission are a chain; how often a trial may start is counted in it. `retry` begins another
+chain.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from launcher import whole_file
 Kind = Literal[
     "done", "preempted", "asked", "requeued", "timeout", "node", "failure", "refused", "cancelled", "replaced"
 ]
-#: How a start ended, for people.
+#: How a start ended, in words.
 SAID: dict[str, str] = {
     "done": "done",
     "preempted": "preempted",
@@ -51,7 +52,7 @@ class Start:
     first_step: int
     """Optimizer steps of the last whole checkpoint, when it began."""
     kind: Kind | None = None
-    """None: it runs, or Slurm ended it without a word."""
+    """None: it runs, or Slurm ended it before it could note its end."""
     why: str = ""
     ended: float | None = None
     last_step: int = 0
@@ -72,7 +73,7 @@ class Start:
 
 
 def read(trial: Path) -> list[Start]:
-    """All starts, oldest first; [] where there is none. A line that a node began and died over is no line."""
+    """All starts, oldest first. A truncated line is ignored: the node may have died while writing it."""
     starts: dict[str, dict[str, Any]] = {}
     known = set(Start.__dataclass_fields__)
     for line in (whole_file.read(trial / "starts.jsonl") or b"").splitlines():
@@ -101,9 +102,9 @@ def goes_on(trial: Path, name: str, then: str) -> None:
 
 
 def _append(trial: Path, note: dict[str, Any]) -> None:
-    """One write, so that lines of two machines do not mix; behind a line that was cut off, a new one.
+    """Append the note in one write, so that lines of two machines do not mix; after a truncated line, on a new line.
 
-    A disk that is full takes no note, and is no reason not to go on: the next start asks the accounting instead.
+    On a full disk nothing is noted and the trial goes on: the next start asks the accounting instead.
     """
     path = trial / "starts.jsonl"
     try:
@@ -125,8 +126,10 @@ def _append(trial: Path, note: dict[str, Any]) -> None:
 
 
 def take_over(trial: Path, name: str) -> None:
-    """From here on the trial is this start's. Ranks of an earlier one, alive on a node that Slurm has lost, read it
-    before they write and leave."""
+    """Make the trial this start's.
+
+    Ranks of an earlier start, alive on a node that Slurm has lost, read this before they write, and leave.
+    """
     (trial / "log").mkdir(exist_ok=True)
     whole_file.write_text(trial / "log" / "current", name + "\n")
 

@@ -7,6 +7,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from launcher import whole_file
+
 _PATTERN = "events.out.tfevents.*"
 
 
@@ -21,9 +23,7 @@ def join(results: Path, step: int, validated: bool) -> None:
         os.replace(path, results / path.name)
     for path in sorted(results.glob(_PATTERN)):
         kept = b"".join(record for record, event in _records(path) if _counts(event, step, validated))
-        beside = results / f".{path.name}.new"
-        beside.write_bytes(kept)
-        os.replace(beside, path)
+        whole_file.write_bytes(path, kept)
 
 
 def _counts(event: bytes, step: int, validated: bool) -> bool:

@@ -17,11 +17,12 @@ import json
 import mmap
 import os
 import struct
-import uuid
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from launcher import whole_file
 
 _MAGIC = b"dporef1\n"
 _HEAD = struct.Struct("<8s16sQQ16s")
@@ -78,7 +79,7 @@ class Cache:
         self._rows: dict[bytes, str] = {}
         (self.folder / "claims").mkdir(parents=True, exist_ok=True)
         if not (self.folder / "key.json").exists():
-            _write_whole(self.folder / "key.json", [json.dumps(describe, sort_keys=True, indent=1).encode()])
+            whole_file.write_text(self.folder / "key.json", json.dumps(describe, sort_keys=True, indent=1))
 
     def refresh(self, names: Iterable[str] | None = None) -> None:
         """Open the parts that others have written since; of `names` alone, where a network disk may list old ones."""
@@ -127,7 +128,8 @@ class Cache:
             first += len(values) // _VALUE
         joined = b"".join(table)
         head = _HEAD.pack(_MAGIC, self.key, len(rows), first, _digest(joined))
-        _write_whole(self.folder / f"{name}.part", [head, joined, *rows.values()])
+        with whole_file.replacing(self.folder / f"{name}.part") as stream:
+            stream.writelines([head, joined, *rows.values()])
         self._parts.pop(name, None)
         self.refresh([name])
 
@@ -170,22 +172,9 @@ def file_digest(path: Path, notes: Path | None = None) -> str:
             digest.update(block)
     if note is not None:
         note.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(note, [json.dumps({"of": seen, "digest": digest.hexdigest()}).encode()])
+        whole_file.write_text(note, json.dumps({"of": seen, "digest": digest.hexdigest()}))
     return digest.hexdigest()
 
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _write_whole(path: Path, pieces: Iterable[bytes]) -> None:
-    """Under a name of its own and renamed: several may write the same file at once."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with beside.open("wb") as stream:
-            stream.writelines(pieces)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
