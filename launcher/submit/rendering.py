@@ -12,7 +12,6 @@ from launcher.check import preflight
 from launcher.check.cluster_limits import Site
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, Refused
-from launcher.nemo import data_files
 from launcher.slurm import client, container, script, template
 from launcher.slurm.script import ArrayRequest
 from launcher.submit import prepare, stages, to_slurm
@@ -141,5 +140,5 @@ def _checked(launcher: Any, trials: Sequence[PlannedTrial], expected: frozenset[
 def _missing(trials: Sequence[PlannedTrial]) -> frozenset[Path]:
     """Models and data files of trials that do not exist."""
     configs = [trial.config for trial in trials]
-    files = {path for config in configs for names in config.data_prefix.values() for path in data_files.files(names)}
+    files = {path for config in configs for path in config.data_files.values()}
     return frozenset(path for path in {*files, *(config.base_model for config in configs)} if not path.exists())

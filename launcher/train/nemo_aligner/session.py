@@ -38,7 +38,6 @@ from nemo_aligner.utils.utils import load_and_override_model_config, load_from_n
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.check.steps import Plan
-from launcher.nemo.data_files import is_weight
 from launcher.nemo.nemo_file import unpack_tokenizer
 from launcher.sweep import checkpoints
 from launcher.train import result as results
@@ -231,9 +230,8 @@ def facts(config: DictConfig, steps: Plan) -> dict[str, Any]:
 
 
 def _files(data_prefix: Any) -> list[str]:
-    """The data files of all splits; a blend has weights between its files."""
-    names = sorted({str(name) for split in data_prefix.values() for name in split})
-    return [name for name in names if not is_weight(name)]
+    """The data files of all splits."""
+    return sorted({str(name) for split in data_prefix.values() for name in split})
 
 
 def datasets(model_config: DictConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
