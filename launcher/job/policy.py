@@ -1,4 +1,4 @@
-"""What is to be done when a start of a trial has ended: go on or give up. Facts in, decision out; asks nobody."""
+"""Whether a trial continues after a start has ended, or gives up: a pure function of the facts."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from launcher.sweep.starts import SAID, Kind, Start
 
-#: The key of `cluster` that bounds how often a start may end so, and its default.
+#: By kind of ending: the key of `cluster` that bounds how often it may happen, and its default.
 BOUNDS: dict[str, tuple[str, int]] = {
     "timeout": ("max_timeouts", 20),
     "failure": ("max_restarts", 3),
     "node": ("max_node_failures", 5),
 }
-#: What is nobody's fault; bounded all the same, so that nothing goes round for ever.
+#: Endings that are no fault of the trial or the node. They are bounded too, so that no trial restarts for ever.
 INNOCENT = frozenset({"preempted", "asked", "requeued"})
 MOST_INNOCENT = 1000
-#: Errors of the program or its config: the next start would end the same way.
+#: Errors of the program or its config: another start would end in the same way.
 REPEATABLE = frozenset(
     {
         "Refused", "RanksDiffer", "ValueError", "TypeError", "KeyError", "IndexError", "AttributeError", "NameError",
@@ -38,18 +38,18 @@ class Ending:
     suspect: str = ""
     """The node that may be at fault: it failed its check, or a rank failed on it before its first step."""
     unfit: bool = False
-    """Whether that node failed its check, which leaves no doubt."""
+    """Whether the node is certainly at fault: it failed its check."""
 
 
 @dataclass(frozen=True)
 class Decision:
     go_on: bool
     why: str
-    """Of giving up: the reason, for people; else ""."""
+    """Why the trial gives up, for people; "" if it continues."""
     exclude: Sequence[str] = field(default_factory=tuple)
-    """Nodes to keep away from, from here on."""
-    acquit: Sequence[str] = field(default_factory=tuple)
-    """Nodes that were blamed for what happens on others as well."""
+    """Nodes that the sweep avoids from now on."""
+    cleared: Sequence[str] = field(default_factory=tuple)
+    """Nodes that were blamed for an error that happens on other nodes as well."""
 
 
 def decide(
@@ -74,13 +74,13 @@ def decide(
     most = int(cluster.get(key, default))
     if count > most:
         times = "once" if count == 1 else f"{count} times"
-        return Decision(False, f"{SAID[ending.kind]} {times}, and cluster.{key}={most}: {ending.why}", acquit=alike)
+        return Decision(False, f"{SAID[ending.kind]} {times}, and cluster.{key}={most}: {ending.why}", cleared=alike)
     if alike:
         why = f"fails the same way on {' and '.join([*alike, ending.suspect])}, so it is not the node: {ending.why}"
-        return Decision(False, why, acquit=alike)
+        return Decision(False, why, cleared=alike)
     if ending.kind != "node" and not excluded and ending.step <= now.first_step:
         before = next((start for start in reversed(chain) if start.kind in ("timeout", "failure")), None)
-        # one that was warned may have brought the trial on since then
+        # a start that was warned may have made progress since then
         if before and not before.blamed and not before.progress and before.last_step >= ending.step:
             return Decision(False, f"no progress in two starts, both from step {ending.step}: {ending.why}")
     return Decision(True, "", exclude=excluded)

@@ -1,4 +1,4 @@
-"""The job that this process runs in, or ran in: what Slurm says of it, and what its own script may have done to it."""
+"""The job that this process runs in: what Slurm knows about it, and how its script requeues or continues it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher import whole_file
 from launcher.slurm import client, profile
 
 PATIENCE_S = 900.0
-"""How long a controller that does not answer is asked again: it may be starting anew."""
+"""How long commands are repeated while the controller does not answer: it may be restarting."""
 _AGAIN_S = 5.0
 _CHAIN = "LAUNCHER_CHAIN"
 _OF_THIS_START = ("TRIAL_ENDS_AT", "IN_CONTAINER_TRIAL_ENDS_AT")
@@ -22,57 +22,57 @@ _Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
-class Me:
-    """What the environment of a batch script says."""
+class OwnJob:
+    """The job of this batch script, from the script's environment."""
 
     element: str
-    """`69_2`. Not Slurm's own number of the element: that of an array's last one is the array's, which names all."""
-    attempt: str
+    """`69_2`. Not Slurm's own job id of the element: the last element of an array has the whole array's id."""
+    start_name: str
     restarts: int
     nodes: str
     """`node[1-2]`"""
     chain: str
-    """The element that was submitted; later ones of the chain are continuations of it."""
+    """The element that was submitted first; the chain's later jobs continue it."""
     cluster: str
 
     @classmethod
-    def here(cls, env: Mapping[str, str] | None = None) -> Me:
+    def here(cls, env: Mapping[str, str] | None = None) -> OwnJob:
         env = os.environ if env is None else env
         element = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
         restarts = env.get("SLURM_RESTART_COUNT", "0")
         nodes = env.get("SLURM_JOB_NODELIST", "")
-        attempt = f"{env['SLURM_JOB_ID']}.{restarts}"
+        start_name = f"{env['SLURM_JOB_ID']}.{restarts}"
         return cls(
-            element, attempt, int(restarts), nodes, env.get(_CHAIN) or element, env.get("SLURM_CLUSTER_NAME", "")
+            element, start_name, int(restarts), nodes, env.get(_CHAIN) or element, env.get("SLURM_CLUSTER_NAME", "")
         )
 
 
 @dataclass(frozen=True)
-class Word:
-    """What the controller says of a job."""
+class JobRecord:
+    """What the controller knows about a job."""
 
     state: str
     reason: str
     restarts: int
     preempted: bool
-    """Whether it is to make room for another job, and has only its grace time left."""
+    """Whether the job is preempted and has only its grace time left."""
     excluded: str
     required: str
     fields: Mapping[str, str]
 
     @property
-    def ours(self) -> bool:
-        """Whether it is still for its script to say what comes next.
+    def script_decides(self) -> bool:
+        """Whether the batch script may still requeue or continue this job.
 
-        COMPLETING: Slurm ends it, by scancel, or to requeue it itself. Only of one whose time is over it does not.
+        In COMPLETING it may not, since the job was cancelled or Slurm itself requeues it; it may after a time limit.
         """
         return self.state == "RUNNING" or (self.state == "COMPLETING" and self.reason == "TimeLimit")
 
 
-def ask(element: str) -> Word:
-    """Raises SlurmError where the controller stays away."""
-    fields = job_fields(patiently(lambda: client.run("scontrol", "show", "job", element).stdout))
-    return Word(
+def query(element: str) -> JobRecord:
+    """What the controller knows about an element. Raises SlurmError if the controller does not come back."""
+    fields = job_fields(until_answered(lambda: client.run("scontrol", "show", "job", element).stdout))
+    return JobRecord(
         state=fields.get("JobState", ""),
         reason=fields.get("Reason", ""),
         restarts=int(fields.get("Restarts", "0")),
@@ -108,8 +108,8 @@ def _names(text: str) -> str:
     return "" if text in ("(null)", "None") else text
 
 
-def patiently(question: Callable[[], _Answer]) -> _Answer:
-    """The answer; asked again as long as the controller is away. Raises SlurmError."""
+def until_answered(question: Callable[[], _Answer]) -> _Answer:
+    """The answer to `question`, which is repeated while the controller does not answer. Raises SlurmError."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -122,14 +122,14 @@ def patiently(question: Callable[[], _Answer]) -> _Answer:
 
 
 def hostnames(nodes: str) -> list[str]:
-    """`node[1-2]` is node1, node2."""
+    """[node1, node2] for `node[1-2]`."""
     return client.run("scontrol", "show", "hostnames", nodes).stdout.split() if nodes else []
 
 
 def requeue(element: str) -> bool:
-    """Back into the queue, under the same number. False where that is not allowed here. Raises SlurmError."""
+    """Put the job back into the queue, under the same id. False if the site forbids that. Raises SlurmError."""
     try:
-        patiently(lambda: client.requeue([element]))
+        until_answered(lambda: client.requeue([element]))
     except client.SlurmError as error:
         if error.unanswered:
             raise
@@ -138,15 +138,15 @@ def requeue(element: str) -> bool:
     return True
 
 
-def keep_away(element: str, word: Word, nodes: Sequence[str]) -> None:
-    """Of a job that waits: never on these nodes, besides those that it shuns already."""
-    shunned = ",".join([*([word.excluded] if word.excluded else []), *nodes])
-    client.run("scontrol", "update", f"JobId={element}", f"ExcNodeList={shunned}")
+def exclude_nodes(element: str, record: JobRecord, nodes: Sequence[str]) -> None:
+    """Keep a waiting job away from `nodes`, besides those that it excludes already."""
+    excluded = ",".join([*([record.excluded] if record.excluded else []), *nodes])
+    client.run("scontrol", "update", f"JobId={element}", f"ExcNodeList={excluded}")
 
 
 def room_without(partition: str, nodes: Sequence[str], needed: int) -> bool:
-    """Whether enough usable nodes are left in a partition without these."""
-    answer = patiently(lambda: client.run("sinfo", "-h", "-N", "-p", partition, "-o", "%N %t"))
+    """Whether a partition has `needed` usable nodes without these."""
+    answer = until_answered(lambda: client.run("sinfo", "-h", "-N", "-p", partition, "-o", "%N %t"))
     rows = [line.split() for line in answer.stdout.splitlines()]
     dead = ("down", "drain", "drng", "fail", "inval", "unk", "maint", "futr")
     # a line `CLUSTER: name` comes first where SLURM_CLUSTERS is set
@@ -154,9 +154,9 @@ def room_without(partition: str, nodes: Sequence[str], needed: int) -> bool:
     return len(usable - set(nodes)) >= needed
 
 
-def how_it_ended(element: str, attempt: str) -> str:
-    """Slurm's word for a start that could not say itself how it ended; "" where the accounting does not know."""
-    number, _, place = attempt.partition(".")
+def final_state(element: str, start_name: str) -> str:
+    """The state in which a start ended, by the accounting; "" if the accounting does not know the start."""
+    number, _, place = start_name.partition(".")
     try:
         rows = [row for row in client.sacct([element], every_run=True) if str(row.job_id) == number]
     except client.SlurmError as error:
@@ -170,35 +170,35 @@ def how_it_ended(element: str, attempt: str) -> str:
 
 
 def continuation(
-    sweep: Path, trials: Sequence[int], me: Me, word: Word, script: Sequence[str], away: Sequence[str]
+    sweep: Path, trials: Sequence[int], job: OwnJob, record: JobRecord, script: Sequence[str], away: Sequence[str]
 ) -> str:
-    """Submit the script (with its words) once more, to start when this job is gone, for these trials of it.
+    """Submit the script (with its arguments) again for `trials` of this job; the new job starts after this one.
 
-    Returns the new element; jobs that wait for this one wait for that one then. It asks for what this job has, whatever
-    of it stood on sbatch's command line. Raises SlurmError.
+    Returns the new element. The new job asks for what this job has, which may have been given on sbatch's command line.
+    Jobs that depend on this job are changed to depend on the new one as well. Raises SlurmError.
     """
-    task = me.element.partition("_")[2]
-    options = [f"--array={task}", f"--dependency=afterany:{me.element}", "--export=ALL", *_request(word)]
-    shunned = ",".join([*([word.excluded] if word.excluded else []), *away])
-    if shunned:
-        options.append(f"--exclude={shunned}")
+    task = job.element.partition("_")[2]
+    options = [f"--array={task}", f"--dependency=afterany:{job.element}", "--export=ALL", *_request(record)]
+    excluded = ",".join([*([record.excluded] if record.excluded else []), *away])
+    if excluded:
+        options.append(f"--exclude={excluded}")
     ignored = {*profile.overriding(Path(script[0]).read_text(encoding="utf-8")), *_OF_THIS_START}
-    env = {name: value for name, value in client.environment().items() if name not in ignored} | {_CHAIN: me.chain}
-    made = patiently(
+    env = {name: value for name, value in client.environment().items() if name not in ignored} | {_CHAIN: job.chain}
+    made = until_answered(
         lambda: client.sbatch(
-            Path(script[0]), options, script_args=script[1:], env=env, cwd=Path(word.fields.get("WorkDir", "."))
+            Path(script[0]), options, script_args=script[1:], env=env, cwd=Path(record.fields.get("WorkDir", "."))
         )
     )
     folder = sweep / "slurm"
     folder.mkdir(exist_ok=True)
     for trial in trials:
-        whole_file.write_text(folder / f"trial{trial}-after-{me.element}.id", f"{made.job_id}\n")
-    _bring_dependents(me.element.partition("_")[0], made.job_id)
+        whole_file.write_text(folder / f"trial{trial}-after-{job.element}.id", f"{made.job_id}\n")
+    _bring_dependents(job.element.partition("_")[0], made.job_id)
     return f"{made.job_id}_{task}"
 
 
-def _request(word: Word) -> list[str]:
-    env, fields = os.environ, word.fields
+def _request(record: JobRecord) -> list[str]:
+    env, fields = os.environ, record.fields
     options = {
         "job-name": env.get("SLURM_JOB_NAME"),
         "nodes": env.get("SLURM_JOB_NUM_NODES"),
@@ -215,8 +215,8 @@ def _request(word: Word) -> list[str]:
 
 
 def _bring_dependents(array: str, later: int) -> None:
-    """Jobs of this user that wait for the array `array` wait for `later` in the same way as well."""
-    rows = client.run("squeue", "--me", "-h", "-t", "PENDING", "-o", "%i|%E").stdout.splitlines()
+    """Make this user's jobs that depend on the array `array` depend on `later` in the same way."""
+    rows = client.run("squeue", "--job", "-h", "-t", "PENDING", "-o", "%i|%E").stdout.splitlines()
     for row in rows:
         job, _, waits = row.partition("|")
         kinds = re.findall(rf"(after\w+):{array}(?:_\S+?)?(?:\(\w+\))?(?=,|\?|$)", waits)

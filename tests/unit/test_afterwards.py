@@ -14,14 +14,14 @@ import pytest
 
 from launcher.job import begin_end, how_it_ended, slurm_job
 from launcher.job.policy import Ending
-from launcher.job.slurm_job import Me, Word
+from launcher.job.slurm_job import JobRecord, OwnJob
 from launcher.slurm import client
 from launcher.sweep import bad_nodes, starts
 from launcher.sweep.starts import Start
 
-ME = Me(element="8_1", attempt="9.0", restarts=0, nodes="node[1-2]", chain="8_1", cluster="lab")
+JOB = OwnJob(element="8_1", start_name="9.0", restarts=0, nodes="node[1-2]", chain="8_1", cluster="lab")
 NOW = Start(name="9.0", chain="8_1", nodes="node[1-2]", began=0.0, first_step=0)
-RUNNING = Word("RUNNING", "None", 0, False, "", "", {"EndTime": "2030-01-01T00:00:00"})
+RUNNING = JobRecord("RUNNING", "None", 0, False, "", "", {"EndTime": "2030-01-01T00:00:00"})
 SRUN = "srun: error: node2: task 1: Exited with exit code 1"
 
 
@@ -55,8 +55,8 @@ def stepped(trial: Path) -> None:
     (trial / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def how(trial: Path, code: int = 1, word: Word = RUNNING) -> Ending:
-    return how_it_ended.how(trial, ME, code, word)
+def how(trial: Path, code: int = 1, record: JobRecord = RUNNING) -> Ending:
+    return how_it_ended.ending_of(trial, JOB, code, record)
 
 
 def test_stopped_by_a_warning(trial: Path) -> None:
@@ -125,10 +125,10 @@ def test_no_error_and_no_result(trial: Path) -> None:
 
 
 def test_only_a_job_that_is_not_being_ended_is_ours() -> None:
-    assert RUNNING.ours
-    assert not replace(RUNNING, state="COMPLETING").ours, "cancelled, or Slurm requeues it"
-    assert replace(RUNNING, state="COMPLETING", reason="TimeLimit").ours
-    assert not replace(RUNNING, state="PENDING").ours
+    assert RUNNING.script_decides
+    assert not replace(RUNNING, state="COMPLETING").script_decides, "cancelled, or Slurm requeues it"
+    assert replace(RUNNING, state="COMPLETING", reason="TimeLimit").script_decides
+    assert not replace(RUNNING, state="PENDING").script_decides
 
 
 SHOWN = """JobId=9 ArrayJobId=8 ArrayTaskId=1 ArrayTaskThrottle=2 JobName=a JobState=FAILED b
@@ -155,10 +155,10 @@ SHOWN = """JobId=9 ArrayJobId=8 ArrayTaskId=1 ArrayTaskThrottle=2 JobName=a JobS
 
 def test_values_with_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "run", lambda *command, **_: client.Answer(command, 0, SHOWN, "", 0.0))
-    word = slurm_job.ask("8_1")
-    assert (word.state, word.reason, word.restarts, word.preempted) == ("RUNNING", "None", 2, False)
-    assert (word.excluded, word.required) == ("node[3-4]", "")
-    fields = word.fields
+    record = slurm_job.query("8_1")
+    assert (record.state, record.reason, record.restarts, record.preempted) == ("RUNNING", "None", 2, False)
+    assert (record.excluded, record.required) == ("node[3-4]", "")
+    fields = record.fields
     assert fields["WorkDir"] == "/home/my files" and fields["StdOut"] == "/home/my files/runs/dpo/slurm/8_1.out"
     assert (fields["Partition"], fields["TimeLimit"], fields["QOS"]) == ("main", "1-00:00:00", "normal")
     assert fields["EndTime"] == "2026-11-23T19:22:17" and fields["TRES"].startswith("cpu=4,mem=8G")
@@ -185,7 +185,7 @@ def test_a_continuation_starts_in_the_jobs_folder_with_its_own_variables(
         monkeypatch.setenv(name, "1")
     script = tmp_path / "slurm_script"
     script.write_text("#!/bin/bash\n#SBATCH --signal=USR2@120\n")
-    later = slurm_job.continuation(tmp_path, [1], ME, slurm_job.ask("8_1"), [str(script), "model=tiny"], ["node1"])
+    later = slurm_job.continuation(tmp_path, [1], JOB, slurm_job.query("8_1"), [str(script), "model=tiny"], ["node1"])
     (made,) = submissions
     assert later == "12_1" and made["cwd"] == Path("/home/my files") and made["script_args"] == ["model=tiny"]
     assert {"--export=ALL", "--exclude=node[3-4],node1", "--dependency=afterany:8_1"} <= set(made["options"])
@@ -203,9 +203,9 @@ def test_the_line_with_the_clusters_name_is_no_node(monkeypatch: pytest.MonkeyPa
 class Slurm:
     """Records what would be done to the job."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, word: Word = RUNNING) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, record: JobRecord = RUNNING) -> None:
         self.done: list[str] = []
-        monkeypatch.setattr(slurm_job, "ask", lambda element: word)
+        monkeypatch.setattr(slurm_job, "query", lambda element: record)
         monkeypatch.setattr(slurm_job, "hostnames", lambda nodes: ["node1", "node2"] if nodes else [])
         monkeypatch.setattr(slurm_job, "room_without", lambda partition, nodes, needed: True)
         monkeypatch.setattr(slurm_job, "requeue", lambda element: self.done.append(f"requeue {element}") or True)
@@ -214,7 +214,7 @@ class Slurm:
 
 def ends(trial: Path, code: int = 1) -> int:
     starts.began(trial, NOW)
-    return begin_end.end(trial, ME, code, ["script"])
+    return begin_end.end(trial, JOB, code, ["script"])
 
 
 def test_a_start_that_was_replaced_does_nothing(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,12 +264,12 @@ def test_of_trials_that_share_a_job_those_that_may_go_on_do(trial: Path, monkeyp
     for one in (trial, done, lost):
         starts.take_over(one, "9.0")
         starts.began(one, NOW)
-    assert [begin_end.end(one, ME, 1) for one in (trial, done, lost)] == [0, 0, 1]
+    assert [begin_end.end(one, JOB, 1) for one in (trial, done, lost)] == [0, 0, 1]
     assert world.done == [] and starts.read(trial)[0].then == "is to go on"
-    assert begin_end.again([done, lost], ME, ["script"]) == 1 and world.done == []
-    assert begin_end.again([trial, done, lost], ME, ["script"]) == 0 and world.done == ["continuation"]
+    assert begin_end.again([done, lost], JOB, ["script"]) == 1 and world.done == []
+    assert begin_end.again([trial, done, lost], JOB, ["script"]) == 0 and world.done == ["continuation"]
     assert starts.read(trial)[0].then == "goes on as job 12_1" and starts.read(lost)[0].then.startswith("gave up")
-    later = replace(ME, attempt="9.1", restarts=1)
+    later = replace(JOB, start_name="9.1", restarts=1)
     assert [begin_end.begin(one, later, beside=True) for one in (done, lost)] == [begin_end.DONE, 1]
     starts.take_over(trial, "30.0")
     starts.began(trial, replace(NOW, name="30.0", chain="30_0"))  # of a retry
@@ -307,6 +307,6 @@ def test_dependents_come_along(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_element_is_never_named_by_its_own_number() -> None:
     env = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "2", "SLURM_RESTART_COUNT": "3"}
-    me = Me.here(env)
-    assert (me.element, me.attempt, me.restarts, me.chain) == ("8_2", "8.3", 3, "8_2")
-    assert Me.here({**env, "LAUNCHER_CHAIN": "5_2"}).chain == "5_2"
+    job = OwnJob.here(env)
+    assert (job.element, job.start_name, job.restarts, job.chain) == ("8_2", "8.3", 3, "8_2")
+    assert OwnJob.here({**env, "LAUNCHER_CHAIN": "5_2"}).chain == "5_2"

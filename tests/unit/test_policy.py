@@ -65,7 +65,7 @@ def test_a_suspect_node_is_excluded_and_the_start_there_does_not_count_as_one_wi
 
 def test_what_happens_on_another_node_too_is_not_the_nodes_fault() -> None:
     made = decided("failure", 10, suspect="node2", blamed={"node1": "it broke", "node3": "a full disk"})
-    assert not made.go_on and made.acquit == ["node1"] and made.exclude == ()
+    assert not made.go_on and made.cleared == ["node1"] and made.exclude == ()
     unfit = decided("node", 10, suspect="node2", unfit=True, blamed={"node1": "it broke"})
     assert unfit.go_on, "a node that failed its check is unfit, however many are"
     assert unfit.exclude == ("node2",)
