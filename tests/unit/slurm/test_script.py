@@ -107,7 +107,7 @@ def test_shellcheck(tmp_path: Path) -> None:
         [str(Path(sys.executable).with_name("shellcheck")), "-x", "--severity=style", str(script)],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert done.stdout == ""
 

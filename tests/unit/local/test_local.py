@@ -24,7 +24,7 @@ from launcher.status.trial_state import TrialState
 from launcher.sweep.folder import Sweep
 from tests.unit.test_machine import MACHINE, need
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # What stands in for training, imported in each rank: the trial's config says how it is to behave.
 STAND_IN = """

@@ -11,7 +11,7 @@ import pytest
 from launcher.commands import COMMANDS
 from launcher.commands.completion import candidates
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # What pip and uv write for [project.scripts], for a test that runs without an installation.
 SCRIPT = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom launcher.__main__ import main\nsys.exit(main())\n"
 

@@ -14,7 +14,7 @@ from launcher.slurm import client
 from launcher.slurm import site as slurm_site
 from launcher.trial_config.config import TrialConfig
 from tests.unit.conftest import changed
-from tests.unit.test_slurm import said
+from tests.unit.slurm.test_slurm import said
 
 LIMITS = ("submit", "wall", "each", "group")  # the last columns of an association
 

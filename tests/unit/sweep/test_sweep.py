@@ -173,7 +173,7 @@ def test_clock(seconds: float, text: str) -> None:
 def test_nothing_heavy_is_imported() -> None:
     code = "import sys, launcher.sweep.folder, launcher.local.rank\n"
     code += "print({'torch', 'omegaconf', 'yaml'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.stdout.strip() == "set()", done.stderr
 
 

@@ -19,8 +19,8 @@ from launcher.check import doctor as health
 from launcher.check.cluster_limits import Site
 from launcher.check.doctor import Line
 from launcher.commands import doctor
-from tests.unit.test_slurm import RECORDED, said
-from tests.unit.test_slurm_commands import Fakes, fakes  # noqa: F401
+from tests.unit.slurm.test_slurm import RECORDED, said
+from tests.unit.slurm.test_slurm_commands import Fakes, fakes  # noqa: F401
 
 PLACES = {"/usr/bin", "/bin"}
 
@@ -244,7 +244,7 @@ def test_it_imports_nothing_heavy() -> None:
 
 
 def _import_path() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
 
 
 def test_containers_are_asked_for_without_a_cluster_too(bench: Fakes) -> None:

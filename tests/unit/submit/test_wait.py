@@ -15,7 +15,7 @@ from launcher.slurm.rows import AccountRow, QueueRow
 from launcher.submit import wait
 from launcher.sweep import starts
 from launcher.sweep.folder import Sweep
-from tests.unit.test_states import accounted, log, make, queued
+from tests.unit.status.test_states import accounted, log, make, queued
 
 _SLEEP = time.sleep
 FINAL = '{"seconds": 12.0, "final": {"val/loss": 0.5}}'

@@ -14,7 +14,7 @@ import pytest
 
 from launcher.train.watchdog import FACTOR, FIRST, LEAST, Watchdog
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 LISTEN = """
 import signal, sys, time, threading

@@ -33,10 +33,10 @@ from launcher.status.screen import draw
 from launcher.status.trial_state import Look
 from launcher.status.watcher import Watcher
 from launcher.sweep.folder import Sweep
-from tests.unit.test_local_states import local
-from tests.unit.test_states import answers, done, log, make, queued
+from tests.unit.local.test_local_states import local
+from tests.unit.status.test_states import answers, done, log, make, queued
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Clock:

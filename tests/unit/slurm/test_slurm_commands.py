@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launcher.slurm import client, run
-from tests.unit.test_slurm import RECORDED, said
+from tests.unit.slurm.test_slurm import RECORDED, said
 
 
 class Fakes:

@@ -15,7 +15,7 @@ from launcher.status.trial_state import Look
 from launcher.sweep import bad_nodes, find, starts
 from launcher.sweep.folder import Sweep
 from launcher.sweep.starts import Kind, Start
-from tests.unit.test_states import ARRAY, accounted, answers, log, make, one, queued
+from tests.unit.status.test_states import ARRAY, accounted, answers, log, make, one, queued
 
 
 def start(sweep: Sweep, name: str, kind: Kind | None = None, why: str = "", step: int = 0, then: str = "") -> None:

@@ -33,10 +33,10 @@ from launcher.status.watcher import Watcher
 from launcher.submit import actions
 from launcher.sweep import find
 from launcher.sweep.folder import Sweep
-from tests.unit.test_local_states import local
-from tests.unit.test_states import ARRAY, answers, make, queued
+from tests.unit.local.test_local_states import local
+from tests.unit.status.test_states import ARRAY, answers, make, queued
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LAST_YEAR = "2025-01-05T10:00:00+00:00"
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
 

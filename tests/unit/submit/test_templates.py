@@ -21,7 +21,7 @@ from launcher.slurm.script import ArrayRequest, text
 from launcher.submit import rendering, stages
 from launcher.submit.to_folder import _is_whole_array
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("convert_checkpoint", "dpo", "prepare_data", "report", "sweep")
 FILLED = (*NAMES, "sweep_side_by_side")

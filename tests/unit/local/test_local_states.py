@@ -20,7 +20,7 @@ from launcher.status import local_states, states
 from launcher.status.trial_state import TrialState
 from launcher.submit import actions
 from launcher.sweep.folder import Sweep
-from tests.unit.test_states import done, log, make
+from tests.unit.status.test_states import done, log, make
 
 
 def local(folder: Path, pid: int, host: str = "") -> Sweep:

@@ -128,5 +128,5 @@ def test_nothing_heavy_is_imported() -> None:
     code = "import sys, launcher.__main__, launcher.commands.status\n"
     code += "import launcher.status.states, launcher.status.local_states\n"
     code += f"print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -10,9 +10,9 @@ import pytest
 from launcher.check import preflight
 from launcher.compose.trials import PlannedTrial
 from launcher.nemo import base_model
+from tests.unit.check.test_preflight import fresh_file_checks  # noqa: F401
 from tests.unit.conftest import changed
 from tests.unit.llama import LLAMA3_8B, TINY, write_described
-from tests.unit.test_preflight import fresh_file_checks  # noqa: F401
 
 
 @pytest.fixture
