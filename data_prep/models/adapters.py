@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 
+from data_prep.models import safe_pickle
 from data_prep.models.llama_shape import LlamaShape
 from data_prep.models.megatron_weights import split_qkv
 from data_prep.models.nemo_to_hf import shape_of
@@ -124,8 +125,7 @@ def _from_nemo(path: Path) -> tuple[dict[tuple[int, int], _State], dict[str, Any
 
 
 def _from_checkpoint(path: Path) -> dict[tuple[int, int], _State]:
-    """Lightning's checkpoints hold NeMo's config as an object, which torch's safe loading refuses: they are the trial's
-    own, and NeMo itself loads them like this when it resumes."""
+    """Only the tensors of a checkpoint of Lightning's, which holds NeMo's config as an object too."""
     files = [path]
     if _RANK.fullmatch(path.parent.name + "/"):
         files = [
@@ -134,7 +134,9 @@ def _from_checkpoint(path: Path) -> dict[tuple[int, int], _State]:
             if _RANK.fullmatch(f"{file.parent.name}/")
         ]
     return {
-        _place(f"{file.parent.name}/"): torch.load(file, map_location="cpu", weights_only=False)["state_dict"]
+        _place(f"{file.parent.name}/"): torch.load(
+            file, map_location="cpu", weights_only=False, pickle_module=safe_pickle
+        )["state_dict"]
         for file in files
     }
 

@@ -48,7 +48,7 @@ def export(
         shape = {**described.config, **config["model"]} if described else None
         found = adapters.read(adapter_file(trial, result), shape)
     name = base or base_name(restored)
-    with folders.made("--out", out) as folder:
+    with folders.new_folder("--out", out) as folder:
         if merge:
             model = nemo_to_hf.open_nemo(_there(restored))
             _fits(restored, model, found)

@@ -193,7 +193,7 @@ def convert(source: Path, output: Path, force: bool = False) -> Path:
     folders.check("OUTPUT", output, force)
     began = time.monotonic()
     model = open_nemo(source)
-    with folders.made("OUTPUT", output) as folder:
+    with folders.new_folder("OUTPUT", output) as folder:
         write_folder(model, folder, Progress(output.name))
     import resource
 

@@ -54,6 +54,9 @@ def ensure(name: str, folder: Path, progress: Progress | None = None) -> Path:
     target = folder / name
     if _made_from(target) == recipe(name):
         return target
+    if target.exists() and _made_from(target) is None:
+        remedy = f"move it away, or give that folder itself: convert_checkpoint.py {target} OUTPUT.nemo"
+        raise Refused([Finding(str(target), "", "is there and was not made by this command", remedy)])
     make: Callable[[Path, Progress], None] = {"tiny": _make_tiny, "smollm2_135m": _make_smollm2}[name]
     try:
         with beside(target) as scratch:

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from data_prep.models import safe_pickle
 from launcher.findings import Finding, Refused
 from launcher.nemo import nemo_file
 
@@ -111,7 +112,13 @@ class CheckpointReader:
                 "save it with model.dist_ckpt_format=torch_dist, or convert it with data_prep/convert_checkpoint.py"
             )
             raise Refused([Finding(str(nemo), "", why, remedy)])
-        self._index: Metadata = pickle.loads(self._bytes(INDEX))
+        try:
+            self._index: Metadata = safe_pickle.load_index(self._bytes(INDEX))
+        except (pickle.UnpicklingError, EOFError, AttributeError) as error:
+            why = f"the index of its weights cannot be read ({error})"
+            raise Refused(
+                [Finding(str(nemo), "", why, "use a file that NeMo or convert_checkpoint.py wrote")]
+            ) from None
         self._storage = self._index.storage_data
         entries = self._index.state_dict_metadata.items()
         self._entries = {key: entry for key, entry in entries if isinstance(entry, TensorStorageMetadata)}

@@ -1,0 +1,77 @@
+"""Pickles of checkpoints, read without running what is in them: a pickle is a program, and a file may be anybody's."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+import torch
+
+#: What the index of a torch_dist checkpoint consists of.
+_INDEX = {
+    ("torch.distributed.checkpoint.metadata", name)
+    for name in (
+        "Metadata",
+        "TensorStorageMetadata",
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "MetadataIndex",
+        "TensorProperties",
+        "StorageMeta",
+        "_MEM_FORMAT_ENCODING",
+    )
+}
+_INDEX |= {("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout")}
+_INDEX |= {("torch", "Size"), ("collections", "OrderedDict"), ("pathlib", "PosixPath"), ("builtins", "set")}
+
+#: What tensors consist of.
+_TENSORS = {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"), ("torch", "Size")}
+_TENSORS |= {("collections", "OrderedDict"), ("torch", "device")}
+
+
+def load_index(data: bytes) -> Any:
+    """The index of a checkpoint. Raises pickle.UnpicklingError for what refers to anything else."""
+    return _IndexUnpickler(io.BytesIO(data)).load()
+
+
+def _is_dtype_or_storage(module: str, name: str) -> bool:
+    found = getattr(torch, name, None) if module == "torch" else None
+    return isinstance(found, torch.dtype) or (isinstance(found, type) and name.endswith("Storage"))
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _INDEX or _is_dtype_or_storage(module, name):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, as no index of a checkpoint does")
+
+
+class Placeholder:
+    """Stands for an object of a class that is not read: it takes whatever a pickle does with it, and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Placeholder:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __setstate__(self, state: Any) -> None: ...
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+    def append(self, item: Any) -> None: ...
+    def extend(self, items: Any) -> None: ...
+    def add(self, item: Any) -> None: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Placeholder:
+        return self
+
+
+class Unpickler(pickle.Unpickler):
+    """For torch.load(..., pickle_module=safe_pickle): tensors are read, all else becomes a Placeholder."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _TENSORS or _is_dtype_or_storage(module, name):
+            return super().find_class(module, name)
+        return Placeholder
+
+
+def load(file: Any, **options: Any) -> Any:
+    """What torch.load calls for the parts of older files."""
+    return Unpickler(file, **options).load()
