@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
 
 class Drop(str, Enum):
@@ -64,8 +64,7 @@ _CONTROL = bytes(code for code in (*range(32), 127) if code not in b"\t\n\r")
 Rewards = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Conversation:
+class Conversation(NamedTuple):
     """`turns` are the prompt's: the human has the first and the last, so their number is odd. All texts are stripped.
 
     `text` is the prompt as the source has it, where a format is to keep it to the letter: in HH's form, or `rendered`
@@ -85,7 +84,7 @@ class Conversation:
         """Without the oldest question and answer; the system prompt stays. None if there is only one question."""
         if len(self.turns) < 3 or self.rendered:
             return None
-        return replace(self, turns=self.turns[2:], text=None)
+        return self._replace(turns=self.turns[2:], text=None)
 
 
 def make_conversation(
@@ -112,8 +111,7 @@ def make_conversation(
     return Conversation(tuple(turns), chosen, rejected, system, text, rewards)
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One preference pair as NeMo-Aligner's DPO reads it: no token may cross from prompt to response.
 
     `opening` is the first thing the human said; it decides the split. Only the RPO losses use rewards.
@@ -144,8 +142,7 @@ class Pair:
         """
         at = len(self.prompt) - characters
         part = self.prompt[at:]
-        return replace(
-            self,
+        return self._replace(
             prompt=self.prompt[:at],
             chosen_response=part + self.chosen_response,
             rejected_response=part + self.rejected_response,

@@ -56,7 +56,12 @@ REWARDS = (
 )
 
 
+_REWARD_KEYS = frozenset(key for pair in REWARDS for key in pair)
+
+
 def _rewards(row: Row) -> tuple[()] | tuple[float, tuple[float]]:
+    if _REWARD_KEYS.isdisjoint(row):
+        return ()
     for chosen, rejected in REWARDS:
         if chosen in row and rejected in row:
             first, second = number(row[chosen]), number(row[rejected])

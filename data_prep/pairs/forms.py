@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from data_prep.pairs import form_readers as read
@@ -131,7 +131,9 @@ def _candidates(keys: tuple[str, ...]) -> tuple[Form, ...]:
 
 def recognise(row: Row) -> Form:
     """The form of a row. Raises BadRow where it has none."""
-    keys = tuple(key for key, value in row.items() if value is not None)
+    keys = tuple(row)
+    if None in row.values():
+        keys = tuple(key for key in keys if row[key] is not None)
     for form in _candidates(keys):
         if form.fits(row):
             return form
@@ -191,11 +193,10 @@ class RowReader:
         self._mapping = {target: path.split(".") for target, path in (mapping or {}).items()}
         self._rejected, self._keep_rendered = rejected, keep_rendered
 
-    def read(self, row: Row) -> Iterator[Conversation | Drop]:
+    def read(self, row: Row) -> list[Conversation | Drop]:
         """What is in a row: one Conversation, or several where it has several rejected responses. Raises BadRow."""
-        if row.get("tools") not in (None, "", "[]", []):
-            yield Drop.TOOLS
-            return
+        if "tools" in row and row["tools"] not in (None, "", "[]", []):
+            return [Drop.TOOLS]
         if self._mapping:
             kept = {key: value for key, value in row.items() if key in _NOT_MAPPED}
             row = {**kept, **{target: _at(row, path) for target, path in self._mapping.items()}}
@@ -203,10 +204,9 @@ class RowReader:
         found = form.read(row)
         self.recognised[form.name] += 1
         if isinstance(found, Drop):
-            yield found
-        else:
-            self.several += len(found.rejected) > 1
-            yield from conversations(found, self._rejected, self._keep_rendered)
+            return [found]
+        self.several += len(found.rejected) > 1
+        return conversations(found, self._rejected, self._keep_rendered)
 
 
 def _at(row: Row, path: list[str]) -> object:

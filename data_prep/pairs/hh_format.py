@@ -63,7 +63,7 @@ def read_texts(chosen: str, rejected: str, system: str = "", rewards: Rewards | 
 
 def as_text(text: str) -> str:
     """With the "\\n\\n" before the first turn, which some copies of HH-RLHF have lost."""
-    return "\n\n" + text.lstrip()
+    return text if text.startswith("\n\nHuman:") else "\n\n" + text.lstrip()
 
 
 def in_order(turns: list[Turn]) -> bool:

@@ -112,7 +112,7 @@ class PairFilter:
     def _parse(self, record: Record) -> list[Conversation | Drop]:
         if record.row is None:
             raise NotJSON(record.wrong)
-        return list(self.rows.read(record.row))
+        return self.rows.read(record.row)
 
     def _refusal(self, record: Record, error: BadRow, further: Iterator[Record]) -> Refused:
         """About a bad row; about the whole file where no row before it was good and none of the next is."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.pairs.conversation import Drop, Pair
 from data_prep.pairs.token_counter import TokenCounter
@@ -18,8 +17,7 @@ from launcher.findings import Finding, Refused
 FURTHEST = 24  # characters by which a border is moved at most: "<|end_header_id|>\n\n" has 19
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """A pair that can be trained on. `length`: tokens of prompt + the longer response."""
 
     pair: Pair

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from itertools import cycle
 from typing import NamedTuple
 
@@ -36,31 +35,31 @@ class Preference(NamedTuple):
     """Whether `rejected` is known to be in the order of preference."""
 
 
-def conversations(found: Preference, which: str, keep_rendered: bool) -> Iterator[Conversation | Drop]:
+def conversations(found: Preference, which: str, keep_rendered: bool) -> list[Conversation | Drop]:
     """One Conversation for each rejected response that `which` selects: the first, the worst, or all. Raises BadRow."""
-    selected: tuple[int, ...] = tuple(range(len(found.rejected)))
-    if not selected:
-        yield Drop.EMPTY_RESPONSE
-    elif which == "first":
-        selected = selected[:1]
-    elif which == "worst" and len(selected) > 1:
+    count = len(found.rejected)
+    if not count:
+        return [Drop.EMPTY_RESPONSE]
+    selected = [0]
+    if which == "all":
+        selected = list(range(count))
+    elif which == "worst" and count > 1:
         if not found.best_first:
             remedy = "use --rejected first or all"
             raise BadRow("'rejected' has no scores or ranks that would say which is the worst", remedy)
-        selected = selected[-1:]
+        selected = [count - 1]
+    made: list[Conversation | Drop] = []
     for number in selected:
         rewards = None
         if found.chosen_reward is not None and found.rejected_rewards:
             rewards = (found.chosen_reward, found.rejected_rewards[number])
-        yield _conversation(found, found.rejected[number], rewards, keep_rendered)
+        made.append(_conversation(found, found.rejected[number], rewards, keep_rendered))
+    return made
 
 
 def is_conversation(value: object) -> bool:
     """Whether it is a whole conversation in HH's form."""
-    if not isinstance(value, str):
-        return False
-    text = hh_format.as_text(value)
-    return text.startswith("\n\nHuman:") and "\n\nAssistant:" in text
+    return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
 
 
 def _conversation(
@@ -90,7 +89,7 @@ def _rendered(
             return Drop.PROMPTS_DIFFER
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     made = make_conversation([marked.opening], chosen, rejected, text=prompt, rewards=rewards)
-    return made if isinstance(made, Drop) else replace(made, rendered=True)
+    return made if isinstance(made, Drop) else made._replace(rendered=True)
 
 
 def _turns(found: Preference, rejected: object, system: str, rewards: Rewards | None) -> Conversation | Drop:
