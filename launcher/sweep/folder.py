@@ -1,4 +1,4 @@
-"""The sweep folder: sweep.json and a folder a trial. Whoever has it has the whole truth; no other state is kept.
+"""The sweep folder: sweep.json and a folder for each trial. No other state is kept anywhere.
 
 SWEEP/sweep.json         what was asked for, by whom, when, with what; the jobs that were submitted for it
 SWEEP/<n>/config.yaml    the whole config of trial n
@@ -86,7 +86,7 @@ class Sweep:
         experiment: dict[str, Any],
         trials: Sequence[tuple[Sequence[str], dict[str, Any]]],
     ) -> Sweep:
-        """What `create` would write, unwritten. Raises Refused where the folder's name cannot be used."""
+        """The sweep that `create` would write. Raises Refused where the folder's name cannot be used."""
         folder = Path(os.path.abspath(Path(folder).expanduser()))
         if _PLACEHOLDERS.search(str(folder)):
             why = "submitit and Slurm put ids in the place of %j, %t, %A and %a in paths"
@@ -109,7 +109,7 @@ class Sweep:
 
     @classmethod
     def load(cls, path: Path | str) -> Sweep:
-        """Open a sweep folder. Raises Refused where it is none."""
+        """Open a sweep folder. Raises Refused where it is none or cannot be read."""
         folder = Path(os.path.abspath(Path(path).expanduser()))
         file = folder / "sweep.json"
         try:
@@ -184,7 +184,7 @@ class Sweep:
     def submitted(self) -> list[dict[str, Any]]:
         """`jobs`, with the ids of Slurm's arrays as sbatch itself wrote them, "" where it wrote none.
 
-        With them what trials' own jobs have submitted to go on: arrays of one element, whose index is "first".
+        Also the jobs that trials' own jobs have submitted to go on: arrays of one element, whose index is "first".
         """
         found = []
         for job in self.jobs:
@@ -208,7 +208,7 @@ class Sweep:
         return (self.folder / "slurm" / script).with_suffix(".id")
 
     def add_trials(self, trials: Sequence[tuple[Sequence[str], dict[str, Any]]]) -> list[Trial]:
-        """More trials for the same sweep, numbered on; for sweepers that choose them batch by batch."""
+        """Add trials to the sweep, with the next numbers; for sweepers that choose them batch by batch."""
         with self._changing() as data:
             first = len(data["trials"])
             _write_configs(self.folder, enumerate((config for _, config in trials), first))
@@ -216,14 +216,14 @@ class Sweep:
         return self.trials[first:]
 
     def record_job(self, kind: str, job_id: str, trials: Iterable[int], **more: Any) -> None:
-        """Note in sweep.json what was submitted: kind "local" or "slurm", its id, the numbers of its trials."""
+        """Record in sweep.json what was submitted: kind "local" or "slurm", its id, the numbers of its trials."""
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         with self._changing() as data:
             data["jobs"].append({"kind": kind, "id": job_id, "trials": list(trials), "submitted": now, **more})
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
-        """sweep.json as it is now, written back afterwards; one writer at a time, readers see the old or the new."""
+        """sweep.json as it is now, written back afterwards. One writer at a time; readers see the old or new file."""
         with whole_file.locked(self.folder / ".lock"):
             data = json.loads((self.folder / "sweep.json").read_bytes())
             yield data
@@ -287,7 +287,7 @@ def _git_state() -> dict[str, Any] | None:
             command, capture_output=True, text=True, timeout=10, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None  # no git here, or a work tree too large to wait for: the record goes without
+        return None  # no git here, or the work tree is too large to wait for
     if done.returncode != 0:
         return None
     commit, dirty, _ = done.stdout.strip().partition("-dirty")
