@@ -92,8 +92,9 @@ train() {
 }
 
 train_trial() { # TRIAL [SRUN OPTION...]
-    local log="${1//%/%%}/log/${start}_%t_log.out" # a % in the folder's name would mean something to srun
     # Python 3.10 imports from the working directory: therefore it is the sweep's folder, where nobody else can write.
+    # The log's name is relative to it, since Slurm gives %, brackets and line breaks in an absolute name a meaning.
+    local log="${1##*/}/log/${start}_%t_log.out"
     srun_step "${srun_args[@]}" --chdir="$sweep" --output="$log" --error="$log" "${@:2}" \
         "${python[@]}" -u -m launcher.train.slurm_rank "$1"
 }

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 from launcher import whole_file
 from launcher.job import ports
@@ -40,14 +39,14 @@ def node_name(env: Mapping[str, str]) -> str:
     return env.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def meet(trial: Path, env: Mapping[str, str]) -> tuple[str, int, IO[str] | None]:
+def meet(trial: Path, env: Mapping[str, str]) -> tuple[str, int, socket.socket | None]:
     """(address, port, lock) of rank 0, which writes them into the trial's folder, where the other ranks find them.
 
     Each start of a job has a file of its own, so that a requeued one never reads its predecessor's.
     """
     place = trial / "log" / f"{start_name(env)}.{env.get('SLURM_STEP_ID', '0')}_rendezvous"
     if env["SLURM_PROCID"] == "0":
-        # trials of one job begin at the same moment, in containers that may have a folder for locks each
+        # trials of one job begin at the same moment
         port, lock = ports.claim(int(env["SLURM_JOB_ID"]) + 1000 * int(env.get("SLURM_STEP_ID", "0")))
         whole_file.write_text(place, f"{_address(env)} {port}\n")
         return _address(env), port, lock

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 from launcher.findings import LauncherError
 from launcher.job import ports
@@ -118,7 +118,7 @@ class _Running:
     need: Need
     job_id: str
     controller: subprocess.Popen[bytes]
-    port_lock: IO[str]
+    port_lock: socket.socket
     gpus: tuple[str, ...]
     started: float = field(default_factory=time.monotonic)
 

@@ -77,8 +77,8 @@ def test_a_containers_limits_are_respected(
 
 
 def test_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the locks lie
     port, lock = ports.claim(7)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # as in a container, which has a /tmp of its own
     only = range(port, port + 1)
     with pytest.raises(OSError, match="in use"):
         ports.claim(7, only)
