@@ -1,7 +1,7 @@
-"""What Slurm is asked and told: questions come back as the rows of `slurm_rows` and `slurm_site`.
+"""Slurm's commands as functions: queries return the rows of launcher.slurm.rows and launcher.slurm.site.
 
-One question, one command, whatever the number of jobs: `squeue([array])` and `sacct([array])` answer for a whole sweep.
-How a command is run, and how that fails, is in `slurm_command`. Made for Slurm 22.05 and newer.
+A query is one command, whatever the number of jobs: `squeue([array])` and `sacct([array])` cover a whole sweep.
+launcher.slurm.run runs the commands. Written for Slurm 22.05 and newer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from launcher.slurm.site import Association, Partition
 
 
 def available() -> bool:
-    """Whether Slurm's commands are on this machine. Runs none."""
+    """Whether Slurm's commands are installed on this machine. Runs none of them."""
     return shutil.which("sbatch") is not None
 
 
@@ -83,14 +83,14 @@ def ping(timeout: float = 30) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What sbatch made."""
+    """The job that sbatch submitted."""
 
     job_id: int
     """The array's number, where it is an array."""
     cluster: str
     """Empty unless another cluster than this machine's took it (SBATCH_CLUSTERS, --clusters)."""
     said: str
-    """Remarks of the site's submit plugin; mostly empty."""
+    """Remarks of the site's submit plugin; usually empty."""
 
 
 def sbatch(
@@ -103,7 +103,7 @@ def sbatch(
     cwd: Path | None = None,
     timeout: float = 2 * PATIENCE,
 ) -> Submitted:
-    """Submits a script: a file, or its text. Raises SlurmError with Slurm's reason, SlurmTimeout if that stays unknown.
+    """Submit a script: a file, or its text. Raises SlurmError with Slurm's reason; SlurmTimeout if sbatch does not end.
 
     args   options such as `--partition=main`; they win over the script's #SBATCH lines
     env    what sbatch, and so the job, finds in its environment (default: `environment()`)
@@ -119,11 +119,11 @@ def sbatch(
 
 
 def submit(script: Path, receipt: Path, timeout: float = 2 * PATIENCE) -> int:
-    """Submits a script; its job's id is the first line of `receipt`, which sbatch writes itself, as its output.
+    """Submit a script. sbatch itself writes the job's id, as its output, into the file `receipt`.
 
-    So the id is on disk even if this process is killed while sbatch runs. What sbatch complains of goes into a file as
-    well (.err, beside the receipt): into a pipe whose reader is dead, a remark would end it before it writes the id.
-    Raises SlurmError, SlurmTimeout.
+    So the id is on disk even if this process is killed while sbatch runs. sbatch's errors go into a file too (.err,
+    beside the receipt): writing a remark into a pipe without a reader would end sbatch before it writes the id.
+    SBATCH_ variables of a profile do not change what the script's #SBATCH lines say. Raises SlurmError, SlurmTimeout.
     """
     command = ("sbatch", "--parsable", os.fspath(script))
     count["sbatch"] += 1
@@ -171,7 +171,7 @@ def read_receipt(receipt: Path) -> tuple[int, str] | None:
 
 
 def _job_id(text: str) -> tuple[int, str] | None:
-    """(id, cluster) from what `sbatch --parsable` wrote; a submit plugin may have talked before."""
+    """(id, cluster) from what `sbatch --parsable` wrote, perhaps below the output of a submit plugin."""
     for line in reversed(text.splitlines()):
         if found := re.fullmatch(r"(\d+)(?:;(\S+))?", line.strip()):
             return int(found[1]), found[2] or ""
@@ -227,7 +227,7 @@ def sacct(
 
 
 def scancel(jobs: Iterable[int | str], signal_name: str | None = None, *, batch: bool = False) -> None:
-    """Cancels jobs, arrays (`69`), elements (`69_2`, `69_[2-5]`), or sends them a signal. Those that are over are fine.
+    """Cancel jobs, arrays (`69`), elements (`69_2`, `69_[2-5]`), or send them a signal. Jobs that ended are no error.
 
     batch: the signal is for the batch script too, not only for its steps.
     """
@@ -238,9 +238,9 @@ def scancel(jobs: Iterable[int | str], signal_name: str | None = None, *, batch:
 
 
 def requeue(jobs: Iterable[int | str], *, hold: bool = False) -> None:
-    """Ends running jobs and puts them back into the queue; ended ones as well, while the queue still knows them.
+    """End running jobs and put them back into the queue; ended jobs as well, while the queue still knows them.
 
-    They wait cred_expire (2 minutes by default) before they start again: `start_now` spares that.
+    They wait cred_expire (2 minutes by default) before they start again; `start_now` avoids that.
     """
     if ids := ",".join(str(job) for job in jobs):
         run("scontrol", "requeuehold" if hold else "requeue", ids)
@@ -261,7 +261,7 @@ _GONE = "Invalid job id|already completing or completed"
 
 
 def _chosen(jobs: Iterable[int | str] | None, name: str | None) -> list[str] | None:
-    """The options that choose jobs; None for an empty choice, which must not become all jobs."""
+    """The options that select jobs; None if the selection is empty, which must not become all jobs."""
     if name is not None and (odd := set(name) & set(",'\"[]")):
         # sacct 22.05 would find nothing and call that success; a comma starts the next name
         raise ValueError(f"name={name!r}: Slurm cannot look for a name with {' '.join(sorted(odd))} in it")

@@ -1,7 +1,7 @@
-"""Running a command of Slurm: in which environment, how long, and what becomes of what it says.
+"""Run a command of Slurm: in which environment, for how long, and how its failures are reported.
 
-Every failure is a SlurmError that carries the command, its exit code and what it said. `count` counts the commands run;
-`recorded()` and `hooks` see every raw answer.
+Every failure is a SlurmError that carries the command, its exit code and its output. `count` counts the commands that
+were run; `recorded()` and `hooks` see every raw answer.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _UNANSWERED = re.compile(
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command said, as it said it."""
+    """The output of a command, unchanged."""
 
     command: tuple[str, ...]
     code: int | None
-    """None: it was ended because it took too long."""
+    """None if the command was ended because it took too long."""
     stdout: str
     stderr: str
     seconds: float
 
 
 class SlurmError(LauncherError):
-    """A command of Slurm failed, or said what cannot be read. `answer` has all of it; str() is one line."""
+    """A command of Slurm failed, or its output cannot be read. `answer` has all of it; str() is one line."""
 
     def __init__(self, answer: Answer, why: str = "") -> None:
         self.answer = answer
@@ -58,7 +58,7 @@ class SlurmError(LauncherError):
 
     @property
     def said(self) -> str:
-        """The command's own words on one line, without its `sbatch: error: ` in front."""
+        """The command's error output on one line, without the `sbatch: error: ` at its beginning."""
         lines = [re.sub(r"^(\w+: )?(error|fatal): ", "", line) for line in self.stderr.splitlines()]
         return "; ".join(line for line in lines if line.strip())
 
@@ -68,7 +68,7 @@ class SlurmMissing(SlurmError):
 
 
 class SlurmTimeout(SlurmError):
-    """It took longer than it may. An sbatch that did may have submitted all the same: look for the job by its name."""
+    """A command took too long. An sbatch may have submitted all the same: look for the job by its name."""
 
 
 count: Counter[str] = Counter()
@@ -116,11 +116,11 @@ def run(
     cwd: Path | None = None,
     tolerate: str = "",
 ) -> Answer:
-    """Runs a command of Slurm, without a shell. Raises SlurmError.
+    """Run a command of Slurm, without a shell. Raises SlurmError.
 
-    It has a session of its own, so that Ctrl-C does not end an sbatch that is half-way through.
+    The command has a session of its own, so that Ctrl-C does not end an sbatch that is half-way through.
 
-    tolerate   pattern of complaints that make a failure none: of a job that Slurm has forgotten, say
+    tolerate   pattern of errors that are no failure, such as a job that Slurm has forgotten
     """
     line = tuple(os.fspath(word) for word in command)
     count[line[0]] += 1
@@ -164,16 +164,16 @@ def run(
 
 
 def ask(*command: str, **options: object) -> Answer:
-    """Runs a question: the same answer in every language, time zone and profile. Raises SlurmError."""
+    """Run a query whose output is the same in every language, time zone and profile. Raises SlurmError."""
     env = {name: value for name, value in environment().items() if not name.startswith(_FORMATTING)}
-    # BITSTR_LEN=0: else sacct and squeue cut an array's list of elements at 64 letters
+    # BITSTR_LEN=0: otherwise sacct and squeue cut an array's list of elements after 64 characters
     env |= {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0", "LC_ALL": "C", "TERM": "dumb"}
     return run(*command, env=env, **options)  # type: ignore[arg-type]
 
 
 @contextmanager
 def reading(answer: Answer) -> Iterator[None]:
-    """An answer that cannot be read is a SlurmError that shows it."""
+    """Turn a failure to parse `answer` into a SlurmError that shows it."""
     try:
         yield
     except (ValueError, KeyError, AttributeError) as error:

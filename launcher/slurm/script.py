@@ -113,7 +113,7 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
         "time": cluster["time"],
         "signal_delay_s": cluster["signal_delay_s"],
         "stderr_to_stdout": True,
-        "wckey": None,  # submitit's default is one that no site has
+        "wckey": None,  # no site has the one that submitit sets by default
         **{name: cluster.get(name) for name in PLAIN},
     }
     if cluster.get("mem_gb") is not None:
@@ -165,24 +165,24 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
 
 
 def output(sweep: Path) -> str:
-    """For --output: Slurm puts values in the place of a % and a letter, and a #SBATCH line ends where the line does."""
+    """The value of --output. Slurm replaces a % and a letter by values, and a #SBATCH line cannot have a line break."""
     name = str(sweep).replace("%", "%%")
     return f"{name}/slurm/%A_%a.out" if "\n" not in name else "/dev/null"  # then the script itself opens the file
 
 
 def one_line(value: str) -> str:
-    """Free text for a #SBATCH line, which ends where the line does."""
+    """Free text for a #SBATCH line, which cannot have a line break."""
     return " ".join(value.split())
 
 
 def share(cluster: Mapping[str, Any], trials: int) -> int:
-    """How many of so many trials an element runs: at most cluster.trials_per_node, dealt out evenly."""
+    """How many trials an element runs, of so many in all: at most cluster.trials_per_node, spread evenly."""
     elements = math.ceil(trials / int(cluster.get("trials_per_node") or 1))
     return math.ceil(trials / elements)
 
 
 def findings(cluster: Mapping[str, Any]) -> list[Finding]:
-    """Everything under `cluster` that cannot be written into a script, known before there is a sweep."""
+    """Everything under `cluster` that cannot be written into a script."""
     probe = ArrayRequest(sweep=Path("/"), name="", trials=[0], nodes=1, ranks_per_node=1, cluster=cluster, python="")
     found = []
     for written in (lambda: parameters(probe), lambda: exports(cluster.get("environment") or {})):
