@@ -11,7 +11,7 @@ from typing import Any
 from launcher.job.node_check import UNFIT
 from launcher.job.policy import REPEATABLE, Ending
 from launcher.job.slurm_job import JobRecord, OwnJob
-from launcher.sweep import checkpoints, logs, metrics, starts
+from launcher.sweep import checkpoints, logs, metrics, rank_errors, starts
 
 MARK = "== start {start} =="
 """The line that the batch script prints when a start begins."""
@@ -94,11 +94,8 @@ def _batch(trial: Path, job: OwnJob, output: str) -> list[str]:
 
 def _node(trial: Path, job: OwnJob, rank: int | None) -> str:
     """The node of a rank, as its own note says it; "" where it left none."""
-    try:
-        note = json.loads((trial / "log" / f"{job.start_name}_{rank}_error.json").read_bytes())
-        return str(note.get("node") or "")
-    except (FileNotFoundError, ValueError):
-        return ""
+    note = rank_errors.read(trial / "log", job.start_name, rank) if rank is not None else None
+    return note.node if note else ""
 
 
 def _trained(trial: Path) -> bool:
