@@ -48,7 +48,7 @@ def _run_hydra(argv: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from launcher.compose.trials import register_resolvers
+    from launcher.compose.resolvers import register_resolvers
 
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, to be said in one line

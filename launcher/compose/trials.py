@@ -45,12 +45,6 @@ class PlannedTrial:
     config: TrialConfig
 
 
-def register_resolvers() -> None:
-    """The two arithmetic resolvers that NeMo-Aligner's own configs use."""
-    OmegaConf.register_new_resolver("multiply", lambda a, b: a * b, replace=True)
-    OmegaConf.register_new_resolver("int_div", lambda a, b: a // b, replace=True)
-
-
 def trial_configs(
     config_loader: ConfigLoader,
     sweep_config: DictConfig,

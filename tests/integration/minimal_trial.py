@@ -40,7 +40,7 @@ def write_trial(
     from omegaconf import OmegaConf
 
     from launcher import main  # which lets Hydra find the project's plugins
-    from launcher.compose.trials import register_resolvers
+    from launcher.compose.resolvers import register_resolvers
     from launcher.nemo.lora import nemo_modules
 
     register_resolvers()

@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import launcher.main as main_module
-from launcher.compose.trials import ComposedConfig, UnresolvedError, checked, register_resolvers, unresolved
+from launcher.compose.resolvers import register_resolvers
+from launcher.compose.trials import ComposedConfig, UnresolvedError, checked, unresolved
 from launcher.findings import Finding, Refused
 from launcher.trial_config.config import TrialConfig, at
 from launcher.trial_config.validate import validate

@@ -53,9 +53,10 @@ def test_refused(tmp_path: Path, words: list[str], expected: list[str]) -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["-m", "model.dpo.ref_policy_kl_penalty=0"]])
 def test_no_torch_on_the_login_node(tmp_path: Path, words: list[str]) -> None:
+    heavy = {"torch", "nemo", "numpy"} | ({"pydantic"} if "-m" not in words else set())
     script = (
         "import atexit, sys\n"
-        "atexit.register(lambda: print('TORCH' if {'torch', 'nemo', 'numpy'} & set(sys.modules) else 'LIGHT'))\n"
+        f"atexit.register(lambda: print('HEAVY' if {heavy!r} & set(sys.modules) else 'LIGHT'))\n"
         f"sys.argv = ['main.py', *{words!r}, 'cluster=local']\n"
         "from launcher.main import main\n"
         "main()\n"

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import launcher.main as main_module
-from launcher.compose.trials import ComposedConfig, UnresolvedError, _value, checked, register_resolvers, trial_configs
+from launcher.compose.resolvers import register_resolvers
+from launcher.compose.trials import ComposedConfig, UnresolvedError, _value, checked, trial_configs
 from launcher.findings import Refused
 
 #: 1, 1.0 and True are equal in Python and mean different things: one batch, all of them, nothing that is allowed.
