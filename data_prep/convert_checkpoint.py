@@ -21,14 +21,14 @@ if __name__ == "__main__":
     # Run as a script, Python puts this folder first; the packages lie one above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_prep import scratch  # noqa: E402
-from data_prep.models import small_models  # noqa: E402
-from data_prep.models.hf_folder import HFFolder, open_folder  # noqa: E402
-from data_prep.models.proof import Failed, Prover  # noqa: E402
-from data_prep.progress import Progress  # noqa: E402
-from launcher.check.files import check_nemo  # noqa: E402
-from launcher.findings import Finding, Refused  # noqa: E402
-from launcher.nemo import nemo_file  # noqa: E402
+from data_prep import scratch
+from data_prep.models import small_models
+from data_prep.models.hf_folder import HFFolder, open_folder
+from data_prep.models.proof import Failed, Prover
+from data_prep.progress import Progress
+from launcher.check.files import check_nemo
+from launcher.findings import Finding, Refused
+from launcher.nemo import nemo_file
 
 #: Bytes of a model in fp32 up to which it is proved whole, by NeMo's own restore; larger ones layer by layer.
 WHOLE = 2 << 30

@@ -17,15 +17,15 @@ if __name__ == "__main__":
     # Run as a script, Python puts this folder first; the packages lie one above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_prep.pairs import output, prompt_formats, sources, summary, tokenizer_files  # noqa: E402
-from data_prep.pairs.build import build, check_tokens, preview, recipe  # noqa: E402
-from data_prep.pairs.forms import BY_NAME, FORMS, KEYS, TARGETS  # noqa: E402
-from data_prep.pairs.hub import HH_NAME, HH_REVISION  # noqa: E402
-from data_prep.pairs.pair_filter import Options  # noqa: E402
-from data_prep.pairs.pair_tokens import PairTokenizer  # noqa: E402
-from data_prep.pairs.splits import Sizes  # noqa: E402
-from data_prep.progress import Progress  # noqa: E402
-from launcher.findings import Finding, Refused  # noqa: E402
+from data_prep.pairs import output, prompt_formats, sources, summary, tokenizer_files
+from data_prep.pairs.build import build, check_tokens, preview, recipe
+from data_prep.pairs.forms import BY_NAME, FORMS, KEYS, TARGETS
+from data_prep.pairs.hub import HH_NAME, HH_REVISION
+from data_prep.pairs.pair_filter import Options
+from data_prep.pairs.pair_tokens import PairTokenizer
+from data_prep.pairs.splits import Sizes
+from data_prep.progress import Progress
+from launcher.findings import Finding, Refused
 
 EXAMPLES = """\
 examples:

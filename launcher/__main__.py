@@ -8,9 +8,9 @@ from pathlib import Path
 if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # run as a script: the package lies one folder above
 
-from launcher import terminal  # noqa: E402
-from launcher.commands import COMMANDS, load, program  # noqa: E402
-from launcher.findings import LauncherError  # noqa: E402
+from launcher import terminal
+from launcher.commands import COMMANDS, load, program
+from launcher.findings import LauncherError
 
 _HELP = """usage: {program} COMMAND [...]
 

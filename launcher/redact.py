@@ -51,7 +51,7 @@ def command(words: Iterable[str]) -> list[str]:
 def config(node: Any, key: str = "") -> Any:
     """A config, or the part of it below `key`, with every secret value hidden. Returns a copy."""
     if key and is_secret(key) and node is not None:
-        return {name: HIDDEN for name in node} if isinstance(node, Mapping) else HIDDEN
+        return dict.fromkeys(node, HIDDEN) if isinstance(node, Mapping) else HIDDEN
     if isinstance(node, Mapping):
         return {name: config(value, f"{key}.{name}" if key else str(name)) for name, value in node.items()}
     if isinstance(node, (list, tuple)):

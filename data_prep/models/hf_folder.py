@@ -166,7 +166,7 @@ def _match(
     ignored = {"lm_head.weight"} if shape.tied else set()
     extra = [name for name in headers if name not in expected and name not in ignored and "rotary_emb" not in name]
     if extra:
-        why = f"{len(extra)} weights that a Llama of this config.json does not have, first {sorted(extra)[0]}"
+        why = f"{len(extra)} weights that a Llama of this config.json does not have, first {min(extra)}"
         remedy = "only plain Llama checkpoints can be converted (merge adapters first)"
         findings.append(Finding(str(path), "", why, remedy))
     for name in expected.keys() & headers.keys():

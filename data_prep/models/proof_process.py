@@ -15,7 +15,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from data_prep.models.proof import TEXT, Failed, verdict  # noqa: E402
+from data_prep.models.proof import TEXT, Failed, verdict
 
 
 def compare(job: dict[str, Any], say: Any) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class PairTokenizer:
         measured: list[Measured | Drop | None] = [self._by_pieces(pair) for pair in pairs]
         left = [number for number, one in enumerate(measured) if one is None]
         for number, one in zip(left, self._whole([pairs[number] for number in left]), strict=True):
-            measured[number] = one if one else self._repaired(pairs[number])
+            measured[number] = one or self._repaired(pairs[number])
         return [one for one in measured if one is not None]
 
     def _by_pieces(self, pair: Pair) -> Measured | None:

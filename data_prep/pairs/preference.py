@@ -9,8 +9,8 @@ from typing import NamedTuple
 from data_prep.pairs import hh_format, rendered
 from data_prep.pairs.conversation import BadRow, Conversation, Drop, Rewards, make_conversation
 
-_ROLES = {name: "user" for name in ("user", "human", "prompter")}
-_ROLES |= {name: "assistant" for name in ("assistant", "gpt", "bot", "model", "chatgpt")}
+_ROLES = dict.fromkeys(("user", "human", "prompter"), "user")
+_ROLES |= dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt"), "assistant")
 _ROLES |= {"system": "system", "developer": "system"}  # OpenAI's newer name
 
 #: (role, stripped text), a system prompt among them if there is one

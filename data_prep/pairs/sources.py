@@ -61,7 +61,7 @@ def find(
     subsets: tuple[str, ...] = (),
     revision: str | None = None,
     only: tuple[str, ...] = (),
-    reading: Reading = Reading(),  # noqa: B008  (frozen)
+    reading: Reading = Reading(),
 ) -> Source:
     """The source that `word` names; `only` are the splits of it to take. Raises Refused where there is none."""
     name, path = NAMES.get(word), Path(word).expanduser()

@@ -84,7 +84,7 @@ def _rewrite(word: str, roots: list[Path], multirun: bool, forced: set[str], fin
     key = override.key_or_group
     if override.is_sweep_override() and not multirun:
         findings.append(Finding(key, word.partition("=")[2], "several values", "add -m to run one trial for each"))
-    if key.startswith("hydra.") or key.startswith("hydra/"):
+    if key.startswith(("hydra.", "hydra/")):
         return word
     options = _options(key, roots)
     if options is not None:

@@ -86,7 +86,7 @@ def query(element: str) -> JobRecord:
 #: Fields whose text may have blanks and `=` in it; each is the last one of its line.
 _FREE_TEXT = ("JobName", "Command", "WorkDir", "Comment", "AdminComment", "SystemComment", "StdErr", "StdIn", "StdOut")
 _FIELD = re.compile(
-    rf"(?:^|\s)(?:(?P<free>{'|'.join(_FREE_TEXT)})=(?P<rest>.*)|(?P<key>[\w/:.\[\]-]+)=(?P<value>\S*))", re.S
+    rf"(?:^|\s)(?:(?P<free>{'|'.join(_FREE_TEXT)})=(?P<rest>.*)|(?P<key>[\w/:.\[\]-]+)=(?P<value>\S*))", re.DOTALL
 )
 _LINE = re.compile(r"\n {3}(?=\S+=)")
 

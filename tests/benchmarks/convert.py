@@ -23,10 +23,19 @@ from pathlib import Path
 from tests.benchmarks.login_node import ROOT
 
 SHAPE = {
-    **{"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8},
-    **{"vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 500000.0, "rms_norm_eps": 1e-5},
-    **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False},
-    **{"torch_dtype": "bfloat16", "initializer_range": 0.02},
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "initializer_range": 0.02,
 }
 LLAMA31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA31 |= {"original_max_position_embeddings": 8192}

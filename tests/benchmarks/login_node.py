@@ -88,7 +88,7 @@ class LoginNode:
             peak = self._wait(process, stop)
         calls = [line.split() for line in self.log.read_text().splitlines()] if self.log.exists() else []
         submitted = [float(moment) for name, moment in calls if name == "sbatch"]
-        if not submitted or not stop and process.returncode != 0:
+        if not submitted or (not stop and process.returncode != 0):
             raise RuntimeError(f"{shlex.join(words)[-200:]}: {output.read_text()[-2000:]}")
         counted = {name: sum(call[0] == name for call in calls) for name in sorted({call[0] for call in calls})}
         return Submission(submitted[0] - began, peak, counted, output.read_text())
@@ -102,7 +102,7 @@ class LoginNode:
                 return peak
             peak = high_water_mb(process.pid) or peak
             now = time.monotonic()
-            if now - began > _PATIENCE or stop and self.log.exists() and "sbatch" in self.log.read_text():
+            if now - began > _PATIENCE or (stop and self.log.exists() and "sbatch" in self.log.read_text()):
                 process.kill()
                 process.wait()
                 return 0.0

@@ -12,7 +12,7 @@ from data_prep.models import small_models
 
 pytest.importorskip("torch")
 
-from tests.benchmarks.convert import large, measured, same_bits  # noqa: E402
+from tests.benchmarks.convert import large, measured, same_bits
 
 
 def test_memory_of_children_counts() -> None:

@@ -42,7 +42,7 @@ def test_the_missions_command(desk: Desk, own_cluster: Cluster) -> None:
     sweep = desk.sweep()
     (array,) = desk.arrays()
     assert f"array {array}: 3 trials x 2 nodes x 2 ranks" in done.stdout
-    assert desk.accounted(array) == {number: ("COMPLETED", "0:0") for number in range(3)}
+    assert desk.accounted(array) == dict.fromkeys(range(3), ("COMPLETED", "0:0"))
     results = [trial.result() for trial in sweep.trials]
     assert [result and result["beta"] for result in results] == [0.05, 0.1, 0.5]
     assert [result and result["ranks"] for result in results] == [4, 4, 4]
@@ -71,7 +71,7 @@ def test_one_array_of_multi_node_jobs(desk: Desk) -> None:
     for command in ("status", "watch", "cancel"):
         assert f"python -m launcher {command} sweep\n" in done.stdout + "\n"
     desk.wait_ended()
-    assert desk.accounted(array) == {number: ("COMPLETED", "0:0") for number in range(3)}
+    assert desk.accounted(array) == dict.fromkeys(range(3), ("COMPLETED", "0:0"))
     for trial in range(3):
         ranks = desk.ranks(trial)
         assert [rank["ranks"] for rank in ranks] == [4] * 4

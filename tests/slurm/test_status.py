@@ -229,7 +229,7 @@ def test_retry_runs_what_failed_and_nothing_else(
     assert len(Sweep.load(sweep.folder).jobs) == 2
     look = until(sweep, lambda look: look.counts == {"DONE": 3})
     assert look.exit_code == 0 and look.trials[1].restarts == 1 and times() == before
-    rows = [row for row in client.squeue([job["id"] for job in again.submitted()], ended=True)]
+    rows = list(client.squeue([job["id"] for job in again.submitted()], ended=True))
     assert [(row.array_id, row.task_id) for row in rows].count((int(again.submitted()[1]["id"]), 0)) == 1
     assert len(rows) == 4
     assert main(["retry", "--failed", str(sweep.folder)]) == 0, "nothing to do is no error"

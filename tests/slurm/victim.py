@@ -112,7 +112,7 @@ class Sweeping:
         """The lines of metrics.jsonl, by start of rank 0."""
         found: list[list[dict[str, Any]]] = []
         for line in metrics.read_all(self.folder / str(trial) / "metrics.jsonl"):
-            if line.get("phase") == metrics.STARTING and line.get("detail") == "importing torch" or not found:
+            if (line.get("phase") == metrics.STARTING and line.get("detail") == "importing torch") or not found:
                 found.append([])
             found[-1].append(line)
         return found

@@ -17,8 +17,15 @@ from launcher.sweep.folder import Sweep
 RANK, ALPHA = 4, 6
 #: tiny's: two layers, four query heads in two groups of 16.
 MODEL = {
-    **{"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 160, "num_attention_heads": 4, "num_query_groups": 2},
-    **{"kv_channels": 16, "encoder_seq_length": 256, "global_batch_size": 4, "seed": 1},
+    "num_layers": 2,
+    "hidden_size": 64,
+    "ffn_hidden_size": 160,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "kv_channels": 16,
+    "encoder_seq_length": 256,
+    "global_batch_size": 4,
+    "seed": 1,
     "optim": {"name": "fused_adam", "lr": 1e-3},
     "dpo": {"preference_loss": "dpo"},
 }

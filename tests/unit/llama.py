@@ -17,8 +17,13 @@ LLAMA3_8B = {
 }  # fmt: skip
 TINY = {
     **LLAMA3_8B,
-    **{"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 160, "num_attention_heads": 4, "num_query_groups": 2},
-    **{"kv_channels": 16, "max_position_embeddings": 2048},
+    "num_layers": 2,
+    "hidden_size": 64,
+    "ffn_hidden_size": 160,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "kv_channels": 16,
+    "max_position_embeddings": 2048,
 }
 
 

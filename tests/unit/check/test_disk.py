@@ -20,8 +20,13 @@ from tests.unit.llama import LLAMA3_8B, TINY, write_described
 
 SMOLLM2 = {
     **TINY,
-    **{"num_layers": 30, "hidden_size": 576, "ffn_hidden_size": 1536, "num_attention_heads": 9, "num_query_groups": 3},
-    **{"kv_channels": 64, "share_embeddings_and_output_weights": True},
+    "num_layers": 30,
+    "hidden_size": 576,
+    "ffn_hidden_size": 1536,
+    "num_attention_heads": 9,
+    "num_query_groups": 3,
+    "kv_channels": 64,
+    "share_embeddings_and_output_weights": True,
 }
 
 

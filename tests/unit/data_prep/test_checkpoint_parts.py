@@ -271,7 +271,7 @@ def test_file_that_is_no_safetensors(tmp_path):
 def test_sharded_folder_with_a_lost_shard(folder):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     names = read_header(folder / "model-00001-of-00002.safetensors")
-    places = {name: "model-00001-of-00002.safetensors" for name in names}
+    places = dict.fromkeys(names, "model-00001-of-00002.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
     assert len(open_folder(folder).files) == len(names)

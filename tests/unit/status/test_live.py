@@ -83,7 +83,7 @@ def test_plain_lines_say_every_change_and_a_sign_of_life(tmp_path: Path, clock: 
     text = stream.getvalue()
     assert max(silences) <= 5.0 and len(text.splitlines()) <= 15
     assert "\x1b" not in text and max(map(len, text.splitlines())) <= 80
-    assert re.search(r"^[0-9:]{8} trial 0 \(beta 0.1\) running, log /l$", text, re.M)
+    assert re.search(r"^[0-9:]{8} trial 0 \(beta 0.1\) running, log /l$", text, re.MULTILINE)
     assert "#0 loading model 0 s, tiny.nemo | #1 starting" in text
     assert "#0 1/24 loss 0.612 acc 0.75 | #1 starting" in text
     assert text.count("trial 0 (beta 0.1) step 1: validation loss 0.6500, accuracy 0.600") == 1
@@ -154,7 +154,7 @@ def test_a_picture_of_many_shows_what_matters_and_says_what_it_leaves_out(
     console.print(TableView(many, io.StringIO()).draw(now))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert len(text.splitlines()) <= 12
-    assert re.search(r"^30 3\.1 ", text, re.M) and "trial 35 (beta 3.6) FAILED: OSError: gone" in text
+    assert re.search(r"^30 3\.1 ", text, re.MULTILINE) and "trial 35 (beta 3.6) FAILED: OSError: gone" in text
     assert "1 running, 38 waiting, 1 failed, 34 of them not shown" in text
 
 

@@ -214,7 +214,7 @@ def test_an_array_that_sbatch_could_not_tell_is_found_by_its_name(
     rows = [queued(0, "RUNNING"), queued(1, "PENDING")]
 
     def squeue(ids: object = None, **how: object) -> list[QueueRow]:
-        assert ids == [ARRAY] or how["name"] == "tune-1" and how["user"] == sweep.data["user"]
+        assert ids == [ARRAY] or (how["name"] == "tune-1" and how["user"] == sweep.data["user"])
         return rows
 
     monkeypatch.setattr(client, "squeue", squeue)

@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from omegaconf import DictConfig, OmegaConf
 
-from launcher.train.nemo_aligner.savings import reference_key  # noqa: E402
+from launcher.train.nemo_aligner.savings import reference_key
 
 
 @pytest.fixture

@@ -78,4 +78,4 @@ def _norm_names(module: Any) -> None:
 @after("transformer_engine", "nemo.collections.nlp.modules.common.megatron.megatron_utils")
 def _no_bert(module: Any) -> None:
     """NeMo lists its BERT models at import, from a module that fails with a NameError of its own without TE."""
-    module.get_megatron_pretrained_bert_models = lambda: []
+    module.get_megatron_pretrained_bert_models = list
