@@ -71,7 +71,7 @@ def test_a_line_break_ends_no_directive() -> None:
 
 #: In place of the commands that a script runs.
 NOTHING_RUNS = "srun() { :; }; squeue() { :; }; tail() { :; }; mkdir() { :; }; timeout() { :; }; write_sweep=(:)\n"
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 odd = st.text(st.characters(blacklist_categories=("Cs", "Cc")) | st.sampled_from(list("\n$`'\"\\ ;&|(){}")), min_size=1)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from launcher.slurm.container import inside, ordered
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 IN_CONTAINER = ROOT / "sbatch" / "in_container.sh"
 
 

@@ -13,7 +13,7 @@ import pytest
 import launcher.job
 from launcher.job import ranks
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("name", sorted(module.name for module in pkgutil.iter_modules(launcher.job.__path__)))
