@@ -115,9 +115,9 @@ def signal_in_evaluation(rank: int = 0) -> None:
 
 def signal_while_loading(rank: int = 0) -> None:
     """The rank is warned before its ranks have met."""
-    from launcher.train.nemo_aligner import session
+    from launcher.train.nemo_aligner import base_model
 
-    _before(session, "load_from_nemo", lambda *args, **kwargs: _mine(rank), signal.SIGUSR2)
+    _before(base_model, "load_from_nemo", lambda *args, **kwargs: _mine(rank), signal.SIGUSR2)
 
 
 def _mine(rank: int) -> bool:

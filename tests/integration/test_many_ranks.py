@@ -146,9 +146,9 @@ def test_ranks_that_differ_stop_the_trial(train, new_trial):
 def another_base_model_on_rank_1() -> None:
     import torch
 
-    from launcher.train.nemo_aligner import session
+    from launcher.train.nemo_aligner import base_model
 
-    load = session.load_from_nemo
+    load = base_model.load_from_nemo
 
     def load_another(*args, **kwargs):
         model = load(*args, **kwargs)
@@ -157,7 +157,7 @@ def another_base_model_on_rank_1() -> None:
                 next(model.parameters()).view(-1)[5] += 1.0
         return model
 
-    session.load_from_nemo = load_another
+    base_model.load_from_nemo = load_another
 
 
 def an_older_data_file_on_rank_1() -> None:

@@ -20,7 +20,6 @@ from typing import Any
 
 from launcher import estimates, whole_file
 from launcher.findings import Finding, Refused
-from launcher.nemo.nemo_file import unpack_tokenizer
 from launcher.train import result as results
 from launcher.train.device import choose_device
 from launcher.train.metrics_file import EVERY, MetricsFile
@@ -220,22 +219,13 @@ def check(trial_dir: Path) -> tuple[dict[str, Any], Any]:
 def _load(config: Any, trial_dir: Path, adapters: str) -> tuple[Any, Any]:
     """(model with its trained adapters, held-out pairs); nothing is written but the tokenizer."""
     from nemo.collections.nlp.parts.peft_config import PEFT_CONFIG_MAP
-    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
     from nemo_aligner.utils.train_script_utils import init_distributed, resolve_and_create_trainer
-    from nemo_aligner.utils.utils import load_and_override_model_config, load_from_nemo
 
-    from launcher.train.nemo_aligner import session
-    from launcher.train.nemo_aligner.rotary import scale_frequencies
+    from launcher.train.nemo_aligner import base_model, session
 
-    path = config.pretrained_checkpoint.restore_from_path
-    config.model = load_and_override_model_config(path, config.model)
-    if str(config.model.tokenizer.type or "").startswith("nemo:"):
-        config.model.tokenizer.type = str(unpack_tokenizer(Path(path), trial_dir / "tokenizer"))
+    base_model.complete_config(config, trial_dir)
     lightning = resolve_and_create_trainer(config, "dpo")
-    model = load_from_nemo(
-        MegatronGPTDPOModel, config.model, lightning, strict=True, load_base_model_only=False, restore_path=path
-    )
-    scale_frequencies(model, config.model)
+    model = base_model.load(config, lightning, trial_dir)
     init_distributed(lightning, model, config.model.get("transformer_engine", False))
     # init_peft does this and logs it with a format string that has no place for its argument.
     model.load_adapters(adapters, PEFT_CONFIG_MAP[config.model.peft.peft_scheme](config.model))

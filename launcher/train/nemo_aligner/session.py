@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,24 +33,27 @@ from nemo_aligner.utils.train_script_utils import (
     init_using_ptl,
     resolve_and_create_trainer,
 )
-from nemo_aligner.utils.utils import load_and_override_model_config, load_from_nemo, retrieve_model_state_dict_in_cpu
+from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.check.steps import Plan
-from launcher.nemo.nemo_file import unpack_tokenizer
 from launcher.sweep import checkpoints
 from launcher.train import result as results
 from launcher.train import signals
 from launcher.train.metrics_file import MetricsFile, TrialLogger
-from launcher.train.nemo_aligner import checkpointing, event_files, random_state, replicas, settings
-from launcher.train.nemo_aligner.rotary import scale_frequencies
+from launcher.train.nemo_aligner import (
+    base_model,
+    baseline,
+    checkpointing,
+    event_files,
+    random_state,
+    recompute,
+    replicas,
+    settings,
+)
 from launcher.train.nemo_aligner.savings import install
 from launcher.train.nemo_aligner.trainer import PreferenceTrainer
 from launcher.train.timer import RunTimer, Stopped
-
-#: How far from ln 2 the preference loss of an untrained adapter may be. Policy and reference are the same weights then;
-#: a difference means that one of the two passes does not compute what it should.
-BASELINE_TOLERANCE = 1e-3
 
 #: Given to NeMo's exp_manager in place of what the config has.
 FROM_THE_START = {"resume_if_exists": False, "resume_from_checkpoint": None, "create_preemption_callback": False}
@@ -120,13 +122,9 @@ class AlignerSession:
 
     def _baseline(self) -> None:
         fresh = self.config.model.peft.restore_from_path is None
-        loss = self.trainer.validate_baseline(whole=not fresh)
-        dpo = self.config.model.dpo
-        if fresh and dpo.preference_loss == "dpo" and abs(loss - math.log(2)) > BASELINE_TOLERANCE:
-            raise RuntimeError(
-                f"the preference loss before the first step is {loss:.6f}, not ln 2 = {math.log(2):.6f}: the policy "
-                "with an untrained adapter and the reference policy do not agree"
-            )
+        metrics = self.trainer.validate_baseline(whole=not fresh)
+        if fresh and self.config.model.dpo.preference_loss == "dpo":
+            baseline.check(self.config, metrics)
 
     def nemo_file(self) -> str | None:
         """The file NeMo writes at the end of training; with LoRA it holds the adapters alone."""
@@ -143,23 +141,17 @@ class AlignerSession:
 
 def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> AlignerSession:
     """Load model, data, optimizer and, where there is one, the last checkpoint. `config` has been settled."""
-    path = config.pretrained_checkpoint.restore_from_path
-    config.model = load_and_override_model_config(path, config.model)
-    if str(config.model.tokenizer.type or "").startswith("nemo:"):
-        # NeMo cannot find a tokenizer inside a .nemo, so it is given one beside the trial's results.
-        folder = Path(config.exp_manager.explicit_log_dir).parent / "tokenizer"
-        config.model.tokenizer.type = str(unpack_tokenizer(Path(path), folder))
+    trial_dir = Path(config.exp_manager.explicit_log_dir).parent
+    base_model.complete_config(config, trial_dir)
     # RunTimer keeps the time; Lightning's and NeMo's own timers would end the process without a checkpoint.
     max_time = config.exp_manager.max_time_per_run or config.trainer.max_time
     config.exp_manager.max_time_per_run = config.trainer.max_time = None
     lightning = resolve_and_create_trainer(config, "dpo")
     # What to go on from is found below, once rank 0 can tell the others: NeMo takes whatever has a checkpoint's name.
     exp_manager(lightning, {**settings.plain(config.exp_manager), **FROM_THE_START})
-    model = load_from_nemo(
-        MegatronGPTDPOModel, config.model, lightning, strict=True, load_base_model_only=False, restore_path=path
-    )
-    scale_frequencies(model, config.model)
+    model = base_model.load(config, lightning, trial_dir)
     init_peft(model, config.model)
+    recompute.keep_gradients(model)
     if config.model.peft.peft_scheme == "none":
         o2 = config.model.get("megatron_amp_O2", False)
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=o2)

@@ -59,8 +59,8 @@ class PreferenceTrainer(DPOTrainer):
         super().load_state_dict(state_dict)
         self.saved_step = self.step
 
-    def validate_baseline(self, whole: bool) -> float:
-        """Validate before the first step, and log it as step 0; returns the preference loss.
+    def validate_baseline(self, whole: bool) -> dict[str, float]:
+        """Validate before the first step, and log it as step 0; returns its metrics.
 
         `whole` takes all validation batches, else the first alone: an untrained adapter's values are all known
         beforehand (loss ln 2, log-ratios 0), so that one batch is enough to see whether they come out.
@@ -72,7 +72,7 @@ class PreferenceTrainer(DPOTrainer):
         finally:
             self.limit_val_batches = batches
         self.logger.log_metrics(metrics, step=0, prefix="val/")
-        return float(metrics["preference_loss"])
+        return metrics
 
     def validate_owed(self) -> dict[str, float]:
         """Make up for the validation that was left out of this step, to stop in time."""

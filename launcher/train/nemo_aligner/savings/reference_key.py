@@ -19,6 +19,7 @@ from launcher.train.nemo_aligner.savings.reference_cache import file_digest
 _NOT_OF_THE_REFERENCE = (
     "dpo", "peft", "optim", "data", "tokenizer", "seed", "micro_batch_size", "global_batch_size", "restore_from_path",
     "resume_from_checkpoint", "nsys_profile", "target", "nemo_version", "overwrite_base_config",
+    "dist_ckpt_parallel_load", "async_grad_allreduce",
 )  # fmt: skip
 #: Of model.data: where things lie and how they are read; the rest says how a row becomes tokens.
 _NOT_OF_THE_TOKENS = (

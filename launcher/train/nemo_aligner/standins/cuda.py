@@ -16,7 +16,20 @@ def cuda_on_cpu() -> None:
 
     cpu = torch.device("cpu")
     cuda: Any = torch.cuda
-    for name in ("arange", "as_tensor", "empty", "eye", "full", "ones", "rand", "randint", "randn", "tensor", "zeros"):
+    for name in (
+        "arange",
+        "as_tensor",
+        "empty",
+        "empty_like",
+        "eye",
+        "full",
+        "ones",
+        "rand",
+        "randint",
+        "randn",
+        "tensor",
+        "zeros",
+    ):
         setattr(torch, name, _cpu_device(getattr(torch, name), cpu))
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
