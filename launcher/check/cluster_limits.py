@@ -57,7 +57,7 @@ def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
         # Several partitions: Slurm takes whichever starts first, so one that fits is enough.
         together = script.share(config.plain["cluster"], trials)
         unfit: list[list[Finding]] = [_partition(partitions[part], config, together) for part in name.split(",")]
-        found += min(unfit, key=len)
+        found += sorted(unfit, key=len)[0]  # noqa: FURB192  mypy cannot type min with this key
         if associations is not None:
             here = site.cluster.name.lower()  # slurmdbd may keep several clusters, their names in small letters
             associations = [row for row in associations if row.cluster.lower() == here]
