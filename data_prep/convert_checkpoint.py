@@ -1,7 +1,7 @@
-"""A Hugging Face Llama as a .nemo file that NeMo-Aligner 0.7 restores, proved by its logits; or, --to hf, the way back.
+"""Convert a Hugging Face Llama to a .nemo that NeMo-Aligner 0.7 restores, and prove it by its logits; --to hf: back.
 
-Reads safetensors and writes Megatron's checkpoint layer by layer, without building either model; then restores the file
-with NeMo on the CPU and compares logits with HF's. Nothing is left half-written: the file appears when it is proved.
+It reads safetensors and writes Megatron's checkpoint layer by layer, without building either model; then it restores
+the file with NeMo on the CPU and compares the logits with HF's. The file appears only when it is proved.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from launcher.check.files import check_nemo
 from launcher.findings import Finding, Refused
 from launcher.nemo import nemo_file
 
-#: Bytes of a model in fp32 up to which it is proved whole, by NeMo's own restore; larger ones layer by layer.
+#: Models of up to so many bytes in fp32 are proved whole, by NeMo's own restore; larger ones layer by layer.
 WHOLE = 2 << 30
 #: Raised when files of the same source should be made anew.
 CONVERTER = 2
@@ -118,7 +118,7 @@ def _output(source: str, output: Path | None) -> Path:
 
 
 def _done(output: Path, wanted: dict[str, Any], verify: bool, source: str) -> bool:
-    """Whether `output` is what would be made; raises Refused where it is something else that would be lost."""
+    """Whether `output` is up to date. Raises Refused where it is another file, which would be lost."""
     if not output.exists():
         return False
     record = nemo_file.read_record(output)
@@ -262,7 +262,7 @@ def _to_hf(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary folders are removed
     try:
         if args.to == "hf":
             _to_hf(args)

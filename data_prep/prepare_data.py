@@ -1,8 +1,8 @@
 """Preference pairs -> the JSONL files that NeMo-Aligner's DPO reads, without the rows on which it would crash.
 
-Writes train.jsonl, validation.jsonl and test.jsonl with {prompt, chosen_response, rejected_response, chosen_reward,
-rejected_reward}, and dataset.json, which says what they were made from and what was dropped and why. They appear when
-all of them are done; a second run with nothing changed does nothing.
+It writes train.jsonl, validation.jsonl and test.jsonl with {prompt, chosen_response, rejected_response, chosen_reward,
+rejected_reward}, and dataset.json, which records what they were made from and which rows were dropped and why. They
+appear when all of them are done; a second run with nothing changed does nothing.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def _names(text: str) -> tuple[str, ...]:
 def main(argv: list[str] | None = None) -> int:
     words = [word.removeprefix("data=") for word in (sys.argv[1:] if argv is None else argv)]
     args = parser().parse_args(words)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is removed
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     try:
         return prepare(args)
     except Refused as refused:

@@ -1,4 +1,4 @@
-"""Signs of life on stderr: a line at the start of each phase, and one every few seconds while it lasts."""
+"""Progress on stderr: a line at the start of each phase, and one every few seconds while it lasts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EVERY = 4.0  # seconds; no phase stays silent for longer than 5
 
 
 class Progress:
-    """`name: phase` lines. `detail`, set at any time from any thread, is appended to the next line."""
+    """Prints `name: phase` lines. `detail` may be set at any time from any thread; the next line ends with it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -23,7 +23,7 @@ class Progress:
 
     @contextmanager
     def phase(self, text: str) -> Iterator[None]:
-        """Announce `text`, repeat it with the seconds passed and `detail` while the block runs."""
+        """Print `text`, and while the block runs again and again with the seconds passed and `detail`."""
         self.detail = ""
         self.say(text)
         over, began = threading.Event(), time.monotonic()

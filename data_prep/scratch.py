@@ -1,4 +1,4 @@
-"""A folder beside a file in the making: gone when the making ends, however it ends, or at the next try. Stdlib only."""
+"""A temporary folder beside a file that is being made; removed at the end, or at the next try. Stdlib only."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 @contextmanager
 def beside(target: Path) -> Iterator[Path]:
-    """A new hidden folder in that of `target`: on one file system, so that what is made there can be renamed to it.
+    """A new hidden folder beside `target`, on the same file system, so that its content can be renamed to `target`.
 
-    What killed processes of this machine left for the same target is removed first. Raises OSError.
+    Folders that killed processes of this machine left for the same target are removed first. Raises OSError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     stem = f".{target.name}.{socket.gethostname()}."

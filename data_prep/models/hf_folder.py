@@ -1,7 +1,7 @@
-"""A Hugging Face Llama folder: where its weights lie, its tokenizer's files, its fingerprint. Stdlib only.
+"""A Hugging Face Llama folder: its weights' files, its tokenizer's files, its fingerprint. Stdlib only.
 
-Everything that would make a conversion fail later is found here first, all of it at once, in a few milliseconds and
-without reading a weight: from config.json and the headers of the safetensors files.
+Whatever would make a conversion fail later is found here first, all of it at once, in a few milliseconds and without
+reading a weight: from config.json and the headers of the safetensors files.
 """
 
 from __future__ import annotations

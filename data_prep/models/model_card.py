@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import yaml
 
 from data_prep.models import small_models
 from launcher import redact
+from launcher.sweep import checkpoints
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 
@@ -78,7 +78,7 @@ def data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for path in map(Path, config["model"]["data"]["data_prefix"].get(split) or ()):
             described, entry = _described(path)
             known = f", {entry['rows']} pairs" if "rows" in entry else ""
-            sha = entry.get("sha256") or _sha256(path)
+            sha = entry.get("sha256") or (checkpoints.sha256(path) if path.is_file() else "")
             yield f"{split} data", f"{described}{path.name}{known}, SHA-256 {sha or 'unknown: the file is gone'}"
 
 
@@ -93,17 +93,6 @@ def _described(path: Path) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError, AttributeError, TypeError):
         return "", {}
     return f"{source}: " if source else "", entry
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError:
-        return ""
-    return digest.hexdigest()
 
 
 def _model(

@@ -20,15 +20,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from data_prep.pairs import jsonl, tables
+from data_prep.pairs import json_array, jsonl, tables
 from data_prep.pairs.forms import KEYS
+from data_prep.pairs.json_array import CHUNK, MOST_BYTES, too_long
 from data_prep.pairs.jsonl import Record
 from launcher.findings import Finding, Refused
 
-MOST_BYTES = 64 << 20  # of one row
 KINDS_OF_FILES = "JSON Lines, a JSON array, CSV, TSV, Parquet or Arrow, each also packed with gzip, bzip2, xz or zstd"
 ENDS = re.compile(r"(\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather))(\.(gz|bz2|xz|zst))?$")
-_CHUNK = 1 << 20
 
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _PACKED_ENDS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
@@ -86,13 +85,13 @@ def _compression(raw: BinaryIO, path: Path) -> str:
 
 def _unpacked(raw: BinaryIO, kind: str) -> io.BufferedReader:
     if kind == "gzip":
-        return io.BufferedReader(cast(Any, gzip.open(raw)), _CHUNK)
+        return io.BufferedReader(cast(Any, gzip.open(raw)), CHUNK)
     if kind == "bzip2":
-        return io.BufferedReader(cast(Any, bz2.open(raw)), _CHUNK)
+        return io.BufferedReader(cast(Any, bz2.open(raw)), CHUNK)
     if kind == "xz":
-        return io.BufferedReader(cast(Any, lzma.open(raw)), _CHUNK)
+        return io.BufferedReader(cast(Any, lzma.open(raw)), CHUNK)
     if kind == "zstd":
-        return io.BufferedReader(cast(Any, tables.zstd(raw)), _CHUNK)
+        return io.BufferedReader(cast(Any, tables.zstd(raw)), CHUNK)
     return cast(io.BufferedReader, raw)
 
 
@@ -108,16 +107,16 @@ def _rows(
         return
     enc = next((name for mark, name in _MARKS.items() if start.startswith(mark)), enc)
     if enc.lower().replace("_", "-") not in ("utf-8", "utf8"):
-        stream = io.BufferedReader(_AsUTF8(stream, enc, path), _CHUNK)
+        stream = io.BufferedReader(_AsUTF8(stream, enc, path), CHUNK)
     name = ENDS.search(path.name)
     if name and name[2] in ("csv", "tsv"):
         yield from _csv(stream, path, report, "\t" if name[2] == "tsv" else None)
         return
-    start = stream.peek(_CHUNK)
+    start = stream.peek(CHUNK)
     if start.lstrip().startswith(b"["):
-        yield from _array(stream, path, report)
+        yield from json_array.read(stream, path, report)
     elif name and name[2] == "json" and not _is_row(start):
-        yield from _array(stream, path, report, b"{")
+        yield from json_array.read(stream, path, report, b"{")
     else:
         yield from _lines(stream, path, report)
 
@@ -137,7 +136,7 @@ def _table(stream: io.BufferedReader, path: Path, at: At | None, columns: frozen
         if isinstance(stream.raw, io.FileIO):
             yield from tables.read_file(cast(BinaryIO, stream), str(path), at, columns)
             return
-        while block := stream.read(_CHUNK):
+        while block := stream.read(CHUNK):
             unpacked.write(block)
         unpacked.seek(0)
         yield from tables.read_file(cast(BinaryIO, unpacked), str(path), at, columns)
@@ -161,7 +160,7 @@ class _AsUTF8(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._rest:
-            block = self._stream.read1(_CHUNK)
+            block = self._stream.read1(CHUNK)
             try:
                 self._rest = self._decoder.decode(block, final=not block).encode("utf-8", "surrogatepass")
             except UnicodeDecodeError as error:
@@ -182,7 +181,7 @@ def _lines(stream: io.BufferedReader, path: Path, report: Callable[[], None]) ->
             if number % 256 == 0:
                 report()
             if len(line) > MOST_BYTES:
-                raise _too_long(path, number)
+                raise too_long(path, number)
             if line.strip():
                 yield jsonl.parse(f"{path}:{number}", line)
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
@@ -190,13 +189,8 @@ def _lines(stream: io.BufferedReader, path: Path, report: Callable[[], None]) ->
         raise Refused([Finding(f"{path}:{number + 1}", "", why, "copy or download the file again")]) from error
 
 
-def _too_long(path: Path, number: int) -> Refused:
-    why = f"the row is longer than {MOST_BYTES >> 20} MiB"
-    return Refused([Finding(f"{path}:{number}", "", why, "is it one row a line, and the right file?")])
-
-
 def _csv(stream: io.BufferedReader, path: Path, report: Callable[[], None], delimiter: str | None) -> Iterator[Record]:
-    header = stream.peek(_CHUNK).partition(b"\n")[0]
+    header = stream.peek(CHUNK).partition(b"\n")[0]
     delimiter = delimiter or (";" if header.count(b";") > header.count(b",") else ",")
     csv.field_size_limit(MOST_BYTES)
     text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
@@ -224,104 +218,9 @@ def _bounded(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
     while line := text.readline(MOST_BYTES + 1):
         number += 1
         if len(line) > MOST_BYTES:
-            raise _too_long(path, number)
+            raise too_long(path, number)
         yield line
 
 
 def _escaped(cell: str) -> bool:
     return any("\udc80" <= character <= "\udcff" for character in cell)
-
-
-def _array(stream: io.BufferedReader, path: Path, report: Callable[[], None], first: bytes = b"[") -> Iterator[Record]:
-    """The objects of a JSON array one after the other, never the whole array. With `first` b"{": of the array that
-    stands in an object, or objects over several lines each."""
-    elements = _Elements(stream, path)
-    closing = elements.take("[") if first == b"[" else elements.skip_to_array()
-    number = 0
-    while not elements.at_end(closing):
-        number += 1
-        if number % 256 == 0:
-            report()
-        yield jsonl.checked(f"{path}, row {number}", elements.next_value(number))
-
-
-class _Elements:
-    """A window on a long JSON text, from which values are taken one by one."""
-
-    _BLANKS = re.compile(r"\s*")
-    _KEY = re.compile(r'\s*[{,]\s*"((?:[^"\\]|\\.)*)"\s*:\s*')
-
-    def __init__(self, stream: io.BufferedReader, path: Path) -> None:
-        self._stream, self._path = stream, path
-        self._decode = json.JSONDecoder().raw_decode
-        self._bytes = codecs.getincrementaldecoder("utf-8")()
-        self._text, self._at, self._over = "", 0, False
-
-    def _more(self, size: int = _CHUNK) -> bool:
-        """Read on; False at the file's end."""
-        if self._over:
-            return False
-        block = self._stream.read(size)
-        self._over = len(block) < size
-        try:
-            self._text = self._text[self._at :] + self._bytes.decode(block, final=self._over)
-        except UnicodeDecodeError as error:
-            why = "is not UTF-8"
-            raise Refused([Finding(str(self._path), "", why, "if it is latin-1, add --encoding latin-1")]) from error
-        self._at = 0
-        return True
-
-    def _peek(self) -> str:
-        """The next character that is no whitespace; "" at the end."""
-        while True:
-            if (blanks := self._BLANKS.match(self._text, self._at)) is not None:
-                self._at = blanks.end()
-            if self._at < len(self._text) or not self._more():
-                return self._text[self._at : self._at + 1]
-
-    def take(self, character: str) -> bool:
-        if self._peek() == character:
-            self._at += 1
-            return True
-        return False
-
-    def skip_to_array(self) -> bool:
-        """Whether the text is an object with the rows in an array under some key; then the array's first is next."""
-        self._peek()
-        at = self._at
-        while match := self._KEY.match(self._text, at):
-            at = match.end()
-            if self._text[at : at + 1] == "[" and match[1] not in KEYS:
-                self._at = at + 1
-                return True
-            try:
-                _, at = self._decode(self._text, at)
-            except ValueError:
-                return False
-        return False
-
-    def at_end(self, closing: bool) -> bool:
-        """Whether no value comes any more; a comma before the next is taken."""
-        self.take(",")
-        after = self._peek()
-        if closing and not after:
-            raise Refused([Finding(str(self._path), "", "the JSON array does not end", "copy the file again")])
-        return not after or (closing and after == "]")
-
-    def next_value(self, number: int) -> object:
-        size = _CHUNK
-        while True:
-            try:
-                value, end = self._decode(self._text, self._at)
-                if end < len(self._text) or self._over:
-                    self._at = end
-                    return value
-                problem = "cut off"
-            except (ValueError, RecursionError) as error:
-                problem = str(error)
-            if len(self._text) - self._at > MOST_BYTES:
-                raise _too_long(self._path, number)
-            if not self._more(size):
-                why = f"is not JSON ({problem})"
-                raise Refused([Finding(f"{self._path}, row {number}", "", why, "correct the file")])
-            size *= 2

@@ -1,4 +1,4 @@
-"""The folder that is written: whole or not at all, and recognised when nothing has changed."""
+"""The output folder: its files appear all at once, and are recognised when nothing has changed."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ class Workspace:
             raise _cannot_write(self._folder, error) from error
 
     def publish(self, record: Mapping[str, Any]) -> None:
-        """Puts the files in their places. Those of an earlier run are removed first: at no moment does the folder hold
-        some of each, and until the last file is in place there is no record."""
+        """Move the files to their places. Those of an earlier run are removed first, so that the folder never holds
+        some of each; the record comes last."""
         text = json.dumps(record, indent=1) + "\n"
         (self.path / RECORD).write_text(text, encoding="utf-8")
         for name in reversed(FILES):
@@ -112,7 +112,7 @@ class Workspace:
                 return
 
     def _sweep(self) -> None:
-        """Removes what runs of this machine left that were killed outright."""
+        """Remove the folders that killed runs of this machine left."""
         for left in self._folder.glob(f".partial.{socket.gethostname()}.*"):
             pid = left.name.rpartition(".")[2]
             if pid.isdecimal() and not alive(int(pid)):
