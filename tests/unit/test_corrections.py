@@ -1,0 +1,44 @@
+"""What is corrected in NeMo and Megatron on every machine, also where CUDA, Apex and Transformer Engine are there."""
+
+from __future__ import annotations
+
+import gc
+import types
+from typing import Any
+
+import pytest
+
+from launcher.train.nemo_aligner import standins
+from launcher.train.nemo_aligner.standins import everywhere, registry
+
+torch = pytest.importorskip("torch")
+
+
+def test_they_are_applied_whatever_is_missing() -> None:
+    always = {module for gap, module, _ in registry._patches if gap == registry.ALWAYS}
+    assert always == {
+        "megatron.core.tensor_parallel.layers",
+        "nemo_aligner.algorithms.dpo",
+        "megatron.core.dist_checkpointing.strategies.filesystem_async",
+    }
+    assert {gap for gap, _, _ in registry._patches} == {registry.ALWAYS, *standins.GAPS}
+
+
+def test_the_frozen_output_layers_gradient_is_contiguous() -> None:
+    """A transposed one is multiplied position by position, with the whole weight read for each."""
+    seen: list[bool] = []
+
+    class Frozen:
+        @staticmethod
+        def backward(ctx: Any, grad_output: Any) -> Any:
+            seen.append(grad_output.is_contiguous())
+
+    everywhere._frozen_weight(types.SimpleNamespace(LinearWithFrozenWeight=Frozen))
+    Frozen.backward(None, torch.zeros(2, 3, 4).transpose(0, 1))
+    assert seen == [True]
+
+
+def test_cudas_cache_is_not_emptied_after_each_step() -> None:
+    module = types.SimpleNamespace(clear_memory=lambda: pytest.fail("emptied"))
+    everywhere._keep_cuda_memory(module)
+    assert module.clear_memory is gc.collect
