@@ -8,6 +8,7 @@ Exit codes: 0 all trials done (or submitted), 1 a trial failed, 2 refused before
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def _run_hydra(argv: list[str]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted, nothing was started", file=sys.stderr)
+        print(_interrupted(hydra_state.folder), file=sys.stderr)
         return 130
     except Refused:
         raise
@@ -68,6 +69,13 @@ def _run_hydra(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return hydra_state.exit_code
+
+
+def _interrupted(folder: Path | None) -> str:
+    """What Ctrl-C left: nothing, or a sweep whose trials may have been submitted by then."""
+    if folder is None:
+        return "interrupted, nothing was started"
+    return f"interrupted; see what was started: python -m launcher status {shlex.quote(str(folder))}"
 
 
 def _never(config: object) -> None:

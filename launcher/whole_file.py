@@ -8,7 +8,6 @@ import fcntl
 import json
 import os
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,13 +17,12 @@ from typing import Any, BinaryIO
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content takes the place of `path` once the block ends without an exception.
 
-    The content is written beside `path` under a name of this thread's own, flushed to the disk and renamed. The
-    temporary file is never one that exists already: a link planted under its name is not followed. It is removed when
-    the block raises. Several processes and threads may write the same `path`; the last one to finish wins.
+    The content is written beside `path` under a random name, flushed to the disk and renamed. The temporary file is
+    never one that exists already: a link planted under its name is not followed. It is removed when the block raises.
+    Several processes may write the same `path`, also in containers whose host and process ids are equal; the last one
+    to finish wins.
     """
-    beside = path.with_name(f".{path.name}.{os.uname().nodename}.{threading.get_native_id()}.new")
-    with contextlib.suppress(FileNotFoundError):
-        beside.unlink()  # a thread of the same id was killed while it wrote
+    beside = path.with_name(f".{path.name}.{os.urandom(6).hex()}.new")
     try:
         with open(beside, "xb") as stream:
             yield stream

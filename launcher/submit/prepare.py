@@ -73,6 +73,7 @@ def written(launcher: Any, configs: Sequence[PlannedTrial]) -> tuple[Sweep, list
     launcher.sweep = Sweep.create(
         folder_of(launcher), command=hydra_state.command, experiment=configs[0].config.plain["experiment"], trials=pairs
     )
+    hydra_state.folder = launcher.sweep.folder
     return launcher.sweep, launcher.sweep.trials
 
 

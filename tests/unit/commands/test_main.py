@@ -65,3 +65,19 @@ def test_no_torch_on_the_login_node(tmp_path: Path, words: list[str]) -> None:
         [sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert "LIGHT" in result.stdout, result.stderr
+
+
+def test_ctrl_c_after_the_folder_is_written_names_it(tmp_path, monkeypatch, capsys) -> None:
+    from launcher import main
+    from launcher.compose import hydra_state
+
+    def interrupted() -> None:
+        hydra_state.folder = tmp_path / "a sweep"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hydra.main", lambda **_: lambda _: interrupted)
+    monkeypatch.setattr(hydra_state, "folder", None)
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    assert main.main(["cluster=local"]) == 130
+    said = capsys.readouterr().err
+    assert "nothing was started" not in said and f"status '{tmp_path / 'a sweep'}'" in said
