@@ -31,15 +31,20 @@ def check(config: DictConfig, metrics: Mapping[str, float]) -> None:
 def tolerance(config: DictConfig, metrics: Mapping[str, float]) -> float:
     """How far from ln 2 the loss may be.
 
-    In bf16 a GPU rounds a pair differently in micro batches of different sizes, which NeMo-Aligner allows for policy
-    and reference (model.dpo.log_prob_forward_micro_batch_size). With noise of standard deviation s in each log-ratio,
-    the difference d of a pair's two has a variance of 2 s^2, and over n pairs
+    In bf16 a pair is rounded differently in micro batches of different shapes. NeMo-Aligner allows other sizes for the
+    reference than for the policy (model.dpo.log_prob_forward_micro_batch_size), and a cached reference was computed
+    beside other pairs, so that its micro batches have other lengths. Measured with SmolLM2-135M on a CPU with AMX, two
+    threads: the log-ratios of an untrained adapter have a standard deviation of 0.28 nats.
+
+    With noise of standard deviation s in each log-ratio, the difference d of a pair's two has a variance of 2 s^2, and
+    over n pairs
     |loss - ln 2| = |-beta mean(d) / 2 + beta^2 mean(d^2) / 8| <= beta 4 sqrt(2) s / (2 sqrt(n)) + beta^2 s^2 / 4,
     where the mean is taken to be within four standard errors.
     """
     model = config.model
-    same_shapes = model.dpo.log_prob_forward_micro_batch_size == model.micro_batch_size
-    if same_shapes or str(config.trainer.precision) == "32":
+    same_sizes = model.dpo.log_prob_forward_micro_batch_size == model.micro_batch_size
+    cached = bool((config.get("compute") or {}).get("cache_reference"))
+    if (same_sizes and not cached) or str(config.trainer.precision) == "32":
         return TOLERANCE
     beta, pairs = float(model.dpo.ref_policy_kl_penalty), float(metrics.get("pairs", model.global_batch_size))
     spread = min(float(metrics["rewards_all_std"]), MOST_ROUNDING)
