@@ -120,7 +120,7 @@ def login_node() -> Iterator[LoginNode]:
 
 
 def _recorded() -> dict[str, str]:
-    lines = (ROOT / "tests" / "unit" / "slurm_22_05.jsonl").read_text().splitlines()
+    lines = (ROOT / "tests" / "unit" / "slurm" / "slurm_22_05.jsonl").read_text().splitlines()
     return {answer["label"]: answer["stdout"] for answer in map(json.loads, lines)}
 
 
