@@ -10,8 +10,8 @@ from typing import Any
 def run_trial(trial_dir: Path | str, signals: Iterable[int] = ()) -> dict[str, Any]:
     """Train one rank of the trial whose config.yaml lies in `trial_dir`, in this process; see launcher.train.run.
 
-    Each of `signals` is taken for a warning (launcher.train.signals): all ranks save after the running step and return
-    {"stopped": why, "step": n}. Without any, signals do what they did before.
+    Each of `signals` is treated as a warning (launcher.train.signals): all ranks save after the current step and return
+    {"stopped": why, "step": n}. If `signals` is empty, signal handlers are left as they are.
     """
     from launcher.train import signals as warning
 

@@ -1,6 +1,6 @@
-"""What the ranks compute on: a GPU wherever there is one, and never the CPU in its place without anybody noticing.
+"""Chooses what the ranks compute on: a GPU if the node has one. It never falls back to the CPU silently.
 
-Light: torch is imported inside functions.
+Light to import: torch is imported inside functions.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from launcher import gpus
 from launcher.findings import Finding, Refused
 from launcher.train.ranks import Device, Ranks, cpu_has_bf16, cpu_name
 
-#: What Slurm sets in a step to which it gave GPUs (srun(1), gres.conf(5)).
+#: Variables that Slurm sets in a step that has GPUs (srun(1), gres.conf(5)).
 SLURM_GPUS = ("SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS")
 #: The compute capability from which GPUs have bfloat16 units: Ampere.
 BF16_CAPABILITY = (8, 0)
 
 
 class GpuMissing(Exception):
-    """GPUs are expected on this node and CUDA does not offer them. The node is suspected (launcher.job)."""
+    """GPUs are expected on this node, but CUDA offers too few or none. launcher.job then suspects the node."""
 
 
 def choose_device(accelerator: str, precision: str | int, ranks: Ranks) -> Device:
     """Decide what `auto` means on this node.
 
-    Raises GpuMissing where a GPU is asked for, or `auto` and the node has GPUs, but CUDA does not answer or has fewer
-    devices than this node has ranks; Refused where the GPU has no units for the precision that is asked for.
+    Raises GpuMissing if a GPU is needed (accelerator is "gpu", or "auto" on a node with GPUs) but CUDA does not work or
+    has fewer devices than this node has ranks. Raises Refused if the GPU has no units for the requested precision.
     """
     import torch
 
@@ -61,7 +61,7 @@ def choose_device(accelerator: str, precision: str | int, ranks: Ranks) -> Devic
 
 
 def gpu_expected(env: Mapping[str, str]) -> str:
-    """Why this process should find a GPU, "" where nothing says so. CUDA_VISIBLE_DEVICES="" or -1 hides them all."""
+    """The reason to expect a GPU here, "" if there is none. CUDA_VISIBLE_DEVICES="" or -1 hides all GPUs."""
     visible = env.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
         return ""

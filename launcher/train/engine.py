@@ -1,4 +1,4 @@
-"""The seam between a trial and what trains it.
+"""The interface between a trial and the engine that trains it.
 
 An engine is a module with the functions of `Engine`. launcher/train/run.py knows nothing else about it: signals,
 checkpoint manifests, metrics.jsonl and result.json are the same for every engine. To add one, write such a module and
@@ -20,15 +20,15 @@ from launcher.findings import Finding, Refused
 from launcher.train.metrics_file import MetricsFile
 from launcher.train.ranks import Device, Ranks
 
-#: The metrics that tables, plots and verdicts read, behind the prefix "train/" or "val/". An engine logs at least these
-#: through MetricsFile: the mean loss, the share of pairs whose chosen response has the higher implicit reward, and the
-#: mean log-ratios to the reference policy in nats, not multiplied by beta. NeMo-Aligner's names.
+#: The metrics that tables, plots and verdicts read, after the prefix "train/" or "val/". An engine logs at least these
+#: through MetricsFile: the mean loss, the fraction of pairs whose chosen response has the higher implicit reward, and
+#: the mean log-ratios to the reference policy in nats, not multiplied by beta. The names are NeMo-Aligner's.
 METRICS = ("loss", "acc", "rewards_chosen_mean", "rewards_rejected_mean")
 
 
 @dataclass
 class Settled:
-    """A trial's config with everything that only the job can know."""
+    """A trial's config, completed with the values that are known only inside the job."""
 
     config: DictConfig
     steps: Plan
@@ -44,18 +44,18 @@ class Session(Protocol):
 
     @property
     def step(self) -> int:
-        """Steps done, those before this start included."""
+        """Steps done, including those of earlier starts."""
         ...
 
     def run(self) -> str:
-        """Train to the last step and save. Returns why it stopped before the last step, "" if it did not.
+        """Train to the last step and save. Returns the reason if it stopped before the last step, else "".
 
         A warning (launcher.train.signals) or the time limit stops all ranks after the same step, with a checkpoint.
         """
         ...
 
     def evaluate(self, progress: MetricsFile) -> dict[str, Any]:
-        """What is measured of the trained policy, for the key `evaluation` of result.json. Every rank calls it."""
+        """Measure the trained policy; returns the value of result.json's key `evaluation`. Every rank must call it."""
         ...
 
     def banner(self) -> dict[str, str]:
@@ -63,19 +63,19 @@ class Session(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What result.json records beside metrics and timing: `beta`, `pairs`, `checkpoint`, ..."""
+        """What result.json records besides metrics and timing: `beta`, `pairs`, `checkpoint`, ..."""
         ...
 
 
 class Engine(Protocol):
-    """What the module of an engine offers."""
+    """The functions that an engine's module must have."""
 
     def settle(self, config: DictConfig, trial_dir: Path, ranks: Ranks, progress: MetricsFile) -> Settled:
         """Choose device and precision and turn intervals into steps. Raises Refused. Runs before any heavy import."""
         ...
 
     def build(self, settled: Settled, trial_dir: Path, progress: MetricsFile) -> Session:
-        """Load model, pairs and, where there is one, the last whole checkpoint."""
+        """Load the model, the pairs and, if there is one, the last complete checkpoint."""
         ...
 
     def shut_down(self) -> None:
@@ -84,7 +84,7 @@ class Engine(Protocol):
 
 
 def load(config: DictConfig) -> Engine:
-    """The engine that a trial's config names. Raises Refused where there is none of that name."""
+    """Import the engine that a trial's config names. Raises Refused if it is unknown or cannot be imported."""
     name = str(config.get("engine", "nemo_aligner"))
     path = module_of(name)
     if path is None:

@@ -12,12 +12,12 @@ from typing import Any
 
 from launcher.train import ownership
 
-#: Seconds between two lines that only say how far a phase is.
+#: Least seconds between two lines that only report progress within a phase.
 EVERY = 2.0
 
 
 class MetricsFile:
-    """metrics.jsonl of one trial; every line is out of this process's hands when the call returns.
+    """metrics.jsonl of one trial. When a call returns, its line has been passed to the operating system.
 
     `path` is None on all ranks but the first: they may call the same methods, and nothing is written.
     """
@@ -28,7 +28,7 @@ class MetricsFile:
         self._spoke = 0.0
         self._phase = ""
         self.life: Callable[[str, bool], None] = lambda phase, step_done: None
-        """Told of every sign of life: the phase, and whether a step is done. On all ranks."""
+        """Called at every sign of life, on all ranks, with the phase and whether a step was completed."""
         if path is not None and path.exists():
             _end_last_line(path)
 
@@ -38,7 +38,7 @@ class MetricsFile:
         return self._path is not None
 
     def phase(self, phase: str, detail: str = "") -> None:
-        """A change of phase."""
+        """Record that a new phase begins."""
         self._phase = phase
         self.life(phase, False)
         self._write({"phase": phase, "detail": detail})
@@ -46,13 +46,13 @@ class MetricsFile:
             print(f"{phase}: {detail}", flush=True)
 
     def beat(self, detail: str) -> None:
-        """A sign of life within a phase; left out where the last line is less than EVERY seconds old."""
+        """Record progress within a phase; nothing is written if the last line is less than EVERY seconds old."""
         self.life(self._phase, False)
         if self._clock() - self._spoke >= EVERY:
             self._write({"detail": detail})
 
     def values(self, step: int, max_steps: int, values: Mapping[str, float]) -> None:
-        """Metrics after `step` of `max_steps` optimizer steps; keys carry their prefix, "train/" or "val/"."""
+        """Record metrics after `step` of `max_steps` optimizer steps; keys include the prefix "train/" or "val/"."""
         self.life(self._phase, "train/loss" in values)
         self._write({"step": step, "max_steps": max_steps, **values})
 
@@ -67,12 +67,12 @@ class MetricsFile:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN; a diverged loss is written as null, so that every reader can parse its line."""
+    """Replace NaN and infinity by None: JSON has neither, and every reader must be able to parse the line."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _end_last_line(path: Path) -> None:
-    """A predecessor may have been killed in the middle of its last line."""
+    """Add a missing newline: an earlier start may have been killed while it wrote its last line."""
     with path.open("rb+") as stream:
         if stream.seek(0, os.SEEK_END):
             stream.seek(-1, os.SEEK_END)
@@ -83,9 +83,9 @@ def _end_last_line(path: Path) -> None:
 class TrialLogger:
     """The `logger` of NeMo-Aligner's trainers: every step goes to metrics.jsonl, every n-th to NeMo's own loggers.
 
-    `loggers` are Lightning's (TensorBoard, ...) as exp_manager made them, `every` is trainer.log_every_n_steps.
-    Validations go to all of them, always. `latest` is kept up to date: metrics by the names that checkpoints know them
-    by, train_loss, val_loss, ...
+    `loggers` are Lightning's (TensorBoard, ...) as exp_manager made them; `every` is trainer.log_every_n_steps.
+    Every validation goes to all of them. `latest` holds the newest metrics under the names that checkpoints use:
+    train_loss, val_loss, ...
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class TrialLogger:
         self.latest = {} if latest is None else latest
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0, prefix: str = "") -> None:
-        """The trainer counts a training step before it, a validation after it; metrics.jsonl counts steps done."""
+        """Log a step. The trainer numbers training steps from 0; metrics.jsonl counts steps done."""
         values = {f"{prefix}{key}": value for key, value in metrics.items()}
         done = step + 1 if prefix == "train/" else step
         self.file.values(done, self.max_steps, values)
@@ -119,7 +119,7 @@ class TrialLogger:
             logger.log_hyperparams(parameters)
 
     def save(self) -> None:
-        """Have what was logged written out: a checkpoint of these steps must not outlive their curves."""
+        """Flush the loggers before a checkpoint, so that no checkpoint covers steps whose curves could be lost."""
         for logger in self.loggers:
             logger.save()
 
@@ -129,7 +129,7 @@ class TrialLogger:
 
 
 def _in_words(step: int, max_steps: int, values: Mapping[str, float], prefix: str) -> str:
-    """One line for people. The drift is the mean log-ratio to the reference, as NeMo-Aligner's rewards_* are."""
+    """One line for people. The drift is the mean log-ratio to the reference policy (NeMo-Aligner's rewards_*)."""
     loss, accuracy = values[f"{prefix}loss"], values[f"{prefix}acc"]
     chosen, rejected = values[f"{prefix}rewards_chosen_mean"], values[f"{prefix}rewards_rejected_mean"]
     what = "train     " if prefix == "train/" else "validation"

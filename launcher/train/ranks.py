@@ -1,4 +1,4 @@
-"""Where a rank runs: its place among the ranks, its threads, its CPU. Light: torch is imported inside functions."""
+"""Where a rank runs: its number, its threads, its CPU. Light to import: torch is imported inside functions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Instruction sets with which a CPU computes bfloat16 itself (x86's two, Arm's one), as /proc/cpuinfo names them.
+#: Instruction sets for bfloat16 arithmetic (two of x86, one of Arm), as /proc/cpuinfo names them.
 BF16_UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among the trial's processes, as torch.distributed's env variables have it."""
+    """This process's rank among the trial's processes, from torch.distributed's env variables."""
 
     rank: int
     local_rank: int
@@ -23,7 +23,7 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """A single process where nothing is set."""
+        """Read the env variables; if none is set, the trial is a single process."""
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         return cls(
             rank=int(os.environ.get("RANK", 0)),
@@ -37,7 +37,10 @@ class Ranks:
         return self.world_size // self.local_world_size
 
     def export(self) -> None:
-        """Set every variable that Lightning's torch-elastic environment and torch.distributed read, where unset."""
+        """Set each unset variable that Lightning's torch-elastic environment or torch.distributed reads.
+
+        Raises RuntimeError if there are several ranks and MASTER_ADDR or MASTER_PORT is not set.
+        """
         if self.world_size == 1:
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
             os.environ.setdefault("MASTER_PORT", str(_free_port()))
@@ -49,7 +52,7 @@ class Ranks:
             ("LOCAL_RANK", self.local_rank),
             ("WORLD_SIZE", self.world_size),
             ("LOCAL_WORLD_SIZE", self.local_world_size),
-            ("GROUP_RANK", self.rank // self.local_world_size),  # Lightning reads the node's number from it
+            ("GROUP_RANK", self.rank // self.local_world_size),  # Lightning takes the node's number from it
         ):
             os.environ.setdefault(name, str(value))
 
@@ -59,15 +62,15 @@ class Device:
     """What the ranks compute on."""
 
     accelerator: str
-    """"gpu" or "cpu", as trainer.accelerator has it."""
+    """"gpu" or "cpu", a value of trainer.accelerator."""
     precision: str
-    """"bf16", "bf16-mixed" or "32", as trainer.precision has it."""
+    """"bf16", "bf16-mixed" or "32", a value of trainer.precision."""
     name: str
-    """The processor's or GPU's own name."""
+    """The model name of the CPU or GPU."""
 
 
 def share_cores(ranks: Ranks) -> int:
-    """Share the cores among this node's ranks and let them meet on one machine; returns a rank's threads."""
+    """Divide the cores among this node's ranks and, on one node, connect them locally; returns threads per rank."""
     import torch
 
     if ranks.nodes == 1 and sys.platform == "linux":
@@ -96,7 +99,7 @@ def cpu_name() -> str:
 
 
 def _cpuinfo(field: str) -> str:
-    """The first value of a field of Linux's /proc/cpuinfo, "" where there is none."""
+    """The first value of a field of Linux's /proc/cpuinfo, "" if there is none."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return ""

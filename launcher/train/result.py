@@ -1,4 +1,4 @@
-"""result.json: what a finished trial leaves, made from its metrics.jsonl, so that a resumed one is whole too."""
+"""result.json of a finished trial. It is made from metrics.jsonl, so that it covers all starts of a resumed trial."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ PACKAGES = (
 
 
 def summarise(lines: Sequence[Line]) -> dict[str, Any]:
-    """The part of a result that metrics.jsonl knows. Steps that a resumed trial made twice count as last made.
+    """The part of a result that comes from metrics.jsonl. If a resumed trial repeated a step, the last one counts.
 
-    Keys: `steps`; `consumed_samples` (pairs); `seconds` (wall time of all attempts, without the gaps between them, with
-    what a sudden death undid);
-    `train_seconds` (the share of it in phase "training") and `phase_seconds`; metrics, each with its `step`:
+    Keys: `steps`; `consumed_samples` (pairs); `seconds` (wall time of all starts, without the gaps between them, but
+    including steps that were lost when a start was killed);
+    `train_seconds` (the part of it in phase "training") and `phase_seconds`; metrics, each with its `step`:
     `baseline` (validation before the first step), `first` (first train step), `final` (last validation and last train
     step), `best` (validation with the lowest loss after the first step). A metric that was NaN is None.
     """
@@ -56,12 +56,12 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Whole or not at all; a reader never sees half of it."""
+    """Write the file atomically: a reader never sees half of it."""
     whole_file.write_json(path, {**result, "finished": datetime.now().astimezone().isoformat(timespec="seconds")})
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """None where there is none, that is, where the trial is not done."""
+    """The result, or None if there is no file, that is, if the trial is not done."""
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on, of those that are installed."""
+    """Versions of Python and of those PACKAGES that are installed: the results depend on them."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -87,7 +87,7 @@ def _metrics(line: Line | None) -> dict[str, Any]:
 
 
 def _phase_seconds(lines: Sequence[Line]) -> dict[str, float]:
-    """Seconds in each phase, over all attempts; an attempt ends with its last line."""
+    """Seconds in each phase, summed over all starts; a start ends with its last line."""
     seconds: dict[str, float] = {}
     phase, since = "", 0.0
     for line in lines:

@@ -1,4 +1,4 @@
-"""One rank of one trial: config.yaml in; metrics.jsonl, result.json and results/ out. The engine trains."""
+"""Runs one rank of one trial. Reads config.yaml; writes metrics.jsonl, result.json and results/. The engine trains."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from launcher.train.ranks import Ranks
 
 
 def run_trial(trial_dir: Path) -> dict[str, Any]:
-    """Train one rank of the trial in `trial_dir`, in this process, which can do so once.
+    """Train one rank of the trial in `trial_dir`, in this process. A process can do this only once.
 
-    Goes on from the last whole checkpoint where there is one. Returns the result, as in result.json; of a trial that
-    was stopped before its last step (time limit, warning) {"stopped": why, "step": n}, and no result.json is written.
-    Raises Refused where the config cannot be run. Errors of the engine are raised as they are, except those of a rank
-    whose peers have stopped before there was anything to save: it counts as stopped as well.
+    Resumes from the last complete checkpoint, if there is one. Returns the result, as in result.json. If the trial was
+    stopped before its last step (time limit, warning), returns {"stopped": why, "step": n} and writes no result.json.
+    Raises Refused if the config cannot be run. The engine's errors are raised unchanged, with one exception: if other
+    ranks stopped before there was anything to save, an error in this rank counts as stopped too.
     """
     trial_dir = trial_dir.absolute()
     done = result.read_result(trial_dir / "result.json")
@@ -41,7 +41,7 @@ def run_trial(trial_dir: Path) -> dict[str, Any]:
 
 
 def load_config(trial_dir: Path) -> DictConfig:
-    """config.yaml of a trial. Raises Refused where there is none."""
+    """Load config.yaml of a trial. Raises Refused if there is none."""
     path = trial_dir / "config.yaml"
     if not path.is_file():
         raise Refused([Finding(str(path), "", "no such file", "name a trial's folder, such as SWEEP/0")])
@@ -85,8 +85,8 @@ def _run(trial_dir: Path) -> dict[str, Any]:
 
 
 def _evaluate(session: Session, progress: MetricsFile) -> dict[str, Any]:
-    """The session's evaluation. Training is complete by now, so an error in it is recorded and does not fail the trial:
-    `python -m launcher report --evaluate` can repeat it.
+    """The session's evaluation. Training is complete by now, so an error here is recorded and does not fail the trial;
+    `python -m launcher report --evaluate` can repeat the evaluation.
     """
     try:
         return session.evaluate(progress)

@@ -1,9 +1,9 @@
-"""Warnings that the end is near: Slurm's USR2 before the time limit, SIGTERM of a preemption. Standard library only.
+"""Signals that warn of the job's end: USR2 before Slurm's time limit, SIGTERM at preemption. Standard library only.
 
-`listen` is called with a rank's first lines, long before torch is there. While there is something to save, a warning is
-kept for the trainer, which asks after every step (launcher.train.timer). While there is nothing (imports, loading,
-evaluation) the rank leaves by itself, with exit code 0, and tells the others by a note in the trial's folder, since
-Slurm may warn only some of them.
+A rank calls `listen` first of all, long before it imports torch. While there is something to save, a warning is kept
+for the trainer, which checks for one after every step (launcher.train.timer). While there is nothing to save (imports,
+loading, evaluation), the rank exits by itself with code 0. It tells the other ranks through a note in the trial's
+folder, because Slurm may warn only some of them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from launcher import whole_file
 from launcher.sweep import checkpoints, metrics
 
 LINGER = 3.0
-"""Seconds that a rank which leaves gives the others to see its note, before its end breaks their connections."""
-_LOOK = 1.0  # seconds between two looks for such a note
+"""Seconds that an exiting rank waits, so that the others see its note before its exit breaks their connections."""
+_LOOK = 1.0  # seconds between two checks for such a note
 
 _listener: Listener | None = None
 
 
 def listen(trial_dir: Path, signals: Iterable[int]) -> Listener:
-    """Have `signals` heard from here on; main thread only. A second call gives what the first one made."""
+    """Start listening for `signals`; main thread only. A second call returns the listener of the first."""
     global _listener
     if _listener is None:
         _listener = Listener(Path(trial_dir), tuple(signals))
@@ -36,18 +36,18 @@ def listen(trial_dir: Path, signals: Iterable[int]) -> Listener:
 
 
 def listener() -> Listener | None:
-    """What listen() made; None where nobody listens."""
+    """The listener that listen() made; None if it was not called."""
     return _listener
 
 
 def note_path(trial_dir: Path) -> Path | None:
-    """<trial>/log/<attempt>_stopped.json; None where TRIAL_ATTEMPT does not name this start of the trial."""
+    """<trial>/log/<TRIAL_ATTEMPT>_stopped.json; None if env TRIAL_ATTEMPT, the name of this start, is not set."""
     attempt = os.environ.get("TRIAL_ATTEMPT")
     return trial_dir / "log" / f"{attempt}_stopped.json" if attempt else None
 
 
 def write_note(trial_dir: Path, reason: str, step: int) -> None:
-    """Note for whoever looks after the trial that it was stopped, with its last saved step, and is to go on."""
+    """Record for the job that this trial was stopped and is to be resumed, and its last saved step."""
     path = note_path(trial_dir)
     if path is not None:
         path.parent.mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ def write_note(trial_dir: Path, reason: str, step: int) -> None:
 
 
 def read_note(trial_dir: Path) -> dict[str, object] | None:
-    """The note of this start; None where there is none, or the start has no name."""
+    """The note of this start; None if there is none, or if TRIAL_ATTEMPT is not set."""
     path = note_path(trial_dir)
     try:
         note: dict[str, object] | None = json.loads(path.read_bytes()) if path else None
@@ -65,13 +65,13 @@ def read_note(trial_dir: Path) -> dict[str, object] | None:
 
 
 class Listener:
-    """Hears signals even while the main thread waits in a collective: a thread reads them from a pipe."""
+    """Receives signals even while the main thread waits in a collective: a thread reads them from a pipe."""
 
     def __init__(self, trial_dir: Path, signals: tuple[int, ...]) -> None:
         self.trial_dir = trial_dir
         self.signals = signals
         self.heard = 0
-        """The first signal's number; 0 while there was none."""
+        """Number of the first signal received; 0 if none was; -1 after ignore()."""
         self._leaves = True  # whether a warning ends this rank at once
         self._leaving = False
         self._lock = threading.Lock()
@@ -79,23 +79,23 @@ class Listener:
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         for number in signals:
-            signal.signal(number, lambda *_: None)  # any handler: what tells of the signal is the pipe
+            signal.signal(number, lambda *_: None)  # any handler will do: the signal is read from the pipe
         threading.Thread(target=self._run, name="warnings", daemon=True).start()
 
     def keep(self) -> None:
-        """From here on there is something to save: a warning is kept in `heard`. Never returns if this rank leaves."""
+        """From now on there is work to save: a warning is kept in `heard`. Never returns if the rank is exiting."""
         with self._lock:
             self._leaves = self._leaving
         self._wait_for_the_end()
 
     def leave(self) -> None:
-        """From here on there is nothing to save: a warning, an earlier one too, ends this rank with exit code 0."""
+        """From now on there is nothing to save: a warning, even an earlier one, ends this rank with exit code 0."""
         with self._lock:
             self._leaves, self._leaving = True, self.heard > 0
         self._wait_for_the_end()
 
     def ignore(self) -> None:
-        """From here on the trial is done, or its stop is noted: nothing is left to do about a warning."""
+        """From now on warnings are ignored: the trial is done, or its stop has been recorded."""
         self.keep()
         self.heard = -1
 
@@ -106,7 +106,7 @@ class Listener:
     def _run(self) -> None:
         while True:
             if select.select([self._pipe], [], [], _LOOK)[0]:
-                number = os.read(self._pipe, 1)[0]  # of any signal with a handler in Python, as DataLoader's SIGCHLD
+                number = os.read(self._pipe, 1)[0]  # any signal with a Python handler, also DataLoader's SIGCHLD
                 if number in self.signals and not self.heard:
                     self.heard = number
                     print(f"signal {signal.Signals(number).name}", flush=True)
@@ -120,11 +120,11 @@ class Listener:
                         f"signal {signal.Signals(self.heard).name}" if self.heard else str((other or {})["reason"])
                     )
                     code = 0
-                finally:  # the main thread may be waiting for ranks that never come
+                finally:  # exit from here: the main thread may wait for ranks that never come
                     os._exit(code)
 
     def _say(self, reason: str) -> None:
-        """Leave word of it, and give the other ranks the time to read it."""
+        """Write the note, and give the other ranks time to read it."""
         saved = checkpoints.last_good(self.trial_dir, hashes=False)
         step = saved.step if saved else 0
         if self.heard:

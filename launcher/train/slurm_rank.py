@@ -1,4 +1,4 @@
-"""What srun starts for each rank: one rank of one trial, in any container that has NeMo.
+"""The program that srun starts for each rank of a trial, in any container that has NeMo.
 
 srun ... python -m launcher.train.slurm_rank TRIAL_FOLDER
 """
@@ -16,12 +16,12 @@ from launcher.job import node_check, ranks
 from launcher.sweep import metrics, rank_errors
 from launcher.train import run_trial, signals
 
-#: Slurm's warnings: before the time limit (--signal), and of a preemption or a scancel.
+#: Signals that Slurm sends as warnings: USR2 before the time limit (--signal), TERM at preemption or scancel.
 WARNINGS = (signal.SIGUSR2, signal.SIGTERM)
 
 
 def main() -> int:
-    """Exit codes: 0 done, or stopped and saved; 2 refused; 75 hung; any other error is noted and raised."""
+    """Exit codes: 0 done, or stopped and saved; 2 refused; 75 hung; any other error is recorded and raised."""
     faulthandler.enable()  # a segmentation fault leaves a traceback in the log
     trial = Path(sys.argv[1])
     os.environ.update(ranks.writable_caches(os.environ))

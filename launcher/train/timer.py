@@ -1,4 +1,4 @@
-"""When to stop before the last step: the time is over, or a warning came. All ranks agree, and save together."""
+"""Decides when to stop before the last step: time is up, or a warning came. All ranks agree, and save together."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from contextlib import contextmanager
 
 from launcher.train.signals import Listener
 
-#: Wishes other than a signal, which is its own number (1 to 64). Of several ranks' wishes the highest is the reason.
+#: Reasons to stop other than a signal, whose reason is its number (1 to 64). If ranks disagree, the highest wins.
 _TIME_LIMIT, _JOB_ENDS = 65, 66
 _REASONS = {_TIME_LIMIT: "the time limit", _JOB_ENDS: "the job's end is near"}
 
-#: Seconds taken for a save while none was measured, and kept free beside steps and saves.
+#: Seconds: assumed for a save until one was measured; reserve on top of steps and saves.
 _UNKNOWN_SAVE, _SPARE = 30.0, 5.0
 
 
 class Stopped(Exception):
-    """All ranks have agreed to stop; its text is the reason."""
+    """All ranks have agreed to stop. str() is the reason."""
 
 
 class RunTimer:
-    """What NeMo-Aligner's trainers take as `run_timer`: after every step they ask `is_finished()`.
+    """The `run_timer` of NeMo-Aligner's trainers: they call `is_finished()` after every step.
 
     `max_time` is NeMo's DD:HH:MM:SS from the start of training, None for no limit. `ends_at` is when the job ends, in
-    seconds since the epoch (env TRIAL_ENDS_AT where not given): training stops early enough for one more step, as long
-    as the longest one so far, and two saves. A signal that `listener` heard stops it as well.
+    seconds since the epoch (default: env TRIAL_ENDS_AT). Training stops early enough to leave time for one more step,
+    as long as the longest one so far, and two saves. A signal that `listener` received stops training as well.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class RunTimer:
         self.ends_at = float(os.environ.get("TRIAL_ENDS_AT") or "inf") if ends_at is None else ends_at
         self._listener = listener
         self._start = self._asked = time.monotonic()
-        self._longest = 0.0  # between two questions, that is, of a step or of a validation's batch
+        self._longest = 0.0  # seconds between two calls of is_finished: a step, or a batch of a validation
         self._save: float | None = None
 
     def start_time(self) -> None:
@@ -45,10 +45,10 @@ class RunTimer:
         self._start = self._asked = time.monotonic()
 
     def is_finished(self) -> bool:
-        """False. Every rank has to ask.
+        """Always returns False. Every rank has to call it.
 
-        Raises Stopped on all of them once any wants to stop: on a yes NeMo-Aligner's trainers would first validate,
-        which can take longer than the time that a warning leaves.
+        Raises Stopped on all ranks as soon as one wants to stop. It does not return True, because NeMo-Aligner's
+        trainers would then validate first, which can take longer than the time that a warning leaves.
         """
         import torch
 
@@ -63,14 +63,14 @@ class RunTimer:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Around a save, whose time is told apart from the steps'."""
+        """Wrap a save in this, so that its time is measured as a save's, not as a step's."""
         began = time.monotonic()
         yield
         self._asked = time.monotonic()
         self._save = max(self._save or 0.0, self._asked - began)
 
     def needed(self) -> float:
-        """Seconds that the next step and a save would take, generously."""
+        """A generous estimate of the seconds that the next step and a save take."""
         save = _UNKNOWN_SAVE if self._save is None else 2 * self._save
         return 1.25 * self._longest + save + _SPARE
 

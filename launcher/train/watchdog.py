@@ -1,7 +1,7 @@
-"""Notices that a trial hangs: stack traces of its ranks go to their logs, and the rank ends with exit code 75.
+"""Detects that a trial hangs: each rank then prints its stack traces to its log and exits with code 75.
 
-One rank that stands still (a stopped process, a GPU or a disk that does not answer) leaves all others waiting in a
-collective, for half an hour or for ever. Each rank has its own watchdog, a thread. Standard library only.
+If one rank hangs (a stopped process, a GPU or a disk that does not answer), all others wait for it in a collective, for
+half an hour or for ever. Each rank has its own watchdog, a thread. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from launcher.train.metrics_file import MetricsFile
 
 EXIT_CODE = os.EX_TEMPFAIL  # 75
 FIRST = 1800.0
-"""Seconds without a sign of life in a phase that was not yet seen to end: loading a large model, a first save."""
+"""Seconds of silence allowed before the first step (loading a large model) and in a new phase (a first save)."""
 LEAST, FACTOR = 300.0, 10.0
-"""Otherwise so many times the longest silence that the phase has had so far, and at least so many seconds."""
+"""Otherwise the bound is FACTOR times the longest silence of this phase so far, and at least LEAST seconds."""
 _POLL, _FENCE_POLL = 1.0, 4.0
-_LINGER = 5.0  # for the other ranks to note their stacks before Slurm ends them because of this one's exit code
-_SUSPENDED = 10.0  # more than this between two polls: the whole process did not run
+_LINGER = 5.0  # time for the other ranks to record their stacks before Slurm ends them because of this exit code
+_SUSPENDED = 10.0  # more than this between two polls means that the whole process was suspended
 
 
 class Watchdog:
-    """What is known of a rank's signs of life. `hang_after` is cluster.hang_after, seconds; None: as measured."""
+    """Tracks one rank's signs of life. `hang_after` is cluster.hang_after, seconds; None: bound from past silences."""
 
     def __init__(self, hang_after: float | None = None) -> None:
         self.phase = ""
@@ -40,7 +40,7 @@ class Watchdog:
         self._longest: dict[str, float] = {}
 
     def alive(self, phase: str, step_done: bool = False) -> None:
-        """A sign of life."""
+        """Record a sign of life."""
         now = time.monotonic()
         self._longest[self.phase] = max(self._longest.get(self.phase, 0.0), now - self._last)
         self.phase, self._last = phase, now
@@ -51,11 +51,11 @@ class Watchdog:
         return time.monotonic() - self._last
 
     def suspended(self, seconds: float) -> None:
-        """This process has not run for so long (scontrol suspend, a debugger); that is no silence of the trial's."""
+        """Record that this process was suspended for so long (scontrol suspend, a debugger): that is not silence."""
         self._last += seconds
 
     def bound(self) -> float:
-        """Seconds of silence that are taken for a hang."""
+        """Seconds of silence that count as a hang."""
         if not self._stepped:
             return max(FIRST, self._hang_after or 0.0)
         if self._hang_after is not None:
@@ -65,7 +65,7 @@ class Watchdog:
 
 
 def start(trial_dir: Path, rank: int, progress: MetricsFile, hang_after: float | None = None) -> None:
-    """Watch over this process from here to its end."""
+    """Watch this process from now until it ends."""
     dog = Watchdog(hang_after)
     progress.life = dog.alive
     threading.Thread(target=_run, args=(dog, trial_dir, rank, progress), name="watchdog", daemon=True).start()
@@ -82,11 +82,11 @@ def _run(dog: Watchdog, trial_dir: Path, rank: int, progress: MetricsFile) -> No
         if now - fence > _FENCE_POLL:
             fence = now
             ownership.check(trial_dir)
-            # Where native code keeps Python's lock, this thread does not run either; this one needs no lock.
+            # If native code holds Python's GIL, this thread cannot run either; faulthandler's does not need it.
             faulthandler.dump_traceback_later(dog.bound() + 60.0)
     try:
         _tell(dog, trial_dir, rank, progress)
-    finally:  # on a full disk, too
+    finally:  # exit even if the disk is full
         os._exit(EXIT_CODE)
 
 
@@ -102,21 +102,21 @@ def _tell(dog: Watchdog, trial_dir: Path, rank: int, progress: MetricsFile) -> N
 
 
 def _note(trial_dir: Path, rank: int, message: str) -> None:
-    """In the format of the notes that ranks leave of their errors; srun's own exit code tells of one rank only."""
+    """Record the hang like any rank's error: srun's own exit code covers one rank only."""
     attempt = os.environ.get("TRIAL_ATTEMPT")
     if attempt:
         rank_errors.write_text(rank_errors.path(trial_dir / "log", attempt, rank), "Hung", message)
 
 
 def _dump_neighbour() -> None:
-    """The stacks of the next rank on this node, which may be the one that stands still and cannot tell, by py-spy."""
+    """Print the stacks of the next rank on this node with py-spy: if it is the stopped one, it cannot do so itself."""
     beside = Path(sys.executable).with_name("py-spy")
     program = str(beside) if beside.exists() else shutil.which("py-spy")
     ranks = siblings()
     if not program or len(ranks) < 2:
         return
     neighbour = ranks[(ranks.index(os.getpid()) + 1) % len(ranks)]
-    # Without attaching, which would wait for ever for a process that is stopped.
+    # --nonblocking does not pause the process: pausing one that is stopped would wait for ever.
     command = [program, "dump", "--nonblocking", "--pid", str(neighbour)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -127,13 +127,13 @@ def _dump_neighbour() -> None:
 
 
 def siblings() -> list[int]:
-    """The ranks of this trial on this node, this one too: they were started with the same command line."""
+    """Process ids of this trial's ranks on this node, this one included: they have the same command line."""
     mine = Path("/proc/self/cmdline").read_bytes()
     found = {os.getpid()}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if path.read_bytes() == mine:
                 found.add(int(path.parent.name))
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # the process has ended, or belongs to another user
             continue
     return sorted(found)
