@@ -1,1 +1,1 @@
-"""What runs in a Slurm job beside the ranks: begin, end, requeue. Standard library only."""
+"""What a Slurm job runs besides the ranks: begin, end, requeue. Standard library only."""

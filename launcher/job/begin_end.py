@@ -36,13 +36,13 @@ _BY_SLURM: dict[str, tuple[history.Kind, str]] = {
     "NODE_FAIL": ("node", "a node failed"),
     "PREEMPTED": ("preempted", "preempted, and its grace time was over"),
 }
-#: Exit codes of `begin` besides 0 and 1.
+#: Further exit codes of `begin`, besides 0 and 1.
 DONE, REQUEUED = 3, 75
 _LATER = "is to go on"  # the decision, until it is carried out
 
 
 def main(words: Sequence[str]) -> int:
-    # A requeue ends the script that runs this; what is left to do then has KillWait (30 s) for it.
+    # A requeue ends the calling script; this process then has KillWait (30 s) to finish its work.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     what, trial = words[0], Path(words[1])
@@ -84,7 +84,7 @@ def begin(trial: Path, job: OwnJob, beside: bool = False) -> int:
     if (trial / "result.json").exists():
         history.take_over(trial, job.start_name)
         history.began(trial, start)
-        return 0  # its ranks see that as well, and leave
+        return 0  # the ranks see the result too, and exit
     if not decision.go_on:
         print(f"gives up: {decision.why}", flush=True)
         return 1
@@ -98,7 +98,7 @@ def begin(trial: Path, job: OwnJob, beside: bool = False) -> int:
 def _how_last_start_ended(
     trial: Path, chain: Sequence[Start], step: int, cluster: Mapping[str, Any], job: OwnJob
 ) -> tuple[Start, Decision]:
-    """How the previous start ended, if its script could not record that: Slurm requeued it, or its node was lost."""
+    """Find and record how the previous start ended: its script could not (Slurm requeued it, or its node was lost)."""
     last = chain[-1]
     kind, why = _BY_SLURM.get(slurm_job.final_state(job.element, last.name), ("requeued", SAID["requeued"]))
     decision = decide(chain[:-1], last, Ending(kind, why, step), cluster, {})
@@ -141,7 +141,7 @@ def end(trial: Path, job: OwnJob, code: int, script: Sequence[str] = ()) -> int:
     """
     starts = history.read(trial)
     now = next((start for start in starts if start.name == job.start_name), None)
-    if now is None:  # the disk was full as it began
+    if now is None:  # the disk was full when it began
         now = Start(
             name=job.start_name, chain=job.chain, nodes=job.nodes, began=time.time(), first_step=last_step(trial)
         )
@@ -216,7 +216,7 @@ def _go_on(trials: Sequence[Path], job: OwnJob, record: JobRecord, script: Seque
 def _avoidable(job: OwnJob, record: JobRecord, nodes: Sequence[str]) -> list[str]:
     """Those of `nodes` that the job can do without: it does not ask for them by name, and enough others are left."""
     if not nodes:
-        return []  # the usual case: no command of Slurm is run, for there is little time
+        return []  # the usual case: run no Slurm command, because there is little time
     needed = len(slurm_job.hostnames(job.nodes))
     required = set(slurm_job.hostnames(record.required))
     partition = record.fields.get("Partition", "").split(",")[0]

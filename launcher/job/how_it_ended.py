@@ -15,8 +15,8 @@ from launcher.sweep import checkpoints, logs, metrics, rank_errors, starts
 
 MARK = "== start {start} =="
 """The line that the batch script prints when a start begins."""
-_EARLY_S = 70.0  # Slurm may send its USR2 so much too early (sbatch(1), --signal)
-_LATE = 124  # timeout(1): the batch script has ended ranks that did not leave in time
+_EARLY_S = 70.0  # Slurm may send USR2 this much too early (sbatch(1), --signal)
+_LATE = 124  # exit code of timeout(1): the batch script has killed ranks that did not exit in time
 _SIGNALLED = re.compile(r"Terminated|User defined signal 2")
 
 
@@ -48,7 +48,7 @@ def ending_of(trial: Path, job: OwnJob, code: int, record: JobRecord) -> Ending:
     if memory:
         return Ending("failure", memory, step)
     if reported and _SIGNALLED.match(reported.how) and not (failure and failure.type):
-        # A warning came before the ranks listened for it. (srun reports other failures before its own signals.)
+        # The warning came before the ranks had a handler for it. (srun reports other failures before its own signals.)
         return Ending("asked" if _by_hand(trial, "SIG", record) else "timeout", f"{reported.how}, as it started", step)
     if not code:
         return Ending("failure", "its ranks ended well and left no result.json", step)
@@ -66,14 +66,14 @@ def _stopped(trial: Path, start_name: str) -> str | None:
 
 
 def _by_hand(trial: Path, reason: str, record: JobRecord) -> bool:
-    """Whether a person sent the signal that stopped the ranks, and not Slurm before the time limit."""
+    """Whether a person, and not Slurm's warning before the time limit, sent the signal that stopped the ranks."""
     ends = slurm_moment(record.fields.get("EndTime", ""))
     early = cluster_of(trial).get("signal_delay_s", 120) + _EARLY_S
     return "SIG" in reason and (ends is None or ends - time.time() > early)
 
 
 def slurm_moment(text: str) -> float | None:
-    """2026-11-22T19:22:17, in this machine's time; None for Unknown."""
+    """Seconds since 1970 from `2026-11-22T19:22:17`, in this machine's time zone; None for `Unknown`."""
     try:
         return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
     except ValueError:
@@ -81,7 +81,7 @@ def slurm_moment(text: str) -> float | None:
 
 
 def _batch(trial: Path, job: OwnJob, output: str) -> list[str]:
-    """Lines that this start's batch script, srun and Slurm have printed; of a trial beside others, its srun's lines."""
+    """What the batch script, srun and Slurm printed in this start. If trials share the job: this trial's srun only."""
     own = logs.srun_log(trial, job.start_name)
     if own.exists():
         return logs.tail(own)
@@ -93,13 +93,13 @@ def _batch(trial: Path, job: OwnJob, output: str) -> list[str]:
 
 
 def _node(trial: Path, job: OwnJob, rank: int | None) -> str:
-    """The node of a rank, as its own note says it; "" where it left none."""
+    """The node of a rank, from the rank's error note; "" if there is no note."""
     note = rank_errors.read(trial / "log", job.start_name, rank) if rank is not None else None
     return note.node if note else ""
 
 
 def _trained(trial: Path) -> bool:
-    """Whether this start has done a step: then its nodes are able to."""
+    """Whether this start has done a step, which shows that its nodes work."""
     return metrics.read_progress(trial / "metrics.jsonl").loss is not None
 
 

@@ -1,8 +1,8 @@
-"""Whether a node is fit to train on, looked at by its first rank before anything heavy starts. Standard library only.
+"""Checks whether a node can train. Its first rank calls this before anything heavy starts. Standard library only.
 
-A node that is not would fail the trial minutes later in a way that says little. What is looked at: as many GPUs as the
-job was given, nobody else's memory in use on them, some room for temporary files, and a clock that goes with the shared
-disk's. Where there is no nvidia-smi nothing is said about GPUs.
+An unfit node would fail the trial minutes later with an unclear error. The checks: the node has as many GPUs as the job
+was given, nobody else uses their memory, there is room for temporary files, and the clock agrees with the shared
+disk's. Without nvidia-smi, GPUs are not checked.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 
 UNFIT = "NodeUnfit"
 MOST_IN_USE_MIB = 2048
-"""Of a GPU's memory: the driver takes some hundred MiB itself."""
+"""Most memory in use on a GPU; the driver itself takes a few hundred MiB."""
 LEAST_ROOM_MIB = 256
-"""For temporary files."""
+"""Least free space for temporary files."""
 MOST_SKEW_S = 120.0
-"""A requeue, the trial's clock and Slurm's credentials go wrong where clocks differ by minutes."""
-_PATIENCE_S = 60.0  # nvidia-smi without persistence mode, on a node of eight
+"""If clocks differ by minutes, requeues, the trial's timer and Slurm's credentials fail."""
+_PATIENCE_S = 60.0  # nvidia-smi without persistence mode, on a node with 8 GPUs
 
 
 class NodeUnfit(Exception):
-    """str() is what is wrong, in one line."""
+    """This node cannot train; str() says why, in one line."""
 
 
 def check(trial: Path, env: Mapping[str, str] | None = None) -> None:
-    """Raises NodeUnfit with all that is wrong with this node. `trial` lies on the shared disk."""
+    """Raises NodeUnfit with everything that is wrong with this node. `trial` is a folder on the shared disk."""
     env = os.environ if env is None else env
     wrong = [*_gpus(env), *_room(), *_clock(trial)]
     if wrong:
@@ -54,7 +54,7 @@ def _gpus(env: Mapping[str, str]) -> list[str]:
     }
     if len(used) < int(given):
         return [f"{len(used)} GPUs of {given} are there"]
-    # Where the job's GPUs are all that it sees, they are numbered anew, and these numbers with them.
+    # If the job sees only its own GPUs, they are renumbered from 0, in CUDA_VISIBLE_DEVICES as well.
     ours = [index for index in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if index in used] or list(used)
     busy = [index for index in ours if used[index].isdigit() and int(used[index]) > MOST_IN_USE_MIB]
     return [f"GPU {index} has {used[index]} MiB in use before the trial starts" for index in busy]
@@ -67,7 +67,7 @@ def _room() -> list[str]:
 
 
 def _clock(trial: Path) -> list[str]:
-    """Against the time that the disk gives a new file: a file server has a clock of its own."""
-    with tempfile.NamedTemporaryFile(dir=trial / "log", prefix=".clock-") as file:  # unwritten: then it is the server's
+    """Compare this node's clock with the time that the disk gives a new file: a file server has its own clock."""
+    with tempfile.NamedTemporaryFile(dir=trial / "log", prefix=".clock-") as file:  # empty: the server sets its time
         skew = time.time() - os.stat(file.name).st_mtime
     return [f"its clock is {skew:+.0f} s off the shared disk's"] if abs(skew) > MOST_SKEW_S else []

@@ -49,14 +49,16 @@ class Decision:
     exclude: Sequence[str] = field(default_factory=tuple)
     """Nodes that the sweep avoids from now on."""
     cleared: Sequence[str] = field(default_factory=tuple)
-    """Nodes that were blamed for an error that happens on other nodes as well."""
+    """Nodes that are no longer blamed: the same error happened on other nodes."""
 
 
 def decide(
     chain: Sequence[Start], now: Start, ending: Ending, cluster: Mapping[str, Any], blamed: Mapping[str, str]
 ) -> Decision:
-    """`chain`: the ended starts before `now` that follow from the same submission, oldest first; `cluster`: the trial's
-    config of that name; `blamed`: the sweep's bad nodes and why.
+    """Decide whether a trial continues after the start `now` has ended with `ending`.
+
+    `chain`: the ended starts of the same submission before `now`, oldest first; `cluster`: the trial's `cluster`
+    config; `blamed`: the sweep's bad nodes, each with its reason.
     """
     if ending.kind in ("done", "cancelled", "replaced"):
         return Decision(False, "")

@@ -1,20 +1,20 @@
-"""A TCP port for a trial's rank 0, that no other trial on this machine is given. Standard library only."""
+"""Chooses a TCP port for a trial's rank 0 that no other trial on this machine uses. Standard library only."""
 
 from __future__ import annotations
 
 import socket
 
-#: Below the range from which Linux gives ports to outgoing connections (32768 up), so that none of those takes it
-#: between our choice and the moment rank 0 listens; above Lightning's own choice for Slurm jobs (15000 to 24999).
+#: Below Linux's ports for outgoing connections (32768 up), so that no connection takes the port before rank 0 listens
+#: on it; above Lightning's own choice for Slurm jobs (15000 to 24999).
 PORTS = range(25000, 32768)
 
 
 def claim(number: int = 0, ports: range = PORTS) -> tuple[int, socket.socket]:
-    """A free port, and the lock that keeps it ours: two trials on one machine never choose the same.
+    """(port, lock): a free port, and the lock that prevents other trials on this machine from choosing it.
 
-    The lock is a Unix socket with an abstract name, held as long as it is open. Such a name is known wherever the port
-    is: in all containers of a node, which have a /tmp each. And no file of another user can stand in its place. Jobs
-    begin their search at different ports, by their `number`. Raises OSError where every port is in use.
+    The lock is a Unix socket with an abstract name, held while it is open. All containers of a node share such names,
+    as they share ports, while each has its own /tmp; and another user's file cannot block a name. Jobs start their
+    search at different ports, by their `number`. Raises OSError if every port is in use.
     """
     for step in range(len(ports)):
         port = ports[(number + step) % len(ports)]

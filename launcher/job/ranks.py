@@ -18,7 +18,7 @@ _PATIENCE_S = 1800  # ranks start as their nodes come up; a node may first impor
 
 
 def rank_variables(env: Mapping[str, str]) -> dict[str, str]:
-    """torch.distributed's variables from those that srun gives a task (srun(1), OUTPUT ENVIRONMENT VARIABLES)."""
+    """torch.distributed's variables from those that srun sets for a task (srun(1), OUTPUT ENVIRONMENT VARIABLES)."""
     ranks, nodes = int(env["SLURM_NTASKS"]), int(env.get("SLURM_STEP_NUM_NODES") or env["SLURM_NNODES"])
     return {
         "RANK": env["SLURM_PROCID"],
@@ -35,18 +35,18 @@ def start_name(env: Mapping[str, str]) -> str:
 
 
 def node_name(env: Mapping[str, str]) -> str:
-    """Slurm's name of this node, else the host's."""
+    """Slurm's name of this node, else the host name."""
     return env.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def meet(trial: Path, env: Mapping[str, str]) -> tuple[str, int, socket.socket | None]:
     """(address, port, lock) of rank 0, which writes them into the trial's folder, where the other ranks find them.
 
-    Each start of a job has a file of its own, so that a requeued one never reads its predecessor's.
+    Each start of a job has its own file, so that a requeued start never reads its predecessor's. Raises TimeoutError.
     """
     place = trial / "log" / f"{start_name(env)}.{env.get('SLURM_STEP_ID', '0')}_rendezvous"
     if env["SLURM_PROCID"] == "0":
-        # trials of one job begin at the same moment
+        # trials of one job start at the same moment, so each searches from another port
         port, lock = ports.claim(int(env["SLURM_JOB_ID"]) + 1000 * int(env.get("SLURM_STEP_ID", "0")))
         whole_file.write_text(place, f"{_address(env)} {port}\n")
         return _address(env), port, lock
@@ -61,7 +61,7 @@ def meet(trial: Path, env: Mapping[str, str]) -> tuple[str, int, socket.socket |
 
 
 def _address(env: Mapping[str, str]) -> str:
-    """Slurm's name of this node where it resolves, as it does on most sites, else the host's own."""
+    """Slurm's name of this node if it resolves, as on most sites, else the host name."""
     name = env.get("SLURMD_NODENAME", "")
     try:
         socket.getaddrinfo(name, None)
@@ -70,7 +70,7 @@ def _address(env: Mapping[str, str]) -> str:
     return name or socket.gethostname()
 
 
-#: Where libraries write below the home folder: variable, and the place that it stands for where it is not set.
+#: Folders in the home folder that libraries write to: the variable, and its default.
 _CACHES = {
     "XDG_CACHE_HOME": "~/.cache",
     "HF_HOME": "~/.cache/huggingface",
@@ -80,9 +80,9 @@ _CACHES = {
 
 
 def writable_caches(env: Mapping[str, str]) -> dict[str, str]:
-    """Variables that move the caches that cannot be written to a private folder in the node's temporary folder.
+    """Variables that move unwritable caches into a private folder in the node's temporary folder.
 
-    A container may be read-only and have no home folder: NeMo's import then fails, for it makes a folder in HF_HOME.
+    A container may be read-only and have no home folder. Importing NeMo then fails: it makes a folder in HF_HOME.
     """
     home = env.get("HOME", "")
     places = {name: env.get(name) or default.replace("~", home, 1) for name, default in _CACHES.items()}
@@ -96,7 +96,7 @@ def writable_caches(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, which may have to be made first."""
+    """Whether this process can create files in the folder, or create the folder if it does not exist."""
     there = next(place for place in (folder, *folder.parents, Path("/")) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=there):

@@ -83,7 +83,7 @@ def query(element: str) -> JobRecord:
     )
 
 
-#: Fields whose text may have blanks and `=` in it; each is the last one of its line.
+#: Fields whose text may contain spaces and `=`; each is the last field of its line.
 _FREE_TEXT = ("JobName", "Command", "WorkDir", "Comment", "AdminComment", "SystemComment", "StdErr", "StdIn", "StdOut")
 _FIELD = re.compile(
     rf"(?:^|\s)(?:(?P<free>{'|'.join(_FREE_TEXT)})=(?P<rest>.*)|(?P<key>[\w/:.\[\]-]+)=(?P<value>\S*))", re.DOTALL
@@ -94,8 +94,8 @@ _LINE = re.compile(r"\n {3}(?=\S+=)")
 def job_fields(text: str) -> dict[str, str]:
     """The fields that `scontrol show job` prints for one job.
 
-    scontrol quotes nothing. The first value of a name counts: texts of users stand at the end of a line, and all of
-    them but the job's name stand below the fields that are read here.
+    scontrol quotes nothing, so the first value of a name counts: users' text is always at the end of a line, and all of
+    it except the job's name comes after the fields that are read here.
     """
     fields: dict[str, str] = {}
     for line in _LINE.split(text.rstrip("\n")):
@@ -109,7 +109,7 @@ def _names(text: str) -> str:
 
 
 def until_answered(question: Callable[[], _Answer]) -> _Answer:
-    """The answer to `question`, which is repeated while the controller does not answer. Raises SlurmError."""
+    """Call `question`, again while the controller does not answer, and return its answer. Raises SlurmError."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -139,13 +139,13 @@ def requeue(element: str) -> bool:
 
 
 def exclude_nodes(element: str, record: JobRecord, nodes: Sequence[str]) -> None:
-    """Keep a waiting job away from `nodes`, besides those that it excludes already."""
+    """Exclude `nodes` from a waiting job, in addition to those it already excludes. Raises SlurmError."""
     excluded = ",".join([*([record.excluded] if record.excluded else []), *nodes])
     client.run("scontrol", "update", f"JobId={element}", f"ExcNodeList={excluded}")
 
 
 def room_without(partition: str, nodes: Sequence[str], needed: int) -> bool:
-    """Whether a partition has `needed` usable nodes without these."""
+    """Whether a partition has `needed` usable nodes besides `nodes`. Raises SlurmError."""
     answer = until_answered(lambda: client.run("sinfo", "-h", "-N", "-p", partition, "-o", "%N %t"))
     rows = [line.split() for line in answer.stdout.splitlines()]
     dead = ("down", "drain", "drng", "fail", "inval", "unk", "maint", "futr")
@@ -155,7 +155,7 @@ def room_without(partition: str, nodes: Sequence[str], needed: int) -> bool:
 
 
 def final_state(element: str, start_name: str) -> str:
-    """The state in which a start ended, by the accounting; "" if the accounting does not know the start."""
+    """Slurm's state word for how a start ended, from the accounting; "" if the accounting does not know it."""
     number, _, place = start_name.partition(".")
     try:
         rows = [row for row in client.sacct([element], every_run=True) if str(row.job_id) == number]

@@ -43,10 +43,10 @@ def available() -> bool:
 
 
 def configured() -> bool:
-    """Whether Slurm's commands find a cluster's configuration here, be its controller up or down.
+    """Whether Slurm's commands find a cluster's configuration here, whether or not its controller answers.
 
-    A laptop may have the commands and no cluster. Runs a command only where the configuration is in none of the usual
-    places and may come by DNS (slurm.conf(5), "configless").
+    A laptop may have the commands and no cluster. Runs a command only if the configuration is in none of the
+    usual places and may come by DNS (slurm.conf(5), "configless").
     """
     usual = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
     if "SLURM_CONF" in os.environ or any(Path(name).exists() for name in usual):
@@ -59,7 +59,7 @@ def configured() -> bool:
 
 
 def version() -> tuple[int, ...]:
-    """Of the commands: (22, 5, 8). (The controller's may be one release newer.)"""
+    """The version of Slurm's commands: (22, 5, 8). The controller's may be one release newer. Raises SlurmError."""
     answer = ask("sbatch", "--version")
     found = re.search(r"\d+(?:\.\d+)+", answer.stdout)
     if not found:
@@ -71,7 +71,7 @@ def ping(timeout: float = 30) -> dict[str, bool]:
     """The controllers and whether each answers: {"head1": True, "head2": False}."""
     try:
         text = ask("scontrol", "ping", timeout=timeout).stdout
-    except SlurmError as error:  # exit code 1 if none is up, but its lines say so all the same
+    except SlurmError as error:  # exit code 1 if no controller is up; the output still lists them
         text = error.answer.stdout
         if "Slurmctld(" not in text:
             raise
@@ -86,9 +86,9 @@ class Submitted:
     """The job that sbatch submitted."""
 
     job_id: int
-    """The array's number, where it is an array."""
+    """For an array: the array's id."""
     cluster: str
-    """Empty unless another cluster than this machine's took it (SBATCH_CLUSTERS, --clusters)."""
+    """Empty unless a cluster other than this machine's took it (SBATCH_CLUSTERS, --clusters)."""
     said: str
     """Remarks of the site's submit plugin; usually empty."""
 
@@ -106,7 +106,7 @@ def sbatch(
     """Submit a script: a file, or its text. Raises SlurmError with Slurm's reason; SlurmTimeout if sbatch does not end.
 
     args   options such as `--partition=main`; they win over the script's #SBATCH lines
-    env    what sbatch, and so the job, finds in its environment (default: `environment()`)
+    env    the environment of sbatch and of the job (default: `environment()`)
     """
     if (script is None) == (not text):
         raise ValueError("either a script or its text")
@@ -133,7 +133,7 @@ def submit(script: Path, receipt: Path, timeout: float = 2 * PATIENCE) -> int:
     env = {name: value for name, value in environment().items() if name not in ignored}
     with receipt.open("wb") as output, complaints.open("wb") as errors:
         try:
-            # A session of its own, so that Ctrl-C in the terminal does not reach it between the two.
+            # In a session of its own, so that Ctrl-C in the terminal does not end sbatch before it writes the id.
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=env, start_new_session=True
             )
@@ -165,7 +165,7 @@ def submit(script: Path, receipt: Path, timeout: float = 2 * PATIENCE) -> int:
 
 
 def read_receipt(receipt: Path) -> tuple[int, str] | None:
-    """The job's id that sbatch wrote, and its cluster if sbatch named one; None where it wrote no id (yet)."""
+    """(job id, cluster) as sbatch wrote them, cluster "" if it named none. None if it has written no id (yet)."""
     written = whole_file.read(receipt)
     return None if written is None else _job_id(written.decode(errors="replace"))
 
@@ -181,10 +181,10 @@ def _job_id(text: str) -> tuple[int, str] | None:
 def squeue(
     jobs: Iterable[int | str] | None = None, *, name: str | None = None, ended: bool = False, user: str | None = None
 ) -> list[QueueRow]:
-    """What the queue holds of some jobs or arrays (or all by a name; or all of a user, by default this one's).
+    """The queue's rows for some jobs or arrays (or all with a name; or all of a user, by default this one).
 
-    Every element of an array is a row, the waiting ones as well. ended: with those that have ended, as long as the
-    queue knows them (MinJobAge, 5 minutes); ask sacct for older ones.
+    Every element of an array is a row, also the waiting ones. ended: include ended jobs while the queue still knows
+    them (MinJobAge, 5 minutes); ask sacct for older ones. Raises SlurmError.
     """
     chosen = _chosen(jobs, name)
     if chosen is None:
@@ -192,7 +192,7 @@ def squeue(
     whose = [f"--user={user}"] if user else [] if jobs is not None else ["--me"]
     states = ["--states=all"] if ended else []
     options = ["-r", "-h", *chosen, *whose, *states, "-O", rows.QUEUE_FORMAT]
-    # one forgotten id is an error, one among several is not
+    # squeue fails if the only id is forgotten, but not if one of several is
     answer = ask("squeue", *options, tolerate=_GONE)
     with reading(answer):
         return rows.queue_rows(answer.stdout)
@@ -206,14 +206,15 @@ def sacct(
     every_run: bool = False,
     arrays_only: bool = False,
 ) -> list[AccountRow]:
-    """What the accounting knows of some jobs or arrays; or of this user's by a name, from `since` (default: today) on.
+    """The accounting's rows for some jobs or arrays, or for this user's jobs with a name.
 
-    every_run     a job that was requeued has a row for each of its runs; else only for the latest
-    arrays_only   no rows but those of elements. For arrays, ask this way: in the first seconds the accounting (22.05)
-                  may show its last element as a plain job by the array's number, FAILED if that element has
+    since         seconds since 1970; earlier jobs are left out (default with `name`: since midnight)
+    every_run     return a row for each run of a requeued job, not only for the latest run
+    arrays_only   return only rows of array elements. Use it for arrays: in the first seconds the accounting (22.05)
+                  may show the last element as a plain job with the array's id, FAILED if that element failed
 
-    It lags by a second, by five on a busy machine. Jobs that were held from the start are found by their number only.
-    An element that was cancelled by itself before it started has no row at all, here or in squeue (22.05).
+    The accounting lags by 1 s, by 5 s on a busy machine. Jobs that were held from the start are found only by id. An
+    element that was cancelled alone before it started has no row, here or in squeue (22.05). Raises SlurmError.
     """
     chosen = _chosen(jobs, name)
     if chosen is None:
@@ -227,9 +228,9 @@ def sacct(
 
 
 def scancel(jobs: Iterable[int | str], signal_name: str | None = None, *, batch: bool = False) -> None:
-    """Cancel jobs, arrays (`69`), elements (`69_2`, `69_[2-5]`), or send them a signal. Jobs that ended are no error.
+    """Cancel jobs, arrays (`69`), elements (`69_2`, `69_[2-5]`), or send them a signal. Ended jobs are ignored.
 
-    batch: the signal is for the batch script too, not only for its steps.
+    batch: send the signal to the batch script too, not only to its steps. Raises SlurmError.
     """
     ids = [str(job) for job in jobs]
     if ids:
@@ -238,32 +239,32 @@ def scancel(jobs: Iterable[int | str], signal_name: str | None = None, *, batch:
 
 
 def requeue(jobs: Iterable[int | str], *, hold: bool = False) -> None:
-    """End running jobs and put them back into the queue; ended jobs as well, while the queue still knows them.
+    """End running jobs and put them back into the queue; also ended jobs that the queue still knows.
 
-    They wait cred_expire (2 minutes by default) before they start again; `start_now` avoids that.
+    Slurm holds them for cred_expire (2 minutes by default); `start_now` avoids that. Raises SlurmError.
     """
     if ids := ",".join(str(job) for job in jobs):
         run("scontrol", "requeuehold" if hold else "requeue", ids)
 
 
 def start_now(jobs: Iterable[int | str]) -> None:
-    """Lets waiting jobs start as soon as there is room, whatever time they were to wait for.
+    """Let waiting jobs start as soon as there is room, and not at the start time they have. Raises SlurmError.
 
-    Of a job that was requeued, not before 2 seconds have passed: a slurmd that is told to start what it was told to end
-    in the same second calls the credential revoked, and the job is FAILED (22.05).
+    Call it at least 2 seconds after a requeue: if slurmd ends and starts a job in the same second, it rejects the
+    credential as revoked, and the job is FAILED (22.05).
     """
     if ids := ",".join(str(job) for job in jobs):
         run("scontrol", "update", f"JobId={ids}", "StartTime=now", tolerate=_NOT_WAITING)
 
 
-_NOT_WAITING = "no longer pending|Invalid job id|Access/permission denied"  # it runs already, or is somebody else's
+_NOT_WAITING = "no longer pending|Invalid job id|Access/permission denied"  # it runs already, or is another user's
 _GONE = "Invalid job id|already completing or completed"
 
 
 def _chosen(jobs: Iterable[int | str] | None, name: str | None) -> list[str] | None:
     """The options that select jobs; None if the selection is empty, which must not become all jobs."""
     if name is not None and (odd := set(name) & set(",'\"[]")):
-        # sacct 22.05 would find nothing and call that success; a comma starts the next name
+        # sacct 22.05 would find nothing and exit with 0; a comma starts the next name
         raise ValueError(f"name={name!r}: Slurm cannot look for a name with {' '.join(sorted(odd))} in it")
     ids = None if jobs is None else [str(job) for job in jobs]
     if ids == []:
@@ -288,7 +289,7 @@ class SlurmCluster:
 
     @property
     def max_array_size(self) -> int:
-        """The highest index of an array is one less. (It does not cap how many elements there are.)"""
+        """An array's highest index is one less. It does not limit the number of elements."""
         return int(self.settings["MaxArraySize"])
 
     @property
@@ -300,11 +301,11 @@ class SlurmCluster:
 
 
 def cluster() -> SlurmCluster:
-    """Configuration and partitions, hidden ones too, in two commands."""
-    # scontrol takes questions from its standard input; asked in one go they cost one command
+    """Configuration and partitions, also hidden ones, read with two commands. Raises SlurmError."""
+    # scontrol reads requests from standard input, so one command answers both
     asked = ask("scontrol", "--all", "--oneliner", stdin="show config\nshow partition\n")
     nodes = ask("sinfo", "--all", "--exact", "-h", "-o", site.NODE_FORMAT)
-    # the prompt is there even where nobody sits; with libreadline on a line of its own, else in front of the answer
+    # scontrol prints its prompt even without a terminal: with libreadline on its own line, else before the answer
     text = re.sub(r"^(?:scontrol: )+", "", asked.stdout, flags=re.MULTILINE)
     with reading(nodes):
         groups = site.node_groups(nodes.stdout)
@@ -315,9 +316,10 @@ def cluster() -> SlurmCluster:
 
 
 def associations(user: str | None = None) -> list[Association] | None:
-    """What a user (by default this one) may do under which account. None: this cluster keeps no accounts.
+    """What a user (by default this one) may do under each account. None: this cluster keeps no accounts.
 
-    [] means that accounts are kept and this user has none: where they are enforced, sbatch refuses all jobs.
+    []: the cluster keeps accounts and this user has none; if it enforces them, sbatch refuses all jobs. Raises
+    SlurmError.
     """
     name = user or pwd.getpwuid(os.getuid()).pw_name
     fields = f"format={','.join(site.ASSOCIATION_FIELDS)}"

@@ -1,7 +1,7 @@
-"""How a command runs inside a container: pyxis adds options to srun, Apptainer stands before the command.
+"""How to run a command inside a container: pyxis adds options to srun, Apptainer is a prefix of the command.
 
-The launcher needs nothing installed in NVIDIA's NeMo container but what is there (NeMo, omegaconf): the rank's entry
-is standard library only. So it is enough to mount the clone, read-only, and to put it on PYTHONPATH.
+NVIDIA's NeMo container already has all that the launcher needs (NeMo, omegaconf); the rank's entry point uses only the
+standard library. So it is enough to mount the clone read-only and to put it on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from launcher.slurm import template
 
 @dataclass(frozen=True)
 class Inside:
-    """What runs a command inside a container; without a runtime, the command runs on the node."""
+    """The srun options and the prefix that run a command in a container. No runtime: it runs on the node."""
 
     runtime: str = ""
     srun_args: Sequence[str] = ()
@@ -26,7 +26,7 @@ class Inside:
 
 
 def findings(config: dict[str, Any], sweep: Path, root: str) -> list[Finding]:
-    """A container without an image, and folders that cannot be mounted."""
+    """Reports a container without an image, and folders that cannot be mounted."""
     container = config["cluster"].get("container") or {}
     runtime = container.get("runtime")
     if not runtime:
@@ -43,24 +43,24 @@ def findings(config: dict[str, Any], sweep: Path, root: str) -> list[Finding]:
 
 
 def of_trials(config: dict[str, Any], sweep: Path, root: str) -> Inside:
-    """For a trial's ranks: sweep, cache, model and data are mounted under their own names; the home folder is not."""
+    """The container of a trial's ranks: sweep, cache, model and data keep their paths; home is not mounted."""
     container = config["cluster"].get("container") or {}
     written = [str(sweep), *([cache] if (cache := config["paths"].get("cache")) else [])]
     return inside(container, read=[root, *_read(config)], written=written, folder=str(sweep))
 
 
 def inside(container: Mapping[str, Any], *, read: Sequence[str], written: Sequence[str], folder: str) -> Inside:
-    """What runs a command inside the container that is configured, if any.
+    """What runs a command inside the configured container, if there is one.
 
-    `read` and `written` are mounted under their own names, `written` writable, and the config's own mounts as they are
-    written. `folder` is the working directory: never /tmp, from where Python would import what anybody put there.
+    `read` (read-only) and `written` (writable) are mounted under their own paths; the config's own mounts are used
+    unchanged. `folder` is the working directory: never /tmp, from which Python would import anybody's files.
     """
     runtime, image = container.get("runtime") or "", str(container.get("image") or "")
     if not runtime:
         return Inside()
     own = [mount if ":" in mount else f"{mount}:{mount}" for mount in container.get("mounts") or []]
     mounts = ordered([*(f"{path}:{path}:ro" for path in read), *(f"{path}:{path}" for path in written), *own])
-    # sbatch/in_container.sh sets the job's variables anew: an image's own would win
+    # sbatch/in_container.sh sets the job's variables again, because the image's own would override them
     start = ["bash", str(template.folder() / "in_container.sh")]
     if runtime == "pyxis":
         arguments = [
@@ -75,9 +75,9 @@ def inside(container: Mapping[str, Any], *, read: Sequence[str], written: Sequen
 
 
 def ordered(mounts: Sequence[str]) -> list[str]:
-    """Mounts in an order in which none hides another: parents first, and of equal depth the writable ones last.
+    """Sort mounts (OUTSIDE:INSIDE[:FLAGS]) so that none hides another: parents first, then read-only before writable.
 
-    What a mount of a parent folder shows as well, with the same rights, is dropped. OUTSIDE:INSIDE[:FLAGS] each.
+    A mount is dropped if the mount of a parent folder already gives the same files with the same rights.
     """
 
     parsed = sorted((_Mount.parse(mount) for mount in mounts), key=lambda mount: (mount.depth, not mount.writable))
@@ -105,7 +105,7 @@ class _Mount:
         return len(self.inside.parts)
 
     def covers(self, other: _Mount) -> bool:
-        """Whether `other` adds nothing: the same files are there already, and as writable."""
+        """Whether this mount already gives the files of `other`, with at least its rights."""
         if self.inside not in (other.inside, *other.inside.parents):
             return False
         same = self.outside / other.inside.relative_to(self.inside) == other.outside
@@ -113,7 +113,7 @@ class _Mount:
 
 
 def _read(config: dict[str, Any]) -> list[str]:
-    """The folders that a trial reads its model and its pairs from."""
+    """The folders from which a trial reads its model and its pairs."""
     model = Path(config["pretrained_checkpoint"]["restore_from_path"]).parent
     files = [name for names in config["model"]["data"]["data_prefix"].values() for name in names]
     return sorted({str(folder) for folder in (model, *(Path(name).parent for name in files if name.startswith("/")))})

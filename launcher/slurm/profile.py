@@ -1,4 +1,4 @@
-"""Variables of a user's profile and of a surrounding job, which would change what a script asks Slurm for."""
+"""Environment variables, from a user's profile or a surrounding job, that would change what a script requests."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 import re
 from collections.abc import Mapping
 
-# What a job finds in its environment that is not about the job; a command started in a job needs it as well.
+# Slurm variables that do not describe a job; commands started inside a job need them too.
 _LASTING = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_DEBUG_FLAGS")
-#: Beginnings of variables that Slurm, srun and its MPI plugins set for a job, a step or a task.
+#: Prefixes of variables that Slurm, srun and its MPI plugins set for a job, a step or a task.
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "PMI_", "PMI2_", "PMIX_RANK", "PMIX_NAMESPACE", "PMIX_SERVER")
 # sbatch(1), "INPUT ENVIRONMENT VARIABLES": SBATCH_ and the option's name in capitals, except for these.
 _VARIABLES = {
@@ -20,22 +20,22 @@ _VARIABLES = {
     "requeue": ("REQUEUE", "NO_REQUEUE"),
     "no-requeue": ("REQUEUE", "NO_REQUEUE"),
 }
-#: What no script may get from a profile: standard error has to go where standard output goes, sbatch has to return at
+#: Options that no profile may set: standard error has to go where standard output goes, sbatch has to return at
 #: once, and the job needs the environment of the shell that submits it.
 _NEVER = ("ERROR", "INPUT", "WAIT", "EXPORT")
 
 
 def without_job(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment without the variables of a job that this process, or the shell that it runs in, belongs to.
+    """The environment without the variables of the job in which this process or its shell runs.
 
-    sbatch would hand them on, and SLURM_MEM_PER_NODE, SLURM_CPU_BIND, SRUN_CPUS_PER_TASK and others break the new job's
+    sbatch would pass them on, and SLURM_MEM_PER_NODE, SLURM_CPU_BIND, SRUN_CPUS_PER_TASK and others break the new job's
     srun. A shell may have some of them without SLURM_JOB_ID.
     """
     return {name: value for name, value in env.items() if not name.startswith(_OF_A_JOB) or name in _LASTING}
 
 
 def overriding(script: str, env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The SBATCH_ variables that sbatch would prefer to the #SBATCH lines of a script."""
+    """The SBATCH_ variables in `env` that would override a script's #SBATCH lines, with their values."""
     env = os.environ if env is None else env
     names = {f"SBATCH_{name}" for name in _NEVER}
     for option in re.findall(r"^#SBATCH --([\w-]+)", script, re.MULTILINE):

@@ -1,11 +1,11 @@
-"""Slurm's words in people's: why a job waits, and how it ended."""
+"""Explains in plain words why a job waits, and how it ended."""
 
 from __future__ import annotations
 
 from launcher.slurm.rows import AccountRow, QueueRow
 from launcher.units import clock
 
-#: What squeue's reason means for whoever waits; with what to do where it will never start by itself.
+#: What squeue's reason means to the user, and what to do if the job will never start by itself.
 WAITS: dict[str, str] = {
     "": "waits for its turn",
     "None": "waits for its turn",
@@ -54,12 +54,12 @@ def waiting(row: QueueRow) -> str:
 
 
 def ended(row: AccountRow | QueueRow) -> str:
-    """How a job without a result ended; the error that it printed, where it did, says more."""
+    """How a job without a result ended, by Slurm. An error that the job printed says more."""
     word = row.state.word
     if word == "COMPLETED":
         return "Slurm says it ended well, but it left no result.json"
     if word == "CANCELLED":
-        # an element that never started may have a start time in sacct all the same, but no nodes
+        # sacct may give a start time even for an element that never started, but then no nodes
         return f"cancelled after {clock(row.elapsed)}" if row.nodes else "cancelled before it started"
     if word == "TIMEOUT":
         limit = row.limit
@@ -79,7 +79,7 @@ def code_said(row: AccountRow) -> str:
 
     number = row.derived_signal or row.exit_signal
     codes = [code for code in (row.derived_exit_code, row.exit_code) if code]
-    # srun's exit code is the highest of its tasks'; one that died of signal N (1 to 64) counts as 128 + N, or N alone
+    # srun returns its tasks' highest exit code; a task killed by signal N (1 to 64) counts as 128 + N, or as N
     if not number and codes and 128 < codes[0] <= 128 + 64:
         number = codes[0] - 128
     if number:
@@ -91,7 +91,7 @@ def code_said(row: AccountRow) -> str:
 
 
 def codes(row: AccountRow) -> str:
-    """The exit code as sacct writes it, `3:0`; with the steps' where that differs, `9:0, steps 0:9`."""
+    """The exit code as sacct writes it, `3:0`; and the steps' if it differs: `9:0, steps 0:9`."""
     own = f"{row.exit_code}:{row.exit_signal}"
     derived = f"{row.derived_exit_code}:{row.derived_signal}"
     return own if derived in (own, "0:0") else f"{own}, steps {derived}"

@@ -1,4 +1,4 @@
-"""Requeued jobs that Slurm holds for two minutes: let them start as soon as there is room."""
+"""Lets requeued jobs start as soon as there is room, although Slurm would hold them for two minutes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from launcher.slurm.rows import QueueRow
 
 _SETTLED_S = 3.0  # see client.start_now
 
-_held: dict[str, float] = {}  # requeued elements that Slurm holds, and when they were first seen so
+_held: dict[str, float] = {}  # requeued elements that Slurm holds, and when this was first seen (time.monotonic)
 
 
 def start_held(rows: Iterable[QueueRow]) -> list[str]:
-    """Have the requeued jobs among the rows start as soon as there is room. To be called again and again.
+    """Let the requeued jobs among the rows start as soon as there is room. Call it repeatedly.
 
-    Only a process outside of the job can do it: the hold begins when the job has ended, and its script with it. Returns
-    their names. Raises SlurmError.
+    Only a process outside the job can do this: the hold begins after the job and its script have ended. Returns the
+    names of the jobs. Raises SlurmError.
     """
     now = time.monotonic()
     held = {row.name for row in rows if row.restarts and row.reason == "BeginTime" and row.state.word == "PENDING"}

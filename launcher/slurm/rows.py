@@ -22,8 +22,8 @@ class State:
 
     word: str
     phase: str
-    """waiting, running, done (it ended well) or failed (it ended otherwise). An unknown word counts as running, so that
-    nobody starts the same work a second time."""
+    """waiting, running, done (exit code 0) or failed (any other end). An unknown word counts as running, so that nobody
+    starts the same work a second time."""
     meaning: str
 
     @property
@@ -48,7 +48,7 @@ STATES: dict[str, State] = {
         ("STAGE_OUT", "running", "stages its files out"),
         ("STOPPED", "running", "is stopped and keeps its nodes"),
         ("SUSPENDED", "running", "is suspended"),
-        ("COMPLETING", "running", "its nodes are being cleaned"),  # how it ended is not said before it is over
+        ("COMPLETING", "running", "its nodes are being cleaned"),  # Slurm gives the final state only after this
         ("COMPLETED", "done", "ended with exit code 0 on every node"),
         ("BOOT_FAIL", "failed", "a node did not boot"),
         ("CANCELLED", "failed", "was cancelled"),  # sacct 22.05: `CANCELLED by 1000`
@@ -74,12 +74,12 @@ def state(text: str) -> State:
 # -- values ------------------------------------------------------------------------------------------------------------
 
 NOTHING = {"", "N/A", "n/a", "NONE", "None", "None assigned", "Unknown", "(null)", "NOT_SET", "INVALID"}
-NOTHING |= {"Partition_Limit"}  # sacct, of a job that has not started and asked for no limit of its own
+NOTHING |= {"Partition_Limit"}  # sacct: the job has not started and asked for no limit
 _WITHOUT_LIMIT = {"UNLIMITED", "infinite", "INFINITE"}
 
 
 def duration(text: str) -> float | None:
-    """Seconds. None if there is none, inf if there is no limit. Raises ValueError for what Slurm never prints."""
+    """Seconds; None if there is no value, inf if there is no limit. Raises ValueError for text Slurm never prints."""
     if text in NOTHING:
         return None
     if text in _WITHOUT_LIMIT:
@@ -104,7 +104,7 @@ def resources(text: str) -> dict[str, float]:
 
 
 def megabytes(text: str) -> float:
-    """`64000`, `64000+` (sinfo, of unlike nodes), `62.50G`, `125G`, `1.5T`."""
+    """MB from `64000`, `64000+` (sinfo, if nodes differ), `62.50G`, `125G`, `1.5T`."""
     number, unit = re.fullmatch(r"([\d.]+)([KMGTP]?)\+?", text).groups()  # type: ignore[union-attr]
     return float(number) * 1024.0 ** {"K": -1, "": 0, "M": 0, "G": 1, "T": 2, "P": 3}[unit]
 
@@ -146,27 +146,27 @@ def array_spec(indices: Iterable[int], at_once: int | None = None) -> str:
 # -- squeue ------------------------------------------------------------------------------------------------------------
 
 SEPARATOR = "|"
-# No free text but the reason, which comes last: a job's name or comment may hold any letter, even a newline.
+# The only free text is the reason, which comes last: a job's name or comment may hold any character, even a newline.
 QUEUE_FIELDS = (
     "JobID", "ArrayJobID", "ArrayTaskID", "State", "SubmitTime", "StartTime", "TimeUsed", "TimeLimit", "RestartCnt",
     "NumNodes", "NodeList", "Partition", "Reason",
 )  # fmt: skip
-# -O and not -o, which has no letter for the restarts. `:` and a suffix switches off the cut at 20 letters.
+# -O, because -o has no letter for the restarts. `:` and a suffix stop squeue from cutting after 20 characters.
 QUEUE_FORMAT = ",".join(f"{name}:{SEPARATOR}" for name in QUEUE_FIELDS)
 
 
 @dataclass(frozen=True)
 class QueueRow:
-    """A job, or one element of an array, that squeue shows: waiting, running or ended a short while ago."""
+    """A job or an array element in squeue: waiting, running or recently ended."""
 
     job_id: int
-    """Its own number. An element gets one only when it starts; until then it is the array's."""
+    """Its own id. An element gets one only when it starts; until then this is the array's id."""
     array_id: int | None
     task_id: int | None
-    """None if it is no element of an array."""
+    """None if it is not an array element."""
     state: State
     reason: str
-    """Why it waits; "" if there is nothing to say. Mostly one word, but Slurm may write a sentence here."""
+    """Why it waits; "" if Slurm gives no reason. Usually one word, but Slurm may write a sentence here."""
     submitted: float | None
     started: float | None
     """While it waits: when Slurm expects it to start, if it knows."""
@@ -181,12 +181,12 @@ class QueueRow:
 
     @property
     def name(self) -> str:
-        """How scancel, sacct and scontrol want it: `69_2`, or `70`."""
+        """The name that scancel, sacct and scontrol take: `69_2` or `70`."""
         return f"{self.job_id}" if self.task_id is None else f"{self.array_id}_{self.task_id}"
 
 
 def queue_rows(text: str) -> list[QueueRow]:
-    """Rows of `squeue -r -h -O QUEUE_FORMAT`. Raises ValueError with the line that is none."""
+    """Rows of `squeue -r -h -O QUEUE_FORMAT`. Raises ValueError with the line that cannot be read."""
     return [_queue_row(parts) for parts in records(text, len(QUEUE_FIELDS))]
 
 
@@ -211,9 +211,9 @@ def _queue_row(parts: list[str]) -> QueueRow:
 
 
 def records(text: str, fields: int) -> Iterator[list[str]]:
-    """Lines cut into so many fields; the last one keeps whatever separators it has."""
+    """Each line split into `fields` fields; the last field keeps its separators. Raises ValueError."""
     for line in text.splitlines():
-        if not line.strip() or line.startswith("CLUSTER: "):  # the header of -M, which -h leaves
+        if not line.strip() or line.startswith("CLUSTER: "):  # the header that -M prints even with -h
             continue
         parts = line.split(SEPARATOR, fields - 1)
         if len(parts) != fields:
@@ -227,24 +227,24 @@ ACCOUNT_FIELDS = (
     "JobID", "JobIDRaw", "State", "ExitCode", "DerivedExitCode", "Submit", "Start", "End", "ElapsedRaw", "TimelimitRaw",
     "NNodes", "NodeList", "Partition", "Account", "QOS", "AllocTRES", "Reason",
 )  # fmt: skip
-# `Restarts` exists from 23.11 on only: count the REQUEUED and NODE_FAIL rows of `sacct -D` instead.
+# `Restarts` exists only from 23.11 on: count the REQUEUED and NODE_FAIL rows of `sacct -D` instead.
 
 
 @dataclass(frozen=True)
 class AccountRow:
-    """A job, or one element of an array, as the accounting remembers it; seconds later than squeue."""
+    """A job or an array element in the accounting, which lags seconds behind squeue."""
 
     job_id: int
-    """Its own number (JobIDRaw); the array's, for an element that has not started."""
+    """Its own id (JobIDRaw); for an element that has not started, the array's id."""
     array_id: int | None
     task_id: int | None
     state: State
     exit_code: int
     exit_signal: int
-    """The batch script's; a step that failed without failing the script shows only in the derived ones."""
+    """The batch script's. If a step failed and the script did not, only the derived values show it."""
     derived_exit_code: int
     derived_signal: int
-    """The highest of all steps. Exit code 9 of a job with derived signal 9: killed, often for its memory."""
+    """The highest of all steps. Exit code 9 with derived signal 9: killed, often because of its memory."""
     submitted: float | None
     started: float | None
     ended: float | None
@@ -257,7 +257,7 @@ class AccountRow:
     account: str
     qos: str
     allocated: dict[str, float]
-    """What it got: cpu, node, mem (MB), gres/gpu."""
+    """What Slurm allocated: cpu, node, mem (MB), gres/gpu."""
     reason: str
 
     @property
@@ -266,7 +266,7 @@ class AccountRow:
 
 
 def account_rows(text: str) -> list[AccountRow]:
-    """Rows of `sacct -X -n -P -o ...`; the one line for all waiting elements, `69_[2-3%2]`, becomes a row for each."""
+    """Rows of `sacct -X -n -P -o ...`; the line for all waiting elements, `69_[2-3%2]`, becomes a row each."""
     return [row for parts in records(text, len(ACCOUNT_FIELDS)) for row in _account_rows(parts)]
 
 

@@ -1,4 +1,4 @@
-"""Run a command of Slurm: in which environment, for how long, and how its failures are reported.
+"""Runs Slurm's commands: sets their environment and timeout, and reports their failures.
 
 Every failure is a SlurmError that carries the command, its exit code and its output. `count` counts the commands that
 were run; `recorded()` and `hooks` see every raw answer.
@@ -23,7 +23,7 @@ from launcher.findings import LauncherError
 from launcher.slurm import profile
 
 PATIENCE = 60.0
-"""Seconds a command may take. By itself Slurm 22.05 gives up after 18 s without controller, 60 s without slurm.conf."""
+"""Seconds a command may take. Slurm 22.05 itself gives up after 18 s without controller, 60 s without slurm.conf."""
 
 
 _UNANSWERED = re.compile(
@@ -44,7 +44,7 @@ class Answer:
 
 
 class SlurmError(LauncherError):
-    """A command of Slurm failed, or its output cannot be read. `answer` has all of it; str() is one line."""
+    """A command of Slurm failed, or its output cannot be read. `answer` has the whole output; str() is one line."""
 
     def __init__(self, answer: Answer, why: str = "") -> None:
         self.answer = answer
@@ -53,7 +53,7 @@ class SlurmError(LauncherError):
 
     @property
     def unanswered(self) -> bool:
-        """Whether no answer came: the controller may have done what it was asked all the same."""
+        """Whether no answer came. The controller may still have done what it was asked."""
         return self.code is None or bool(_UNANSWERED.search(self.stderr))
 
     @property
@@ -68,7 +68,7 @@ class SlurmMissing(SlurmError):
 
 
 class SlurmTimeout(SlurmError):
-    """A command took too long. An sbatch may have submitted all the same: look for the job by its name."""
+    """A command took too long. sbatch may still have submitted the job: look for it by its name."""
 
 
 count: Counter[str] = Counter()
@@ -99,7 +99,7 @@ def log_to(path: Path) -> Callable[[Answer], None]:
     return write
 
 
-# What a user's profile may set to change what these commands print.
+# Variables in a user's profile that would change what these commands print.
 _FORMATTING = ("SQUEUE_", "SACCT_", "SINFO_", "SCONTROL_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
 
 
@@ -118,9 +118,9 @@ def run(
 ) -> Answer:
     """Run a command of Slurm, without a shell. Raises SlurmError.
 
-    The command has a session of its own, so that Ctrl-C does not end an sbatch that is half-way through.
+    The command gets its own session, so that Ctrl-C does not interrupt an sbatch.
 
-    tolerate   pattern of errors that are no failure, such as a job that Slurm has forgotten
+    tolerate   pattern of error output that is not a failure, such as a job that Slurm has forgotten
     """
     line = tuple(os.fspath(word) for word in command)
     count[line[0]] += 1

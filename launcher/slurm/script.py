@@ -20,12 +20,12 @@ PLAIN = (
     "partition", "account", "qos", "constraint", "exclude", "nodelist", "mail_type", "mail_user", "comment",
     "cpus_per_task", "gpus_per_node", "exclusive",
 )  # fmt: skip
-#: Options that follow from the trial or that the launcher needs for itself.
+#: Options that the launcher sets itself.
 OWN = (
     "nodes", "ntasks_per_node", "array", "output", "error", "open-mode", "job_name", "signal", "requeue", "no-requeue",
     "no_requeue", "parsable",
 )  # fmt: skip
-#: Options that have a key under `cluster`. gpus_per_node is not among them: sbatch takes types of GPUs there as well.
+#: Options that have a key under `cluster`. Without gpus_per_node: sbatch also accepts GPU types there.
 _KEYS = (*(name for name in PLAIN if name != "gpus_per_node"), "time", "reservation")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -38,27 +38,27 @@ class ArrayRequest:
     name: str
     """Job name."""
     trials: Sequence[int]
-    """The number of the trial that each array element runs. MaxArraySize caps the index, so each array starts at 0."""
+    """Trial numbers in the order of the elements. MaxArraySize limits the index, so every array starts at 0."""
     nodes: int
     ranks_per_node: int
     cluster: Mapping[str, Any]
     """The trials' `cluster` config."""
     share: int = 1
-    """Trials that one element runs side by side on its node."""
+    """How many trials one element runs side by side on its node."""
     python: str
-    """Shell words that run Python for a rank, in the container if there is one."""
+    """Shell words that start a rank's Python, inside the container if there is one."""
     python_on_node: str = sys.executable
-    """The Python that takes care of restarts, outside of any container: Slurm's commands are there."""
+    """The Python that handles restarts. It runs outside any container, where Slurm's commands are."""
     container: Inside = Inside()
     pythonpath: str = ""
-    """The folder that holds the package `launcher`; empty where Python finds it by itself."""
+    """The folder that holds the package `launcher`; empty if Python finds it anyway."""
     environment: Mapping[str, str] = field(default_factory=dict)
     after: Sequence[int] = ()
-    """Jobs that have to be done before; if one of them fails, the array is cancelled."""
+    """Jobs that have to succeed first; if one fails, Slurm cancels the array."""
 
 
 def text(request: ArrayRequest) -> str:
-    """The script. Raises Refused where an option cannot be written into one."""
+    """The script's text. Raises Refused if an option cannot be written into a script."""
     output = f'exec >>{shlex.quote(f"{request.sweep}/slurm/")}"${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID.out" 2>&1'
     return template.fill(
         "sweep",
@@ -70,14 +70,14 @@ def text(request: ArrayRequest) -> str:
             "trials": request.trials,
             **ranks(request),
         },
-        first=[output] if "\n" in str(request.sweep) else [],  # no #SBATCH line takes a line break
+        first=[output] if "\n" in str(request.sweep) else [],  # a #SBATCH line cannot contain a line break
         setup=request.cluster.get("setup") or [],
         teardown=request.cluster.get("teardown") or [],
     )
 
 
 def surroundings(environment: Mapping[str, str], container: Inside, pythonpath: str) -> dict[str, template.Value]:
-    """The assignments of every script that its work's surroundings make. Raises Refused (see `exports`)."""
+    """The assignments for PYTHONPATH, environment and container. Raises Refused (see `exports`)."""
     return {
         "pythonpath": pythonpath,
         "environment": [f"{name}={value}" for name, value in exports(environment)],
@@ -96,7 +96,7 @@ def ranks(request: ArrayRequest) -> dict[str, template.Value]:
 
 
 def directives(request: ArrayRequest) -> list[str]:
-    """The #SBATCH lines, made by submitit, so that every parameter it knows means here what it means there."""
+    """The #SBATCH lines. submitit writes them, so that its parameters mean the same here."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     made = _make_sbatch_string(command="", folder=request.sweep / "slurm", **parameters(request))
@@ -104,7 +104,7 @@ def directives(request: ArrayRequest) -> list[str]:
 
 
 def parameters(request: ArrayRequest) -> dict[str, Any]:
-    """submitit's parameters for a request. Raises Refused with what it does not take."""
+    """submitit's parameters for a request. Raises Refused with the options that cannot be used."""
     cluster = request.cluster
     known: dict[str, Any] = {
         "job_name": one_line(request.name),
@@ -113,7 +113,7 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
         "time": cluster["time"],
         "signal_delay_s": cluster["signal_delay_s"],
         "stderr_to_stdout": True,
-        "wckey": None,  # no site has the one that submitit sets by default
+        "wckey": None,  # submitit's default wckey exists at no site
         **{name: cluster.get(name) for name in PLAIN},
     }
     if cluster.get("mem_gb") is not None:
@@ -139,7 +139,7 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
             free[str(option)] = value
     chosen = {str(option).replace("-", "_") for option in cluster.get("sbatch") or {}}
     if request.share > 1 and not chosen & {"ntasks_per_core", "threads_per_core", "hint"}:
-        free["ntasks-per-core"] = 1  # a step takes whole cores: with half of one for each, every other one would wait
+        free["ntasks-per-core"] = 1  # a step takes whole cores: if two shared a core, one would wait
     if cluster.get("reservation") is not None:
         free["reservation"] = cluster["reservation"]
     if request.after:
@@ -165,7 +165,7 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
 
 
 def output(sweep: Path) -> str:
-    """The value of --output. Slurm replaces a % and a letter by values, and a #SBATCH line cannot have a line break."""
+    """The value of --output. Slurm replaces % and a letter, and a #SBATCH line cannot contain a line break."""
     name = str(sweep).replace("%", "%%")
     return f"{name}/slurm/%A_%a.out" if "\n" not in name else "/dev/null"  # then the script itself opens the file
 
@@ -176,7 +176,7 @@ def one_line(value: str) -> str:
 
 
 def share(cluster: Mapping[str, Any], trials: int) -> int:
-    """How many trials an element runs, of so many in all: at most cluster.trials_per_node, spread evenly."""
+    """How many of `trials` trials one element runs: at most cluster.trials_per_node, spread evenly."""
     elements = math.ceil(trials / int(cluster.get("trials_per_node") or 1))
     return math.ceil(trials / elements)
 
@@ -194,7 +194,7 @@ def findings(cluster: Mapping[str, Any]) -> list[Finding]:
 
 
 def exports(environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Variables for a script, by name. Raises Refused where a name is none that a shell takes."""
+    """(name, value) of each variable, sorted. Raises Refused if a name is not a valid shell variable."""
     wrong = [name for name in environment if not _NAME.fullmatch(str(name))]
     if wrong:
         why = "is no name of a variable"

@@ -18,16 +18,16 @@ NODE_FORMAT = SEPARATOR.join(NODE_FIELDS)  # for sinfo -o: partition, state, nod
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """Nodes of a partition that are alike."""
+    """Identical nodes of a partition."""
 
     state: str
-    """idle, mixed, allocated, down, drained, ... without the mark sinfo puts behind it (`down*`: does not answer)."""
+    """idle, mixed, allocated, down, drained, ... without sinfo's suffix (`down*`: does not answer)."""
     count: int
     cpus: int
     memory: float
     """MB a node."""
     gpus: dict[str, int]
-    """GPUs a node, by type; the type is "" where the site names none."""
+    """GPUs a node, by type; the type is "" if the site names none."""
 
     @property
     def usable(self) -> bool:
@@ -37,7 +37,7 @@ class NodeGroup:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition, with what it admits and what its nodes have."""
+    """A partition: which jobs it admits and what its nodes have."""
 
     name: str
     state: str
@@ -46,7 +46,7 @@ class Partition:
     max_time: float
     default_time: float | None
     max_nodes: float
-    """Most nodes a job may have; inf: as many as there are."""
+    """Most nodes that a job may use; inf: no limit."""
     total_nodes: int
     accounts: frozenset[str] | None
     """The accounts it admits; None: all but `denied_accounts`."""
@@ -72,7 +72,7 @@ class Partition:
         return max((group.memory for group in self.groups), default=0.0)
 
     def nodes_with(self, gpus: int = 0, memory: float = 0, cpus: int = 0, usable: bool = False) -> int:
-        """How many of its nodes have that much (and are usable now)."""
+        """How many of its nodes have at least this much; memory in MB. `usable`: count only nodes usable now."""
         fit = (g for g in self.groups if sum(g.gpus.values()) >= gpus and g.memory >= memory and g.cpus >= cpus)
         return sum(group.count for group in fit if group.usable or not usable)
 
@@ -119,7 +119,7 @@ def _names(text: str) -> frozenset[str] | None:
 
 
 def settings(text: str) -> dict[str, str]:
-    """`scontrol show config`: `MaxArraySize            = 1001` and so on."""
+    """The settings in `scontrol show config`, whose lines are `MaxArraySize            = 1001`."""
     pairs = (line.partition(" = ") for line in text.splitlines())
     return {key.strip(): value.strip() for key, found, value in pairs if found and " " not in key.strip()}
 
@@ -139,18 +139,18 @@ class Association:
     cluster: str
     account: str
     partition: str
-    """Empty: in any."""
+    """Empty: any partition."""
     default: bool
-    """Whether this is the account of a job that names none."""
+    """Whether jobs that name no account use this one."""
     qos: frozenset[str]
     default_qos: str
     max_submit: float
     """Jobs that may wait or run at once; each element of an array counts."""
     max_wall: float
     max_per_job: dict[str, float]
-    """What one job may have at most, such as {"gres/gpu": 8, "node": 4}."""
+    """The most that one job may have, such as {"gres/gpu": 8, "node": 4}."""
     group: dict[str, float]
-    """What all jobs under it may have at once; a job that alone wants more waits for ever (AssocGrpGRES)."""
+    """The most that all its jobs may have at once. A job that asks for more waits for ever (AssocGrpGRES)."""
 
 
 def associations(text: str) -> list[Association]:

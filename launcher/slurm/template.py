@@ -1,6 +1,6 @@
-"""Fills in the scripts in sbatch/: a head of assignments, written anew, and below it the script's own lines.
+"""Fills in the scripts in sbatch/: writes a new head of assignments above the script's own lines.
 
-A script that is submitted by hand has the same lines below the same heading; only its head differs.
+A script that is submitted by hand differs only in its head.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _BODY = "# -- the same in every script"
 
 
 class Words(str):
-    """Text that is already shell words, such as `cluster.python`, and stands in a script as it is."""
+    """Text that is already quoted for the shell, such as `cluster.python`; scripts get it unchanged."""
 
 
 #: What a head assigns to a variable: one value, or an array of several words.
@@ -23,7 +23,7 @@ Value: TypeAlias = str | int | Path | Sequence[str | int | Path]
 
 
 def folder() -> Path:
-    """The folder sbatch/: beside the package in a clone, inside the package where it was installed."""
+    """The folder sbatch/: beside the package in a clone, inside an installed package."""
     package = Path(__file__).resolve().parents[1]
     return package / "sbatch" if (package / "sbatch").is_dir() else package.parent / "sbatch"
 
@@ -42,9 +42,9 @@ def fill(
     setup: Sequence[str] = (),
     teardown: Sequence[str] = (),
 ) -> str:
-    """The script `name` with another head: `directives` (#SBATCH lines), the lines `first`, then the assignments.
+    """The script `name` with a new head: `directives` (#SBATCH lines), the lines `first`, then the assignments.
 
-    `setup` and `teardown` are lines of shell that stand before and after the work.
+    `setup` and `teardown` are shell lines that run before and after the work.
     """
     text = read(name)
     lines = ["#!/bin/bash", text.splitlines()[1], *directives, "", _HEADING.ljust(120, "-"), *first]

@@ -1,7 +1,7 @@
 """Nodes that a sweep avoids: `<sweep>/bad_nodes/<cluster>/<node>.json`, a file for each node, with the reason.
 
-The first trial that fails because of a node puts it there, on the node itself (launcher.job.begin_end). Removing the
-file lets the node be used again.
+The first trial that fails because of a node writes the file (launcher.job.begin_end). Remove the file to use the node
+again.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def read(sweep: Path, cluster: str | None = None) -> list[BadNode]:
 
 
 def add(sweep: Path, cluster: str, name: str, why: str, trial: int) -> None:
-    """Note a bad node. On a full disk nothing is noted, and the node is used again."""
+    """Record a bad node. If the disk is full, it is not recorded and may be used again."""
     path = sweep / FOLDER / cluster / f"{name}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # trials that share the node find out at the same moment
+        # trials that share the node may write this at the same moment
         whole_file.write_json(path, {"why": why, "trial": trial, "time": time.time()})
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -1,10 +1,10 @@
-"""Which of a trial's checkpoints are whole: by a manifest beside each, written last. Standard library only.
+"""Finds a trial's whole checkpoints by the manifest beside each, which is written last. Standard library only.
 
 <trial>/results/checkpoints/NAME.ckpt, mp_rank_0N/NAME.ckpt or NAME/       what NeMo writes, one of the three
 <trial>/results/checkpoints/NAME.manifest.json                             its step, and each file's size and SHA-256
 
-A process killed while it saves, a full disk, or a node that lost what it had not yet written out leave files that look
-like a checkpoint. Only what its manifest describes byte for byte is one.
+A process killed while it saves, a full disk, or a node that lost unwritten data leaves files that look like a
+checkpoint. A checkpoint is whole only if its files match the manifest byte for byte.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Checkpoint:
 
 
 def last_good(trial_dir: Path | str, hashes: bool = True) -> Checkpoint | None:
-    """The whole checkpoint of the highest step, of equal ones the last written; None where there is none.
+    """The whole checkpoint with the highest step (if several, the last written); None if there is none.
 
-    Without `hashes` only sizes are compared, which reads no checkpoint.
+    Without `hashes`, only file sizes are compared and no checkpoint is read.
     """
     return newest(Path(trial_dir) / FOLDER, hashes)
 
 
 def newest(folder: Path, hashes: bool = True) -> Checkpoint | None:
-    """As last_good, for a folder of checkpoints."""
+    """Like last_good, for a folder of checkpoints."""
     manifests = [read for path in folder.glob("*.ckpt" + SUFFIX) if (read := _read(path))]
     for manifest in sorted(manifests, key=lambda manifest: (manifest["step"], manifest["time"]), reverse=True):
         if matches(folder, manifest, hashes):
@@ -57,25 +57,25 @@ def newest(folder: Path, hashes: bool = True) -> Checkpoint | None:
 
 
 def manifest_of(path: Path) -> Path:
-    """Where the manifest of a checkpoint lies (or of a .nemo): NeMo's name of it is the same with and without .ckpt."""
+    """The manifest's path for a checkpoint (named with or without .ckpt) or a .nemo."""
     name = path.name if path.suffix in (".ckpt", ".nemo") else path.name + ".ckpt"
     return path.with_name(name + SUFFIX)
 
 
 def is_whole(path: Path, hashes: bool = True) -> bool:
-    """Whether a checkpoint, or a .nemo, has a manifest, and is what it says."""
+    """Whether a checkpoint or a .nemo has a manifest and matches it."""
     manifest = _read(manifest_of(path))
     return manifest is not None and matches(path.parent, manifest, hashes)
 
 
 def step_and_time(path: Path) -> tuple[int, float]:
-    """By the manifest of a checkpoint; (-1, 0) where it has none."""
+    """(step, seconds since 1970) from a checkpoint's manifest; (-1, 0) if it has none."""
     manifest = _read(manifest_of(path))
     return (manifest["step"], manifest["time"]) if manifest else (-1, 0.0)
 
 
 def matches(folder: Path, manifest: Mapping[str, Any], hashes: bool = True) -> bool:
-    """Whether all files of a manifest are there as it describes them."""
+    """Whether all files of a manifest exist and match its sizes and (with `hashes`) SHA-256."""
     try:
         for name, (size, digest) in manifest["files"].items():
             if (folder / name).stat().st_size != size or (hashes and sha256(folder / name) != digest):
@@ -102,14 +102,14 @@ def files_of(path: Path) -> list[str]:
 
 
 def describe(file: Path) -> tuple[int, str]:
-    """(bytes, SHA-256) of a file, which is on the disk when this returns, not only in the machine's memory."""
+    """(bytes, SHA-256) of a file. Before returning, syncs the file to the disk."""
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
     return file.stat().st_size, sha256(file)
 
 
 def write_manifest(path: Path, files: Mapping[str, tuple[int, str]], step: int, consumed_samples: int) -> None:
-    """Declare a checkpoint (or a .nemo) whole. `files` is what describe() says of each of files_of(path)."""
+    """Declare a checkpoint (or a .nemo) whole. `files`: the result of describe() for each of files_of(path)."""
     name = path.with_suffix("").name if path.with_suffix("").is_dir() else path.name
     manifest = {"name": name, "step": step, "consumed_samples": consumed_samples, "time": time.time(), "files": files}
     whole_file.write_json(manifest_of(path), manifest)

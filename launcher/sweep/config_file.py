@@ -12,13 +12,13 @@ from launcher import whole_file
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-# Text that no reader takes for anything else unquoted: begins with a letter or slash, and is none of the words below.
+# Text that every reader reads as text without quotes: it begins with a letter or slash and is none of the words below.
 # PyYAML alone would leave 1e5 unquoted, which OmegaConf reads as a number.
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./+-]*(?: [A-Za-z0-9_./+-]+)*\Z", re.ASCII)
 _NOT_TEXT = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf", "infinity"})
 
 
-class _Dumper(_BaseDumper):  # type: ignore[misc]  # which of the two it is is known at run time
+class _Dumper(_BaseDumper):  # type: ignore[misc]  # the base class is chosen at run time
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
@@ -32,7 +32,7 @@ _Dumper.add_representer(str, _text)
 
 
 def dump(config: dict[str, Any]) -> str:
-    """The config in block style. Raises YAMLError for values that are no dict, list, text, number, bool or None."""
+    """The config in block style. Raises YAMLError for values other than dict, list, text, number, bool, None."""
     text: str = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30)
     return text
 

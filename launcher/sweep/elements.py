@@ -1,4 +1,4 @@
-"""Trials as elements of the Slurm arrays (or as parts of the local runs) that were submitted for them."""
+"""Which array element (or local run) was submitted for each trial."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Element:
-    """One trial's place in something that was submitted."""
+    """The array element (or part of a local run) that runs a trial."""
 
     job: Mapping[str, Any]
-    """The record of the submission, see Sweep.submitted()."""
+    """The record of the submission; see Sweep.submitted()."""
     index: int
 
     @property
@@ -40,5 +40,5 @@ def elements(jobs: Sequence[Mapping[str, Any]]) -> dict[int, list[Element]]:
 
 
 def has_array_id(job: Mapping[str, Any]) -> bool:
-    """Whether the record of a submission is of a Slurm array whose id is known."""
+    """Whether a submission is a Slurm array with a known id."""
     return job["kind"] == "slurm" and bool(job["id"])

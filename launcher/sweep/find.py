@@ -1,4 +1,4 @@
-"""Which sweep is meant: by its folder, the id of one of its arrays, a name, or `last`."""
+"""Finds the sweep that a user names: by its folder, the id of one of its arrays, a name, or `last`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def roots() -> list[Path]:
 
 
 def folders() -> list[Path]:
-    """All sweep folders below the roots, the one that something was last submitted for first."""
+    """All sweep folders below the roots, the most recently submitted first."""
     times: dict[Path, float] = {}
     for root in roots():
         for path in _below(root, _DEPTH):
@@ -37,7 +37,7 @@ def folders() -> list[Path]:
 
 
 def _below(folder: Path, depth: int) -> Iterable[Path]:
-    """Sweep folders in `folder`, itself included. A sweep's own folders are not entered: it may have thousands."""
+    """Sweep folders in `folder`, which may itself be one. Does not search inside a sweep: it may have thousands."""
     try:
         with os.scandir(folder) as entries:
             inside = list(entries)
@@ -52,11 +52,11 @@ def _below(folder: Path, depth: int) -> Iterable[Path]:
 
 
 def sweep(what: str = LAST) -> Sweep:
-    """The sweep that `what` names. Raises Refused, with what there is, where there is none or more than one."""
+    """The sweep that `what` names. Raises Refused, with the existing sweeps, if none or several match."""
     if (Path(what).expanduser() / "sweep.json").exists():
         return Sweep.load(what)
     if os.sep in what and Path(what).expanduser().exists():
-        return Sweep.load(what)  # which reports what is wrong with it
+        return Sweep.load(what)  # raises Refused with what is wrong with the folder
     known = folders()
     looked = " and ".join(str(root) for root in roots())
     if not known:
@@ -84,7 +84,7 @@ def sweep(what: str = LAST) -> Sweep:
 
 
 def _newest_own(known: Sequence[Path], looked: str) -> Sweep:
-    """The user's own sweep that something was last submitted for: `last` is acted upon without looking."""
+    """The user's own most recently submitted sweep. Others' sweeps do not count: commands act on `last` unseen."""
     for folder in known:
         if (folder / "sweep.json").lstat().st_uid == os.geteuid():
             return Sweep.load(folder)
@@ -93,7 +93,7 @@ def _newest_own(known: Sequence[Path], looked: str) -> Sweep:
 
 
 def _by_tail(known: Sequence[Path], what: str) -> Sweep | None:
-    """The sweep whose folder's path ends so: at most one."""
+    """The sweep whose folder's path ends with `what`, or None. Raises Refused if there are several."""
     tail = Path(what).parts
     same = [folder for folder in known if folder.parts[-len(tail) :] == tail]
     if len(same) > 1:
@@ -103,7 +103,7 @@ def _by_tail(known: Sequence[Path], what: str) -> Sweep | None:
 
 
 def _readable(known: Sequence[Path]) -> list[Sweep]:
-    """The sweeps that can be read. One that is damaged or of a newer version must not hide the others."""
+    """The sweeps that can be read. A damaged or newer sweep must not hide the others."""
     loaded = []
     for folder in known:
         try:
@@ -114,10 +114,10 @@ def _readable(known: Sequence[Path]) -> list[Sweep]:
 
 
 def trials_and_sweep(words: Sequence[str], named: str | None) -> tuple[Sweep, list[Trial]]:
-    """What `cancel 0 2-4 runs/x` means: numbers are trials, the one other word is the sweep, which `--sweep` names too.
+    """Parse `cancel 0 2-4 runs/x`: numbers are trials; one other word may name the sweep, as `--sweep` (`named`) does.
 
-    `69_2` is an element of array 69: its sweep, and the trials that the element runs. No number means no trials: the
-    commands then take all. Raises Refused.
+    `69_2`, an element of array 69, names its sweep and the trials that it runs. Without numbers, returns no trials, and
+    the commands take all. Raises Refused.
     """
     numbers = [word for word in words if _NUMBERS.fullmatch(word)]
     others = [word for word in words if not _NUMBERS.fullmatch(word)]
@@ -133,7 +133,7 @@ def trials_and_sweep(words: Sequence[str], named: str | None) -> tuple[Sweep, li
 
 
 def trials(one: Sweep, numbers: Iterable[int]) -> list[Trial]:
-    """The sweep's trials of these numbers. Raises Refused where it has no such trial."""
+    """The sweep's trials with these numbers. Raises Refused if one does not exist."""
     there = {trial.number: trial for trial in one.trials}
     wanted = sorted(set(numbers))
     unknown = [number for number in wanted if number not in there]
@@ -146,7 +146,7 @@ def trials(one: Sweep, numbers: Iterable[int]) -> list[Trial]:
 
 
 def _numbers(word: str) -> Iterable[int]:
-    """The numbers of `0,2-4`. Raises Refused for a range that is reversed: no trial would mean all trials."""
+    """The numbers in `0,2-4`. Raises Refused for a reversed range: it would give no trials, which means all."""
     for part in word.split(","):
         first, _, last = part.partition("-")
         span = int(last or first) - int(first)

@@ -1,6 +1,6 @@
 """The sweep folder: sweep.json and a folder for each trial. No other state is kept anywhere.
 
-SWEEP/sweep.json         what was asked for, by whom, when, with what; the jobs that were submitted for it
+SWEEP/sweep.json         what was run, by whom, when, with which versions; the submitted jobs
 SWEEP/<n>/config.yaml    the whole config of trial n
 SWEEP/<n>/metrics.jsonl  written as training goes
 SWEEP/<n>/result.json    written at the very end, only on success: a trial is done only if it is there
@@ -32,7 +32,7 @@ from launcher.sweep.trial import BETA, Trial, labels
 _ELSEWHERE = "choose another folder (hydra.sweep.dir)"
 FORMAT = 1  # of sweep.json; a reader refuses a newer one
 _DISTRIBUTIONS = ("dpo-launcher", "hydra-core", "hydra-submitit-launcher", "submitit", "nemo-aligner", "nemo_toolkit")
-# submitit (and Slurm, in --output) put ids in the place of these wherever they stand in a path.
+# submitit (and Slurm, in --output) replace these by ids anywhere in a path.
 _PLACEHOLDERS = re.compile("%[jtAa]")
 
 
@@ -54,7 +54,7 @@ class Sweep:
         trials: Sequence[tuple[Sequence[str], dict[str, Any]]],
         mode: int = 0o700,
     ) -> Sweep:
-        """Write the folder, complete or not at all. A trial is (overrides, whole resolved config).
+        """Write the folder completely or not at all. A trial is (overrides, complete resolved config).
 
         `folder` may exist already, with Hydra's files in it, but not a sweep. Raises Refused.
         """
@@ -66,7 +66,7 @@ class Sweep:
         try:
             beside.parent.mkdir(parents=True, exist_ok=True)
             beside.mkdir(mode=mode)
-            beside.chmod(mode)  # mkdir's mode is cut by the umask
+            beside.chmod(mode)  # the umask limits mkdir's mode
             _write_configs(beside, enumerate(config for _, config in trials))
             whole_file.write_json(beside / "sweep.json", data)
             _put_in_place(beside, folder, mode)
@@ -74,7 +74,7 @@ class Sweep:
             why = f"cannot be written ({error.strerror or error})"
             raise Refused([Finding(str(folder), "", why, _ELSEWHERE)]) from error
         finally:
-            shutil.rmtree(beside, ignore_errors=True)  # gone already where all went well
+            shutil.rmtree(beside, ignore_errors=True)  # already renamed if all went well
         return sweep
 
     @classmethod
@@ -86,7 +86,7 @@ class Sweep:
         experiment: dict[str, Any],
         trials: Sequence[tuple[Sequence[str], dict[str, Any]]],
     ) -> Sweep:
-        """The sweep that `create` would write. Raises Refused where the folder's name cannot be used."""
+        """The sweep that `create` would write. Raises Refused if the folder's name cannot be used."""
         folder = Path(os.path.abspath(Path(folder).expanduser()))
         if _PLACEHOLDERS.search(str(folder)):
             why = "submitit and Slurm put ids in the place of %j, %t, %A and %a in paths"
@@ -109,7 +109,7 @@ class Sweep:
 
     @classmethod
     def load(cls, path: Path | str) -> Sweep:
-        """Open a sweep folder. Raises Refused where it is none or cannot be read."""
+        """Open a sweep folder. Raises Refused if it is not a sweep folder or cannot be read."""
         folder = Path(os.path.abspath(Path(path).expanduser()))
         file = folder / "sweep.json"
         try:
@@ -131,7 +131,7 @@ class Sweep:
         return sweep
 
     def _check(self) -> None:
-        """Raises KeyError, TypeError, ValueError or AttributeError where sweep.json lacks what is read from it."""
+        """Raises KeyError, TypeError, ValueError or AttributeError if sweep.json lacks required data."""
         trials = self.trials
         labels(trials)
         for trial in trials:
@@ -144,12 +144,12 @@ class Sweep:
 
     @property
     def own(self) -> bool:
-        """Whether folder and sweep.json belong to this user. Those of others may be looked at, no more."""
+        """Whether folder and sweep.json belong to this user. Others' sweeps are read-only."""
         owners = {path.lstat().st_uid for path in (self.folder.resolve(), self.folder / "sweep.json")}
         return owners == {os.geteuid()}
 
     def refuse_foreign(self, what: str) -> None:
-        """Raises Refused where the sweep is another user's: its files would have this user run or stop something."""
+        """Raises Refused for another user's sweep: its files could make this user run or stop something."""
         if not self.own:
             owner = self.folder.stat().st_uid
             why = f"belongs to another user (id {owner})"
@@ -157,7 +157,7 @@ class Sweep:
 
     @property
     def shown(self) -> str:
-        """The folder as people read it: from the current folder on, where it lies in that."""
+        """The folder for display: relative to the current folder if it is inside it."""
         here = os.getcwd() + os.sep
         return str(self.folder).removeprefix(here)
 
@@ -182,9 +182,9 @@ class Sweep:
         return jobs
 
     def submitted(self) -> list[dict[str, Any]]:
-        """`jobs`, with the ids of Slurm's arrays as sbatch itself wrote them, "" where it wrote none.
+        """`jobs`, with the array ids that sbatch wrote ("" if it wrote none), oldest first.
 
-        Also the jobs that trials' own jobs have submitted to go on: arrays of one element, whose index is "first".
+        Includes the continuations that jobs have submitted: arrays with one element, whose index is "first".
         """
         found = []
         for job in self.jobs:
@@ -195,7 +195,7 @@ class Sweep:
         return sorted([*found, *self._continuations()], key=lambda job: datetime.fromisoformat(job["submitted"]))
 
     def _continuations(self) -> Iterator[dict[str, Any]]:
-        """What launcher.job.slurm_job.continuation has noted: trial<n>-after-<array>_<index>.id"""
+        """The jobs that launcher.job.slurm_job.continuation has recorded: trial<n>-after-<array>_<index>.id"""
         for path in (self.folder / "slurm").glob("trial*-after-*_*.id"):
             trial, index = path.stem.partition("-")[0].removeprefix("trial"), path.stem.rpartition("_")[2]
             when = datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat()
@@ -204,7 +204,7 @@ class Sweep:
             yield {**note, "submitted": when, "script": path.name, "name": ""}
 
     def receipt(self, script: str) -> Path:
-        """Where sbatch writes the id of the array that `script` (its name in the folder slurm/) became."""
+        """The file into which sbatch writes the array's id; `script` is the script's name in the folder slurm/."""
         return (self.folder / "slurm" / script).with_suffix(".id")
 
     def add_trials(self, trials: Sequence[tuple[Sequence[str], dict[str, Any]]]) -> list[Trial]:
@@ -252,7 +252,7 @@ def _write_configs(folder: Path, configs: Iterable[tuple[int, dict[str, Any]]]) 
 
 
 def _put_in_place(beside: Path, folder: Path, mode: int) -> None:
-    """Rename `beside` to `folder`; where that has files of its own, move the contents, sweep.json last."""
+    """Rename `beside` to `folder`; if that has files already, move the contents, sweep.json last."""
     try:
         os.rename(beside, folder)
         return

@@ -1,11 +1,11 @@
-"""What a trial's ranks left in its log folder: the files of each start, and the lines that say why one failed.
+"""Reads a trial's log folder: the files of each start, and the lines that say why a rank failed.
 
-<trial>/log/<job>.<restart>_<rank>_log.out      a start of a Slurm job; a requeue counts the restart up
+<trial>/log/<job>.<restart>_<rank>_log.out      a start of a Slurm job; each requeue adds 1 to the restart
 <trial>/log/local<n>_<rank>_log.out             a start on this machine
-<trial>/log/<either>_<rank>_error.json          what ended a rank, where it could still note it (see rank_errors)
+<trial>/log/<either>_<rank>_error.json          what ended a rank, if it could still write it (see rank_errors)
 <trial>/log/local<n>_exit.json                  how the ranks of a local start ended, noted by their controller
 <trial>/log/<job>.<restart>_stopped.json        written by a start that was warned, and has saved
-<trial>/log/<job>.<restart>_srun.out            of a trial that shares its job with others: what its srun complained of
+<trial>/log/<job>.<restart>_srun.out            the errors of srun, if trials share the job
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _TAIL = 65536  # bytes of a log that are searched for the error
 _LONGEST = 300  # characters of an error in one line
 _MOST_LINES = 40  # of a traceback
 _LAST_LINES = 12  # of a log without one
-_RANKS = 64  # at most so many ranks' logs are searched for the first error
-# The controller notices a killed rank at its next look; other ranks notice at once what that rank's end broke.
+_RANKS = 64  # at most this many ranks' logs are searched for the first error
+# The controller sees a killed rank only at its next check; other ranks see the broken connection at once.
 _NOTICED_LATE_S = 0.5
 _ERROR = re.compile(r"\s*(?:\[?rank ?\d+\]?:\s*)?((?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Refused)\b.*)")
 _FATAL = re.compile(r"(Fatal Python error: .*|Segmentation fault.*|.*\bCUDA out of memory\b.*|.*\bKilled\b.*)")
 _MEMORY = re.compile(r"out.of.memory|oom[- _]kill|exceeded (?:job|step|its) ?memory|memory limit", re.IGNORECASE)
 _TYPE = re.compile(r"(?:\w+\.)*([A-Z]\w*(?:Error|Exception|Refused))\b")
-#: What a rank prints when another one has gone: not the cause.
+#: What a rank prints after another rank has died: not the cause.
 _FOLLOWED = re.compile(
     r"Connection (?:reset|closed|refused)|Broken pipe|gloo|NCCL|ProcessGroup|DistNetwork|DistBackend|TCPStore"
     r"|SIGTERM|Interrupt|rendezvous|heartbeat",
     re.IGNORECASE,
 )
-# slurmstepd and srun report the end that they brought about themselves
+# slurmstepd and srun also report the ranks that they ended themselves
 _SRUN = re.compile(r"srun: error: (\S+): tasks? (\d+)(?:[,-][\d,-]*)?: (.+)")
 _ENDED_BY_SRUN = re.compile(r"Terminated|Killed|Exited with exit code (?:143|137)")
 _STEPD = re.compile(r"^(?:srun|slurmstepd\S*): (?:error: )?")
@@ -55,7 +55,7 @@ class StartLogs:
     job_id: int | None
     """None: it ran on this machine."""
     number: int
-    """Restarts before it; of a local one its number."""
+    """Restarts before it; for a local start, its number."""
     logs: dict[int, Path] = field(default_factory=dict)
     """By rank."""
 
@@ -101,7 +101,7 @@ def log_of(log_folder: Path, start: str, rank: int) -> Path:
 
 
 def srun_log(trial_folder: Path, start: str) -> Path:
-    """Where srun's complaints are, if the trial shared its job; else they are in what the batch script printed."""
+    """The file with srun's errors, if trials share the job; else they are in the batch script's output."""
     return trial_folder / "log" / f"{start}_srun.out"
 
 
@@ -110,24 +110,24 @@ class Failure:
     """How a rank failed."""
 
     rank: int | None
-    """None: no rank printed an error, this is from what the batch script printed."""
+    """None: no rank printed an error; this one is from the batch script's output."""
     error: str
     """In one line."""
     lines: tuple[str, ...]
     """The traceback, or the last lines of the log."""
     log: Path
     type: str = ""
-    """The exception's name, `Refused` of a config that cannot be run; "" where it was none."""
+    """The exception's name, `Refused` for a config that cannot run; "" if there was no exception."""
     code: int = 0
-    """The rank's exit code, below 0 the signal that killed it; only known of local ranks."""
+    """The rank's exit code, below 0: minus the signal that killed it. Known only for local ranks."""
 
 
 def failure(start: StartLogs, batch: Sequence[str] = ()) -> Failure | None:
-    """The failure of the rank that failed first. None where no rank left anything that looks like an error.
+    """The failure of the rank that failed first. None if no rank left anything that looks like an error.
 
-    By the exit codes that a local controller noted; else by the ranks' own notes, which have the time; else by the log
-    of the rank that srun reports first in `batch`, what the batch script printed; else by what the logs end with, where
-    a complaint about a lost connection only counts if there is no other.
+    Sources, in this order: the exit codes that a local controller recorded; the ranks' own notes, which have the time;
+    the log of the rank that srun reports first in `batch`, the batch script's output; the last errors in the logs,
+    where a lost connection counts only if there is no other error.
     """
     local = local_failures(start)
     if local:
@@ -180,7 +180,7 @@ class SrunReport(NamedTuple):
 def srun_reported(batch: Sequence[str]) -> SrunReport | None:
     """The task that srun reports as the first to fail: `srun: error: node2: task 1: Exited with exit code 3`.
 
-    A task that srun ended itself, as it does once one has failed, counts only if there is no other.
+    After a failure srun ends the other tasks: those count only if there is no other report.
     """
     matches = [match for line in batch if (match := _SRUN.fullmatch(line.strip()))]
     reports = [SrunReport(int(match[2]), match[3].strip(), match[1]) for match in matches]
@@ -189,7 +189,7 @@ def srun_reported(batch: Sequence[str]) -> SrunReport | None:
 
 
 def tail(path: Path, size: int = _TAIL) -> list[str]:
-    """The last lines of a file without colours and blank lines; [] where there is no file that can be read."""
+    """The last lines of a file (its last `size` bytes), without colours and blank lines; [] if it cannot be read."""
     try:
         with whole_file.regular(path) as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - size))
@@ -200,7 +200,7 @@ def tail(path: Path, size: int = _TAIL) -> list[str]:
 
 
 def out_of_memory_line(lines: Iterable[str]) -> str:
-    """The line in which Slurm or CUDA reports that memory ran out; "" where none does."""
+    """The line in which Slurm or CUDA reports that memory ran out; "" if there is none."""
     line = next((line.strip() for line in lines if _MEMORY.search(line)), "")
     return shorten(_STEPD.sub("", line))
 
@@ -237,7 +237,7 @@ def _printed(rank: int, log: Path) -> Failure | None:
 
 
 def _around(lines: list[str], place: int) -> list[str]:
-    """The traceback that ends in line `place`; what follows it where the interpreter itself crashed."""
+    """The traceback that ends in line `place`; if the interpreter itself crashed, the lines after it."""
     if "Fatal Python error" in lines[place]:
         return lines[place : place + _MOST_LINES]
     first = max(0, place - _MOST_LINES + 1)

@@ -12,9 +12,9 @@ from typing import Any
 
 from launcher import whole_file
 
-#: Bytes read from the end and the start of a file for a look at the progress: some 30 train steps, and the first.
+#: Bytes read from the end and the start of a file to find the progress: some 30 train steps, and the first one.
 TAIL, HEAD = 16384, 4096
-#: The phase that a rank 0 writes first of all; each start of a trial writes it.
+#: The first phase that rank 0 writes, in each start of a trial.
 STARTING = "starting"
 
 Line = dict[str, Any]
@@ -22,10 +22,10 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrialProgress:
-    """How far a trial is, as it has written itself. None: it has not written that yet."""
+    """How far a trial is, as read from its metrics. None: not written yet."""
 
     phase: str = ""
-    """"starting", "loading model", "reference", "training", "validating", "saving", "done"; "" before its first."""
+    """"starting", "loading model", "reference", "training", "validating", "saving", "done"; "" before the first."""
     detail: str = ""
     step: int = 0
     """Optimizer steps done."""
@@ -37,7 +37,7 @@ class TrialProgress:
     val_loss: float | None = None
     val_accuracy: float | None = None
     val_step: int | None = None
-    """Steps done when it was last validated."""
+    """Steps done at the last validation."""
     silent: float | None = None
     """Seconds since it last wrote a line."""
     in_phase: float | None = None
@@ -49,7 +49,7 @@ class TrialProgress:
 
 
 def read_all(path: Path) -> list[Line]:
-    """Every whole line of the file, in order; [] where there is no file. Broken lines are left out."""
+    """Every whole line of the file, in order; [] if there is no file. Broken lines are left out."""
     return _parse(whole_file.read(path) or b"")
 
 
@@ -68,17 +68,17 @@ def read_progress(path: Path, now: float | None = None, tail_size: int = TAIL) -
                 tail = tail.partition(b"\n")[2]  # begins in the middle of a line
                 stream.seek(0)
                 head = stream.read(HEAD)
-    except OSError:  # a disk that does not answer for a moment is asked again at the next look
+    except OSError:  # a disk may fail for a moment; the next call reads again
         return TrialProgress()
     lines = _parse(tail)
     starts = [place for place, line in enumerate(lines) if line.get("phase") == STARTING]
     if starts:
-        lines, head = lines[starts[-1] :], b""  # what came before was another start
+        lines, head = lines[starts[-1] :], b""  # earlier lines belong to another start
     return _progress(lines, _parse(head), time.time() if now is None else now)
 
 
 def append_phase(path: Path, phase: str, detail: str = "") -> None:
-    """Write a change of phase. For rank 0 alone."""
+    """Append a change of phase. Only rank 0 may call this."""
     line = json.dumps({"time": round(time.time(), 3), "phase": phase, "detail": detail})
     with path.open("ab") as stream:
         if stream.tell() and not _ends_in_newline(path):
@@ -93,7 +93,7 @@ def _ends_in_newline(path: Path) -> bool:
 
 
 def parse_line(raw: bytes) -> Line | None:
-    """A line of the file without its line break; None where it is empty, broken, or still being written."""
+    """Parse a line of the file, without its line break; None if it is empty, broken or still being written."""
     if not raw.endswith(b"}"):
         return None
     try:
@@ -104,7 +104,7 @@ def parse_line(raw: bytes) -> Line | None:
 
 
 def _is_sound(line: Line) -> bool:
-    """Whether a line has a time, and with its figures the number of the step."""
+    """Whether a line has a time and, if it has a loss, the step number."""
     moment, figures = line.get("time"), "train/loss" in line or "val/loss" in line
     if not isinstance(moment, (int, float)) or not math.isfinite(moment) or (figures and "step" not in line):
         return False
@@ -148,7 +148,7 @@ def _progress(lines: list[Line], head: list[Line], now: float) -> TrialProgress:
 
 
 def _began(phases: list[Line]) -> float:
-    """When the last phase began: a phase is written repeatedly, with its progress."""
+    """When the last phase began. A phase is written repeatedly, to report its progress."""
     began = phases[-1]
     for line in reversed(phases):
         if line["phase"] != began["phase"]:
@@ -158,10 +158,10 @@ def _began(phases: list[Line]) -> float:
 
 
 def _rate(first: list[Line], steps: list[Line]) -> float | None:
-    """Steps a second since the run's first step; since the first of the last ones where a pause lies between.
+    """Steps a second since the run's first step; after a pause, only over the last steps in `steps`.
 
-    The run's own average counts validations in, so that the time left is right; but a run that was requeued may have
-    stood still for hours.
+    The average over the run includes validations, so that the time left is right; but a requeued run may have waited
+    for hours.
     """
     recent, whole = _pace(steps[:1], steps), _pace(first, steps)
     return recent if recent and whole and whole < recent / 2 else whole or recent
@@ -180,6 +180,6 @@ def _last(lines: list[Line], key: str) -> Any:
 
 def _number(lines: list[Line], key: str) -> float | None:
     for line in reversed(lines):
-        if key in line:  # null stands for a number that is none: the training has diverged
+        if key in line:  # null means NaN or infinity: training has diverged
             return float(line[key]) if isinstance(line[key], (int, float)) else math.nan
     return None

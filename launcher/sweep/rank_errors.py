@@ -1,6 +1,6 @@
-"""The note that a rank leaves of the error that ended it: <trial>/log/<start>_<rank>_error.json
+"""The note that a rank writes about the error that ended it: <trial>/log/<start>_<rank>_error.json
 
-Where another rank has ended this one's connections, the time of the first note tells which rank failed first.
+One failed rank makes others fail by breaking their connections: the earliest note shows which failed first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RankError:
     message: str
     traceback: tuple[str, ...]
     node: str
-    """The node that the rank ran on; "" where that was not noted."""
+    """The node that the rank ran on; "" if not recorded."""
 
     @property
     def text(self) -> str:
@@ -39,7 +39,7 @@ def path(log_folder: Path, start: str, rank: int | str) -> Path:
 
 
 def write(note: Path, error: BaseException, **more: str) -> None:
-    """Note the exception that ends this rank, at this moment."""
+    """Write the note about the exception that ends this rank, with the current time."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     kind = "" if isinstance(error, Refused) else type(error).__name__
     write_text(note, kind, text, "".join(traceback.format_exception(error)), **more)
@@ -51,7 +51,7 @@ def write_text(note: Path, kind: str, message: str, trace: str = "", **more: str
 
 
 def read(log_folder: Path, start: str, rank: int | str) -> RankError | None:
-    """The note of a rank; None where it left none."""
+    """The note of a rank; None if it wrote none."""
     note = whole_file.read_json(path(log_folder, start, rank))
     try:
         lines = tuple(str(note.get("traceback", "")).rstrip().splitlines()[-_MOST_LINES:])

@@ -1,8 +1,7 @@
-"""What happened to each start of a trial on Slurm (`<trial>/starts.jsonl`, two lines a start); which one owns it.
+"""Records each start of a trial on Slurm (`<trial>/starts.jsonl`, two lines a start), and which start owns the trial.
 
-A start is named as its logs are, `1234.1`: Slurm's own number of the element, and how often that was requeued. All
-starts that follow from one submission are a chain; how often a trial may start is counted in it. `retry` begins another
-chain.
+A start has the name of its logs, `1234.1`: the element's own job id, and how often it was requeued. All starts that
+follow from one submission are a chain; the limits on starts apply to a chain. `retry` begins a new chain.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ SAID: dict[str, str] = {
 }
 
 
-#: What `then` begins with where the trial does not go on; why follows.
+#: `then` begins with this if the trial gave up; the reason follows.
 GAVE_UP = "gave up: "
 
 
 @dataclass(frozen=True)
 class Start:
-    """One start, with its end where that is known."""
+    """One start, with its end if that is known."""
 
     name: str
-    """As its logs are named: `1234.1`, Slurm's own number of the element and how often that was requeued."""
+    """As in the names of its logs: `1234.1`, the element's own job id and how often it was requeued."""
     chain: str
     """The element that was submitted, `1230_2`."""
     nodes: str
@@ -52,11 +51,11 @@ class Start:
     first_step: int
     """Optimizer steps of the last whole checkpoint, when it began."""
     kind: Kind | None = None
-    """None: it runs, or Slurm ended it before it could note its end."""
+    """None: it runs, or Slurm ended it before it could record its end."""
     why: str = ""
     ended: float | None = None
     last_step: int = 0
-    """As first_step, when it ended."""
+    """Like first_step, at its end."""
     blamed: str = ""
     """The node that is at fault."""
     then: str = ""
@@ -68,7 +67,7 @@ class Start:
 
     @property
     def progress(self) -> bool:
-        """Whether it brought the trial forward."""
+        """Whether it saved a later checkpoint than the one it began from."""
         return self.last_step > self.first_step
 
 
@@ -90,21 +89,21 @@ def began(trial: Path, start: Start) -> None:
 
 
 def ended(trial: Path, name: str, kind: Kind, why: str, step: int, then: str = "", blamed: str = "") -> None:
-    """Note the end, at this moment, of a start that has begun."""
+    """Record that a start has ended now. `step`: optimizer steps of the last whole checkpoint."""
     now = round(time.time(), 3)
     note = {"name": name, "kind": kind, "why": why, "last_step": step, "ended": now, "blamed": blamed}
     _append(trial, {**note, "then": then})
 
 
 def goes_on(trial: Path, name: str, then: str) -> None:
-    """Note what was done about the end of a start."""
+    """Record what was done about the end of a start."""
     _append(trial, {"name": name, "then": then})
 
 
 def _append(trial: Path, note: dict[str, Any]) -> None:
-    """Append the note in one write, so that lines of two machines do not mix; after a truncated line, on a new line.
+    """Append the note in one write, so that two machines do not mix lines; after a truncated line, on a new line.
 
-    On a full disk nothing is noted and the trial goes on: the next start asks the accounting instead.
+    If the disk is full, nothing is recorded and the trial goes on: the next start asks the accounting instead.
     """
     path = trial / "starts.jsonl"
     try:
@@ -126,14 +125,14 @@ def _append(trial: Path, note: dict[str, Any]) -> None:
 
 
 def take_over(trial: Path, name: str) -> None:
-    """Make the trial this start's.
+    """Make this start the trial's owner.
 
-    Ranks of an earlier start, alive on a node that Slurm has lost, read this before they write, and leave.
+    Ranks of an earlier start may still run on a node that Slurm has lost: they read this before they write, and exit.
     """
     (trial / "log").mkdir(exist_ok=True)
     whole_file.write_text(trial / "log" / "current", name + "\n")
 
 
 def owner(trial: Path) -> str:
-    """The start that the trial belongs to; "" where none has taken it."""
+    """The start that owns the trial; "" if none does."""
     return (whole_file.read(trial / "log" / "current") or b"").decode(errors="replace").strip()

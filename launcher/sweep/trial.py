@@ -33,32 +33,32 @@ class Trial:
         return f"{self.number} (beta {self.beta:g})" if self.beta is not None else str(self.number)
 
     def config(self) -> dict[str, Any]:
-        """The whole config, read anew at each call."""
+        """The complete config, read again at each call."""
         from launcher.sweep import config_file  # PyYAML takes a while to import
 
         return config_file.read(self.folder / "config.yaml")
 
     def result(self) -> dict[str, Any] | None:
-        """What result.json holds; None where there is none or none that is whole."""
+        """The content of result.json; None if it does not exist or is incomplete."""
         loaded = whole_file.read_json(self.folder / "result.json")
         return loaded if isinstance(loaded, dict) else None
 
     def has_result(self) -> bool:
-        """Whether result.json is there. Lists the folder, which makes NFS look anew."""
+        """Whether result.json exists. Lists the folder, so that NFS does not answer from its cache."""
         try:
             return "result.json" in os.listdir(self.folder)
         except OSError:
             return False
 
     def metrics_rows(self) -> list[dict[str, Any]]:
-        """Every line of metrics.jsonl, a half-written last one left out."""
+        """Every line of metrics.jsonl, except a truncated last one."""
         return metrics.read_all(self.folder / "metrics.jsonl")
 
     def metrics(self) -> pandas.DataFrame:
-        """metrics.jsonl as a table for notebooks: a row a train step or validation, indexed by step, a column a metric.
+        """metrics.jsonl as a table for notebooks: one row per step, indexed by step, one column per metric.
 
-        `time` is in seconds since 1970. Steps that a restart has done again are there once, as done last. Empty where
-        the trial has not begun. Raises ImportError without pandas.
+        `time` is in seconds since 1970. If a restart repeated a step, the last values count. Empty if the trial has not
+        begun. Raises ImportError without pandas.
         """
         try:
             import pandas
@@ -71,12 +71,12 @@ class Trial:
         return pandas.DataFrame(rows).groupby("step").last()
 
     def progress(self, now: float | None = None) -> TrialProgress:
-        """How far it is, from the last lines of metrics.jsonl."""
+        """How far the trial is, from the last lines of metrics.jsonl. `now`: seconds since 1970."""
         return metrics.read_progress(self.folder / "metrics.jsonl", now)
 
 
 def labels(trials: Sequence[Trial]) -> dict[int, str]:
-    """What tells the trials apart besides beta: the overrides that not all have, without secrets, by number."""
+    """The overrides, besides beta, in which the trials differ, without secrets; by trial number."""
     shared = set.intersection(*(set(trial.overrides) for trial in trials)) if trials else set()
     return {
         trial.number: " ".join(
