@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # Run as a script, Python puts this folder first; the packages lie one above.
+    # When this runs as a script, Python puts this folder first in sys.path; the packages are one level above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_prep import scratch
@@ -30,9 +30,9 @@ from launcher.check.files import check_nemo
 from launcher.findings import Finding, Refused
 from launcher.nemo import nemo_file
 
-#: Models of up to so many bytes in fp32 are proved whole, by NeMo's own restore; larger ones layer by layer.
+#: Models up to this many bytes in fp32 are proved whole, by NeMo's own restore; larger models layer by layer.
 WHOLE = 2 << 30
-#: Raised when files of the same source should be made anew.
+#: Increase this number when files made from the same source have to be made again.
 CONVERTER = 2
 
 EXAMPLES = """\
@@ -84,10 +84,10 @@ def convert(
     force: bool = False,
     prover: Prover | None = None,
 ) -> Path:
-    """Make `output` from `source` unless it is there already; returns its path.
+    """Make `output` from `source` unless it is up to date already; returns its path.
 
-    The arguments are the command line's; `prover` is a running one to use, where several models are converted.
-    Raises Refused (bad input; nothing written) and Failed (the file made was wrong, and is gone).
+    The arguments are those of the command line. To convert several models, pass a running `prover` to share it.
+    Raises Refused (bad input; nothing was written) and Failed (the file made was wrong, and was removed).
     """
     output = _output(source, output)
     folder = None if source in small_models.NAMES else open_folder(Path(source).expanduser())
@@ -100,7 +100,7 @@ def convert(
     with ExitStack() as stack:
         work = stack.enter_context(_scratch(output.absolute()))
         if verify and prover is None:
-            prover = stack.enter_context(Prover())  # NeMo's import takes 13 s: it runs meanwhile
+            prover = stack.enter_context(Prover())  # start now: NeMo's import takes 13 s
         _convert(source, folder, output.absolute(), work, wanted, prover if verify else None)
     return output
 
@@ -118,7 +118,7 @@ def _output(source: str, output: Path | None) -> Path:
 
 
 def _done(output: Path, wanted: dict[str, Any], verify: bool, source: str) -> bool:
-    """Whether `output` is up to date. Raises Refused where it is another file, which would be lost."""
+    """Whether `output` is up to date. Raises Refused if it was made from something else: it would be lost."""
     if not output.exists():
         return False
     record = nemo_file.read_record(output)
@@ -163,7 +163,7 @@ def _convert(
 
 
 def _write_folder(folder: HFFolder, content: Path, record: dict[str, Any], progress: Progress) -> None:
-    """The .nemo's content, unpacked."""
+    """Write the content of the .nemo, not yet packed, into the folder `content`."""
     with progress.phase("importing torch, reading the tokenizer"):
         import torch
         import yaml
@@ -180,7 +180,7 @@ def _write_folder(folder: HFFolder, content: Path, record: dict[str, Any], progr
     nemo_file.write_record(content, record)
 
     def read(name: str, first: int, end: int) -> torch.Tensor:
-        with safe_open(folder.files[name], framework="pt") as file:  # anew each time, so that its pages are let go
+        with safe_open(folder.files[name], framework="pt") as file:  # reopened each time, so that its pages are freed
             return file.get_slice(name)[first:end]
 
     def on_layer(index: int) -> None:
@@ -192,7 +192,7 @@ def _write_folder(folder: HFFolder, content: Path, record: dict[str, Any], progr
 
 
 def _config(folder: HFFolder, tokenizer: Path, precision: str) -> dict[str, Any]:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder is read, nothing is looked up
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read the folder only; ask no server
     from transformers import AutoTokenizer
 
     from data_prep.models.nemo_config import model_config
@@ -222,9 +222,9 @@ def _scratch(output: Path) -> Iterator[Path]:
 
 def _check_space(folder: HFFolder, work: Path, precision: str) -> None:
     shape = folder.shape
-    tables = shape.vocab * shape.hidden * (1 if shape.tied else 2)  # in one file, the largest, for a while there twice
+    tables = shape.vocab * shape.hidden * (1 if shape.tied else 2)  # the largest file; it exists twice for a while
     needed = (shape.parameters + tables) * (2 if precision == "bf16" else 4) + (64 << 20)
-    if 4 * shape.parameters <= WHOLE:  # which NeMo unpacks for the proof
+    if 4 * shape.parameters <= WHOLE:  # NeMo unpacks such a model for the proof
         needed *= 2
     free = shutil.disk_usage(work).free
     if free < needed:

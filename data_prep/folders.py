@@ -1,4 +1,5 @@
-"""Folders that are written whole: made beside their name and renamed, over one of this project's only. Stdlib only."""
+"""Writes a folder whole or not at all: fill it under a temporary name, then rename it. Replaces only folders that this
+project made. Stdlib only."""
 
 from __future__ import annotations
 
@@ -12,14 +13,14 @@ from pathlib import Path
 from data_prep import scratch
 from launcher.findings import Finding, Refused
 
-#: In every folder that was made here: the names of its files. Anything else in it is somebody's own.
+#: A file in every folder made here; it lists the names of the other files. Any file not listed belongs to the user.
 MARK = ".dpo-launcher.json"
 
 
 def check(key: str, out: Path, force: bool) -> None:
-    """Raises Refused where `out` is there and may not be replaced; `key` is the option's name.
+    """Raises Refused if `out` exists and may not be replaced; `key` is the option's name in the message.
 
-    An empty folder may be replaced, and with `force` one that was made here and holds nothing but what was made.
+    An empty folder may be replaced. With `force`, so may a folder made here to which no other file was added.
     """
     if not out.exists() and not out.is_symlink():
         return
@@ -43,7 +44,10 @@ def _own(folder: Path) -> set[str]:
 
 @contextmanager
 def new_folder(key: str, out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when the block ends well. Raises Refused where it cannot be written."""
+    """Yields a folder to fill; it is renamed to `out` if the block ends without an error.
+
+    Raises Refused if it cannot be written.
+    """
     out = out.absolute()
     try:
         with scratch.beside(out) as beside:
@@ -58,7 +62,7 @@ def new_folder(key: str, out: Path) -> Iterator[Path]:
 
 
 def _replace(folder: Path, out: Path, old: Path) -> None:
-    """Rename `folder` to `out`; what was there is kept in `old` until then, and put back where that fails."""
+    """Rename `folder` to `out`. The previous `out` is moved to `old` first, and moved back if the rename fails."""
     if out.exists():
         os.replace(out, old)
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 if __name__ == "__main__":
-    # Run as a script, Python puts this folder first; the packages lie one above.
+    # When this runs as a script, Python puts this folder first in sys.path; the packages are one level above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_prep.pairs import output, prompt_formats, sources, summary, tokenizer_files
@@ -56,7 +56,7 @@ def examples() -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, where argparse prints the whole usage before it."""
+        """Print one line; argparse would print the whole usage before it."""
         self.exit(2, f"error: {message}; see --help\n")
 
 
@@ -134,7 +134,7 @@ def _size(text: str) -> float | int:
 
 
 def options_from(args: argparse.Namespace, source: sources.Source) -> Options:
-    """The options that decide what is written. Raises Refused where they do not go together."""
+    """The options that decide what is written. Raises Refused if they contradict each other."""
     default_validation, default_test = source.default_sizes
     validation = default_validation if args.validation is None else args.validation
     test = default_test if args.test is None else args.test
@@ -168,7 +168,7 @@ def options_from(args: argparse.Namespace, source: sources.Source) -> Options:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    """Everything after the command line was read. Raises Refused; nothing is written then."""
+    """Run with a parsed command line; returns the exit code. Raises Refused; then nothing was written."""
     reading = sources.Reading(KEYS | {key.partition(".")[0] for key in args.map.values()}, args.encoding)
     source = sources.find(args.source, _names(args.subset), args.revision, _names(args.splits), reading)
     folder = args.out or Path("data", source.name)
@@ -205,7 +205,7 @@ def _print_preview(
     prompt_format: prompt_formats.PromptFormat,
     tokenizer: PairTokenizer | None,
 ) -> int:
-    """The first pair, its texts quoted so that blanks and line ends are seen."""
+    """Print the first pair, with its texts quoted so that blanks and line ends are visible."""
     _load(prompt_format, tokenizer)
     form, pair = preview(source, options, prompt_format, tokenizer)
     if pair is None:

@@ -1,4 +1,4 @@
-"""Progress on stderr: a line at the start of each phase, and one every few seconds while it lasts."""
+"""Prints progress to stderr: a line at the start of each phase, and one every few seconds while it lasts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Progress:
 
     @contextmanager
     def phase(self, text: str) -> Iterator[None]:
-        """Print `text`, and while the block runs again and again with the seconds passed and `detail`."""
+        """Print `text`; while the block runs, print it every EVERY seconds with the seconds passed and `detail`."""
         self.detail = ""
         self.say(text)
         over, began = threading.Event(), time.monotonic()

@@ -1,4 +1,7 @@
-"""A temporary folder beside a file that is being made; removed at the end, or at the next try. Stdlib only."""
+"""A temporary folder beside the file being made. It is removed at the end, or, after a kill, by the next call.
+
+Stdlib only.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from pathlib import Path
 
 @contextmanager
 def beside(target: Path) -> Iterator[Path]:
-    """A new hidden folder beside `target`, on the same file system, so that its content can be renamed to `target`.
+    """Yields a new hidden folder beside `target`, on the same file system, so its content can be renamed to `target`.
 
-    Folders that killed processes of this machine left for the same target are removed first. Raises OSError.
+    First removes folders that killed processes on this machine left for the same target. Raises OSError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     stem = f".{target.name}.{socket.gethostname()}."
@@ -31,7 +34,7 @@ def beside(target: Path) -> Iterator[Path]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this machine is running."""
+    """Whether process `pid` is running on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

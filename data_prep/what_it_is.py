@@ -1,4 +1,4 @@
-"""What people give by mistake in place of a set or a checkpoint, and the next step from there. Stdlib only."""
+"""Recognises paths given by mistake in place of a data set or a checkpoint, and says what to do. Stdlib only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _CACHED = ("models--", "datasets--")
 
 
 def describe(path: Path) -> tuple[str, str] | None:
-    """(what the file or folder is, what to do); None where it is nothing that is known."""
+    """Returns (what the file or folder is, what to do), or None if it is not one of the known mistakes."""
     if path.is_file():
         return _describe_file(path)
     if (path / "snapshots").is_dir() and path.name.startswith(_CACHED):
@@ -44,7 +44,7 @@ def _describe_file(path: Path) -> tuple[str, str] | None:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether it is the few lines that git keeps in place of a large file."""
+    """Whether the file is the few lines that git-lfs keeps in place of a large file."""
     try:
         with path.open("rb") as file:
             return file.read(len(_LFS)) == _LFS

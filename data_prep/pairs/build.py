@@ -1,4 +1,4 @@
-"""Source -> files: filter, divide, write, pack. Rows stream through; memory does not depend on how many there are."""
+"""Source -> files: filter, split, write, pack. Rows are streamed, so memory does not depend on their number."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from data_prep.pairs.spill_file import SpillFile
 from data_prep.progress import Progress
 from launcher.findings import Finding, Refused
 
-#: Raised when the same source and options should give other files.
+#: Increase this number when the same source and options have to give different files.
 RULES = 3
 
-#: What to do where a reason has dropped all rows.
+#: What to do if no pairs are left, by the most common reason for dropping rows.
 _REMEDIES = {
     Drop.NO_PROMPT: "name the prompt's key with --map prompt=KEY; where both texts begin with it, --form implicit"
     " takes what they share for the prompt",
@@ -40,7 +40,7 @@ _REMEDIES = {
 def recipe(
     source: Source, options: Options, prompt_format: PromptFormat, tokenizer: PairTokenizer | None
 ) -> dict[str, Any]:
-    """All that the files follow from, for dataset.json: equal recipes give equal files, byte for byte."""
+    """Everything that determines the files, for dataset.json: equal recipes give equal files, byte for byte."""
     files = tokenizer.files if tokenizer else None
     return {
         "rules": RULES,
@@ -54,7 +54,7 @@ def recipe(
 def preview(
     source: Source, options: Options, prompt_format: PromptFormat, tokenizer: PairTokenizer | None
 ) -> tuple[str, Pair | None]:
-    """(names of the forms that the first rows have, the first pair as it will be trained on). Raises Refused."""
+    """Returns (form of most of the first rows, first pair as it will be trained on or None). Raises Refused."""
     with tempfile.TemporaryDirectory() as folder:
         pair_filter = PairFilter(options, prompt_format, tokenizer, Path(folder))
         try:
@@ -75,9 +75,9 @@ def build(
     folder: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write the files into `folder` and return what dataset.json says about them; `tokenizer` is loaded.
+    """Write the files into `folder` and return their part of dataset.json; `tokenizer` must be loaded.
 
-    Raises Refused for a bad line (unless they are skipped) and where a split would be empty or short.
+    Raises Refused for a bad line (unless bad lines are skipped) and if a split would be empty or too small.
     """
     pair_filter = PairFilter(options, prompt_format, tokenizer, folder)
     outputs = [Output(folder / f"{name}.jsonl") for name in splits.NAMES]
@@ -128,7 +128,7 @@ def build(
 def _announced(
     kept: Iterator[tuple[Pair, int]], pair_filter: PairFilter, progress: Progress
 ) -> Iterator[tuple[Pair, int]]:
-    """The same pairs; at the first one the form that was recognised is reported."""
+    """Yields the same pairs; prints the recognised form at the first pair."""
     first = next(kept, None)
     if first is not None:
         progress.say(f"the rows have the form {pair_filter.rows.recognised.most_common(1)[0][0]}")
@@ -137,7 +137,7 @@ def _announced(
 
 
 class Output:
-    """One of the files in the making. `rewarded` counts the pairs that have rewards of their own."""
+    """One output file while it is written. `rewarded` counts the pairs whose source row has rewards."""
 
     def __init__(self, path: Path) -> None:
         self.writer = jsonl.Writer(path)
@@ -158,7 +158,7 @@ def _divide(
     pair_filter: PairFilter,
     folder: Path,
 ) -> None:
-    """Each pair into the file of its split, in the order of the source."""
+    """Write each pair to the file of its split, in the order of the source."""
     if not splits.by_number(pool, sizes):
         for pair, length in kept:
             output = outputs[splits.place(pool, pair.opening_hash(), sizes)]
@@ -175,7 +175,7 @@ def _divide(
 
 
 def check_tokens(prompt_format: PromptFormat, tokenizer: PairTokenizer) -> None:
-    """Raises Refused where the tokenizer, which is loaded, lacks a token that the format writes."""
+    """Raises Refused if the (loaded) tokenizer lacks a token that the format writes."""
     if not isinstance(prompt_format, Llama3):
         return
     missing = [token for token in prompt_format.TOKENS if tokenizer.token_id(token) is None]

@@ -1,6 +1,6 @@
-"""Rows out of a file of any common kind: its compression, encoding and layout are recognised by its first bytes.
+"""Reads rows from a file of any common format; its first bytes show its compression, encoding and layout.
 
-Memory is bounded whatever a file holds: a few MB, and at most MOST_BYTES of one row.
+Memory is bounded for any file: a few MB, plus at most MOST_BYTES for one row.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ENDS = re.compile(r"(\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather))(\.(gz|
 
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _PACKED_ENDS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
-#: First bytes of what is no data: (what it is, what to do)
+#: First bytes of files that hold no data: (what the file is, what to do)
 _OTHERS = {
     b"PK\x03\x04": ("is a zip archive", "unpack it"),
     b"version https://git-lfs": ("is a git-lfs pointer, not the file itself", "run `git lfs pull` in its folder"),
@@ -39,16 +39,16 @@ _OTHERS = {
     b"<html": ("is a web page", "download the file itself"),
 }
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
-_MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # after UTF-32, whose mark begins like it
+_MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # last: UTF-32's mark begins like it
 
-#: Told the share of the file that was read.
+#: Called with the share of the file read so far, 0 to 1.
 At = Callable[[float], None]
 
 
 def read(path: Path, at: At | None = None, columns: frozenset[str] = KEYS, encoding: str = "utf-8") -> Iterator[Record]:
-    """The rows of a file; of a table only `columns`. Raises Refused where it cannot be read.
+    """Yields the rows of a file; for a table, only its `columns`. Raises Refused if the file cannot be read.
 
-    A line that is no JSON object comes as a Record with `wrong`.
+    A line that is not a JSON object gives a Record whose `wrong` says why.
     """
     kind = ""
     try:
@@ -62,7 +62,7 @@ def read(path: Path, at: At | None = None, columns: frozenset[str] = KEYS, encod
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise _damaged(path, kind, error) from error
     except OSError as error:
-        if kind and error.errno is None:  # what bz2 and zstd raise for bad data
+        if kind and error.errno is None:  # bz2 and zstd raise this for bad data
             raise _damaged(path, kind, error) from error
         raise Refused([Finding(str(path), "", error.strerror or str(error), "give a file that can be read")]) from error
 
@@ -122,7 +122,7 @@ def _rows(
 
 
 def _is_row(start: bytes) -> bool:
-    """Whether the first line is a whole object by itself, which no form would take for a table of many."""
+    """Whether the first line is a whole JSON object with several keys: then the file is JSON Lines, not one object."""
     try:
         row = json.loads(start.partition(b"\n")[0])
     except ValueError:
@@ -131,7 +131,7 @@ def _is_row(start: bytes) -> bool:
 
 
 def _table(stream: io.BufferedReader, path: Path, at: At | None, columns: frozenset[str]) -> Iterator[Record]:
-    """Parquet and Arrow are read at random places: a packed one is unpacked to the disk first."""
+    """Parquet and Arrow readers seek in the file, so a compressed file is unpacked to the disk first."""
     with tempfile.TemporaryFile() as unpacked:
         if isinstance(stream.raw, io.FileIO):
             yield from tables.read_file(cast(BinaryIO, stream), str(path), at, columns)
@@ -143,7 +143,7 @@ def _table(stream: io.BufferedReader, path: Path, at: At | None, columns: frozen
 
 
 class _AsUTF8(io.RawIOBase):
-    """A stream of another encoding, read as UTF-8. Raises Refused for bytes that the encoding does not have."""
+    """Converts a stream of another encoding to UTF-8. Raises Refused for bytes that are invalid in that encoding."""
 
     def __init__(self, stream: io.BufferedReader, encoding: str, path: Path) -> None:
         try:
@@ -213,7 +213,7 @@ def _csv(stream: io.BufferedReader, path: Path, report: Callable[[], None], deli
 
 
 def _bounded(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
-    """Lines, none of which is longer than a row may be."""
+    """Yields the lines. Raises Refused for a line longer than MOST_BYTES characters."""
     number = 0
     while line := text.readline(MOST_BYTES + 1):
         number += 1

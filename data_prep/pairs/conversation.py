@@ -1,4 +1,4 @@
-"""The stages of a row: a Conversation (what was said), then a Pair (as it is trained on), or the reason to drop it.
+"""The stages of a row: a Conversation (its turns), then a Pair (the training texts), or the reason to drop it.
 
 `forms` reads a row into a Conversation, `prompt_formats` writes a Conversation as a Pair.
 """
@@ -45,9 +45,9 @@ class Repair(str, Enum):
 
 
 class BadRow(ValueError):
-    """A row that is not of the source's form: a key is missing, or its value is of another type.
+    """A row does not have the source's form: a key is missing, or its value has another type.
 
-    `remedy` is what to do about it, where there is more to say than to correct the line.
+    `remedy` says what to do, or is "" if the only remedy is to correct the line.
     """
 
     drop = Drop.WRONG_KEYS
@@ -57,19 +57,19 @@ class BadRow(ValueError):
         self.remedy = remedy
 
 
-#: Bytes that no text has a use for: C0 except tab and line ends, and DEL.
+#: Bytes that no text needs: the C0 control characters except tab and line ends, and DEL.
 _CONTROL = bytes(code for code in (*range(32), 127) if code not in b"\t\n\r")
 
-#: (of the chosen, of the rejected response)
+#: (reward of the chosen response, reward of the rejected response)
 Rewards = tuple[float, float]
 
 
 class Conversation(NamedTuple):
-    """`turns` are the prompt's: the human has the first and the last, so their number is odd. All texts are stripped.
+    """`turns` are the prompt's. The human has the first and the last, so their number is odd. All texts are stripped.
 
-    `text` is the prompt as the source has it, where a format is to keep it to the letter: in HH's form, or `rendered`
-    with the markers of some chat format (then the responses are the source's to the letter too).
-    `rewards` are None where the source has none.
+    `text` is the prompt exactly as in the source, for prompts that must not change: those in HH's form, and `rendered`
+    ones, which have the markers of a chat format (then the responses are unchanged too).
+    `rewards` is None if the source has no rewards.
     """
 
     turns: tuple[str, ...]
@@ -81,7 +81,7 @@ class Conversation(NamedTuple):
     rendered: bool = False
 
     def without_oldest_exchange(self) -> Conversation | None:
-        """Without the oldest question and answer; the system prompt stays. None if there is only one question."""
+        """A copy without the oldest question and answer, system prompt kept. None if there is only one question."""
         if len(self.turns) < 3 or self.rendered:
             return None
         return self._replace(turns=self.turns[2:], text=None)
@@ -95,7 +95,7 @@ def make_conversation(
     text: str | None = None,
     rewards: Rewards | None = None,
 ) -> Conversation | Drop:
-    """A Conversation of stripped texts whose order was checked, or what is wrong with the texts."""
+    """A Conversation, or the reason to drop it. The caller has stripped the texts and checked the order of turns."""
     if not all(turns):
         return Drop.EMPTY_TURN
     if not chosen or not rejected:
@@ -124,7 +124,7 @@ class Pair(NamedTuple):
     rewards: Rewards | None = None
 
     def row(self) -> dict[str, str | float]:
-        """The five keys that NeMo-Aligner reads; where there are no rewards its own defaults, 1 and 0."""
+        """The five keys that NeMo-Aligner reads; pairs without rewards get its defaults, 1 and 0."""
         chosen_reward, rejected_reward = self.rewards or (1.0, 0.0)
         return {
             "prompt": self.prompt,
@@ -135,7 +135,7 @@ class Pair(NamedTuple):
         }
 
     def with_border_moved(self, characters: int) -> Pair:
-        """The same texts with the border that many characters further left.
+        """The same texts with the border between prompt and response `characters` further left.
 
         Both responses then begin alike. That part has the same log-probability on both sides, under the policy and
         under the reference, so that the preference loss does not change.
@@ -176,5 +176,5 @@ def hash64(*texts: str) -> int:
 
 
 def _folded(text: str) -> str:
-    """Spacing and capitals do not make another question: "Hi  there" may not be trained on and "hi there" tested."""
+    """Remove differences in spacing and case: "Hi  there" in training and "hi there" in the test is the same prompt."""
     return " ".join(text.split()).casefold()

@@ -1,4 +1,4 @@
-"""How the rows of the known forms are read: each function makes a Preference of a row, or raises BadRow."""
+"""Readers for the known forms of rows: each function turns a row into a Preference, or raises BadRow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Read = Callable[[Row], Preference | Drop]
 
 
 def columns(prompt: str | Callable[[Row], object] | None, chosen: str = "chosen", rejected: str = "rejected") -> Read:
-    """For forms that have the responses in a column each, and the prompt in one too, or made by a function."""
+    """A reader for forms with one column per response. `prompt` is a column, or a function that makes the prompt."""
 
     def read(row: Row) -> Preference:
         given = prompt(row) if callable(prompt) else None if prompt is None else _given(row, prompt)
@@ -44,8 +44,8 @@ def _system(row: Row) -> object:
 
 # -- rewards -----------------------------------------------------------------------------------------------------------
 
-#: Columns with a score of each response. Votes and ranks are no rewards: a loss that takes a difference as its target
-#: needs one scale for all rows.
+#: Columns with a score for each response. Votes and ranks are not rewards: a loss whose target is the difference of
+#: rewards needs the same scale in all rows.
 REWARDS = (
     ("chosen_reward", "rejected_reward"),
     ("score_chosen", "score_rejected"),
@@ -71,7 +71,7 @@ def _rewards(row: Row) -> tuple[()] | tuple[float, tuple[float]]:
 
 
 def number(value: object) -> float | None:
-    """A finite number, also one that a CSV file has as text; None for anything else."""
+    """The value as a finite float (CSV files hold numbers as text); None for anything else."""
     try:
         found = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
     except ValueError:
@@ -79,11 +79,11 @@ def number(value: object) -> float | None:
     return found if math.isfinite(found) else None
 
 
-# -- forms with more to them than columns ------------------------------------------------------------------------------
+# -- forms that are more than columns ----------------------------------------------------------------------------------
 
 
 def messages(row: Row) -> Preference:
-    """Responses as messages: whole conversations, or behind a prompt under one of several names."""
+    """Responses are messages: whole conversations, or answers to a prompt that has one of several names."""
     for key in ("chosen", "rejected"):
         if not isinstance(_given(row, key), (list, Mapping)):
             raise BadRow(f"{key!r} is {type(row[key]).__name__}, not a list of messages")
@@ -100,8 +100,8 @@ def whole_texts(row: Row) -> Preference:
 
 
 def implicit(row: Row) -> Preference | Drop:
-    """Two texts without a prompt of its own: what both begin with is taken for it, up to the last whitespace, as TRL's
-    extract_prompt does. Only on request: responses that begin alike lose their beginning to the prompt."""
+    """Two texts with no separate prompt: their common beginning, up to its last whitespace, is taken as the prompt, as
+    TRL's extract_prompt does. Only on request: if responses begin alike, that part moves into the prompt."""
     chosen, rejected = _given(row, "chosen"), _given(row, "rejected")
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         raise BadRow("'chosen' and 'rejected' are not both text")
@@ -113,7 +113,7 @@ def implicit(row: Row) -> Preference | Drop:
 
 
 def alpaca_prompt(row: Row) -> object:
-    """Instruction and input with a line end between, as LLaMA-Factory joins them, and its `history` before them."""
+    """Joins instruction and input with a line end, as LLaMA-Factory does, and puts its `history` before them."""
     instruction, given, history = _given(row, "instruction"), row.get("input") or "", row.get("history") or []
     if not isinstance(instruction, str) or not isinstance(given, str):
         raise BadRow("'instruction' and 'input' are not both text")
@@ -127,7 +127,7 @@ def alpaca_prompt(row: Row) -> object:
 
 
 def answers_in_a_list(key: str, prompt: Callable[[Row], object]) -> Read:
-    """LLaMA-Factory's first form: a list of the chosen and the rejected answer."""
+    """LLaMA-Factory's first form: a list whose first answer is the chosen one; the others are rejected."""
 
     def read(row: Row) -> Preference:
         answers = _given(row, key)
@@ -154,12 +154,12 @@ def two_responses(prompt: str, first: str, second: str, preferred: Callable[[Row
 
 
 def label(key: str, values: Mapping[object, int]) -> Callable[[Row], float | None]:
-    """-1 or 1 by the value of a key; 0, a tie, for values that are not listed."""
+    """A function that maps the value of `key` to -1 or 1, and unlisted values to 0, a tie."""
     return lambda row: values.get(row[key] if isinstance(row[key], str) else number(row[key]), 0)
 
 
 def _ranked(prompt: object, answers: Iterable[tuple[object, object]], row: Row, rewards: bool) -> Preference | Drop:
-    """(response, score), the highest the best. Responses as good as the best are not rejected."""
+    """`answers` are (response, score); the highest score is best. Responses tied with the best are left out."""
     scored = [(response, number(score)) for response, score in answers]
     known = sorted(((score, response) for response, score in scored if score is not None), key=lambda it: -it[0])
     if len(known) < len(scored):

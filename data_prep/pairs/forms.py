@@ -1,4 +1,4 @@
-"""The forms that sources have rows in. A form is one entry of FORMS: which keys it needs, and what to make of them."""
+"""The forms that rows of sources have. A form is one entry of FORMS: the keys it needs, and how to read them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_prep.pairs.preference import conversations, is_conversation
 
 @dataclass(frozen=True)
 class Form:
-    """A row has the form if all keys of `needs` have a value and it `fits`; `read` makes a Preference of it."""
+    """A row has the form if all keys of `needs` have a value and it `fits`; `read` turns it into a Preference."""
 
     name: str
     needs: tuple[str, ...]
@@ -112,10 +112,10 @@ FORMS = (
 
 
 BY_NAME = {form.name: form for form in FORMS}
-#: What --map gives other names to; without a key of its own, a prompt stands inside the responses.
+#: Names that --map can map to other keys. Without a prompt key, the responses must contain the prompt.
 TARGETS = ("prompt", "chosen", "rejected", "system", "chosen_reward", "rejected_reward")
 _NOT_MAPPED = frozenset((*TARGETS, *(key for pair in REWARDS for key in pair)))
-#: All keys that some form reads: of a table only these columns are read.
+#: All keys that any form reads: only these columns of a table are read.
 KEYS = frozenset(
     [key for form in FORMS for key in (*form.needs, *form.optional)]
     + [key for pair in REWARDS for key in pair]
@@ -125,12 +125,12 @@ KEYS = frozenset(
 
 @functools.lru_cache(maxsize=1024)
 def _candidates(keys: tuple[str, ...]) -> tuple[Form, ...]:
-    """The forms whose keys are all there; a whole text without a prompt has the form of HH or of none."""
+    """The forms whose keys are all present, except "implicit", which is used only on request."""
     return tuple(form for form in FORMS[:-1] if all(key in keys for key in form.needs))
 
 
 def recognise(row: Row) -> Form:
-    """The form of a row. Raises BadRow where it has none."""
+    """The form of a row. Raises UnknownForm, a BadRow, if no form matches."""
     keys = tuple(row)
     if None in row.values():
         keys = tuple(key for key in keys if row[key] is not None)
@@ -142,7 +142,7 @@ def recognise(row: Row) -> Form:
     raise UnknownForm(_what_is_missing(keys), _remedy(keys))
 
 
-#: Keys of sets that hold no pairs, and what they hold.
+#: Keys of data sets that do not hold pairs, and what they hold instead.
 _NO_PAIRS = (
     (("completion", "label"), "one response a row with a label (KTO's form)"),
     (("messages",), "one conversation a row (a set for supervised tuning)"),
@@ -152,7 +152,7 @@ _NO_PAIRS = (
 
 
 def _what_is_missing(keys: tuple[str, ...]) -> str:
-    """The first missing key of the form that the keys come nearest to."""
+    """Says which key of the most similar form is missing."""
     held = next((what for some, what in _NO_PAIRS if all(key in keys for key in some)), None)
     if held and "rejected" not in keys:
         return f"there is no rejected response, but {held}"
@@ -162,7 +162,7 @@ def _what_is_missing(keys: tuple[str, ...]) -> str:
 
 
 def _remedy(keys: tuple[str, ...]) -> str:
-    """What to do about a set whose rows have no form that is known: the nearest forms, and --map."""
+    """What to do if no known form matches: use --map. Lists the most similar forms."""
     shared = {form: sum(key in keys for key in form.needs) for form in FORMS[1:-1]}
     near = sorted((form for form in shared if shared[form]), key=lambda form: (-shared[form], len(form.needs)))[:3]
     known = "; ".join(f"{form.name} has {', '.join(form.needs)}" for form in near)
@@ -171,13 +171,13 @@ def _remedy(keys: tuple[str, ...]) -> str:
 
 
 class UnknownForm(BadRow):
-    """A row whose keys are those of no form."""
+    """The keys of a row match no form."""
 
 
 class RowReader:
-    """Reads rows of one form, or of whichever form each has; `mapping` is {one of TARGETS: path of keys with dots}.
+    """Reads rows of one form, or recognises each row's form; `mapping` is {one of TARGETS: path of keys with dots}.
 
-    `recognised` counts the rows by form, `several` those with several rejected responses.
+    `recognised` counts rows by form; `several` counts rows with several rejected responses.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class RowReader:
         self._rejected, self._keep_rendered = rejected, keep_rendered
 
     def read(self, row: Row) -> list[Conversation | Drop]:
-        """What is in a row: one Conversation, or several where it has several rejected responses. Raises BadRow."""
+        """The row's Conversations (or reasons to drop them), one per selected rejected response. Raises BadRow."""
         if "tools" in row and row["tools"] not in (None, "", "[]", []):
             return [Drop.TOOLS]
         if self._mapping:
@@ -210,7 +210,7 @@ class RowReader:
 
 
 def _at(row: Row, path: list[str]) -> object:
-    """The value under a path of keys, and of numbers of items of lists. Raises BadRow."""
+    """The value at a path of keys and list indices. Raises BadRow if it does not exist."""
     value: object = row
     for at, key in enumerate(path):
         if isinstance(value, Mapping) and key in value:

@@ -1,6 +1,6 @@
-"""A set of 64-bit hashes in a file: 16 to 32 bytes each, mapped into memory and not held there.
+"""A set of 64-bit hashes in a memory-mapped file, 16 to 32 bytes per hash.
 
-The kernel may write pages of it back and drop them, so that a set of any size needs disk and no memory of its own.
+The kernel may write its pages back and free them, so a set of any size needs disk space but no memory of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _FIRST = 1 << 14  # places to begin with: 128 kB
 
 
 class HashSet:
-    """`add` says whether a hash is new. Open addressing, at most half full; 0 marks a free place."""
+    """A hash table with open addressing, at most half full; 0 marks a free place."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -26,7 +26,7 @@ class HashSet:
         return bool(self._table[self._place(hash_ or 1)])
 
     def add(self, hash_: int) -> bool:
-        """True if it was not in the set."""
+        """Add the hash; returns True if it was not in the set."""
         hash_ = hash_ or 1
         place = self._place(hash_)
         if self._table[place]:
@@ -38,13 +38,13 @@ class HashSet:
         return True
 
     def close(self) -> None:
-        """Frees the file's space too."""
+        """Close and delete the file."""
         self._table.release()
         self._map.close()
         self._path.unlink(missing_ok=True)
 
     def _place(self, hash_: int) -> int:
-        """Where it is, or the free place where it belongs."""
+        """The index of the hash, or of the free place where it belongs."""
         table, mask = self._table, self._mask
         place = hash_ & mask
         while table[place] not in (0, hash_):

@@ -1,12 +1,12 @@
-r"""Anthropic HH-RLHF's way of writing: "\n\nHuman: ...\n\nAssistant: ...", read into turns and written from them.
+r"""Reads and writes Anthropic HH-RLHF's format: "\n\nHuman: ...\n\nAssistant: ...".
 
-The rule. A text is turns, each opened by "\n\nHuman:" or "\n\nAssistant:"; they alternate, Human first and Assistant
-last. The prompt is the text up to its last "\n\nAssistant:", which ends it, as it stands (whitespace before the first
-turn becomes "\n\n"). The response is one space and the last turn without the whitespace around it. Hence chosen ==
-prompt + chosen_response, but for whitespace at the start and end of the text and of the response.
+A text consists of turns, each opened by "\n\nHuman:" or "\n\nAssistant:". They alternate: Human is first, Assistant
+last. The prompt is the text up to and including its last "\n\nAssistant:", unchanged (whitespace before the first turn
+becomes "\n\n"). The response is one space and the last turn, stripped. So chosen == prompt + chosen_response, except
+for whitespace at the start and end of the text and of the response.
 
-What the two sides share is found by turns, not by characters: two responses that both begin "I'm sorry, but" share
-these characters too, and a prompt cut there would leave half a sentence as the response.
+The common prompt of both sides is found by comparing turns, not characters: two responses may both begin with "I'm
+sorry, but", and a prompt that ended there would leave half a sentence as the response.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ROLES = ("Human", "Assistant")
 
 
 class Turn(NamedTuple):
-    """`text` is what stands after the marker, whitespace around it removed; `start` and `end` its marker's place."""
+    """`text` is the stripped text after the marker; `start` and `end` are the marker's offsets in characters."""
 
     role: str
     text: str
@@ -30,7 +30,7 @@ class Turn(NamedTuple):
 
 
 def read_turns(text: str) -> list[Turn]:
-    """The turns of a text in HH's form, in order. No turns for a text that does not begin with one."""
+    """The turns of a text in HH's form, in order; [] if the text does not begin with a turn."""
     marks = list(MARK.finditer(text))
     if not marks or marks[0].start() != 0:
         return []
@@ -49,7 +49,7 @@ def read_texts(chosen: str, rejected: str, system: str = "", rewards: Rewards | 
         return Drop.TURN_ORDER
     turns = [turn.text for turn in chosen_turns[:-1]]
     prompt = chosen[: chosen_turns[-1].end]
-    if rejected.startswith(prompt) and not MARK.search(rejected, len(prompt)):  # nearly all: no need to read it twice
+    if rejected.startswith(prompt) and not MARK.search(rejected, len(prompt)):  # nearly always: skip parsing it
         answer = rejected[len(prompt) :].strip()
     else:
         rejected_turns = read_turns(rejected)
@@ -62,12 +62,12 @@ def read_texts(chosen: str, rejected: str, system: str = "", rewards: Rewards | 
 
 
 def as_text(text: str) -> str:
-    """With the "\\n\\n" before the first turn, which some copies of HH-RLHF have lost."""
+    """The text with the "\\n\\n" before its first turn, which some copies of HH-RLHF have lost."""
     return text if text.startswith("\n\nHuman:") else "\n\n" + text.lstrip()
 
 
 def in_order(turns: list[Turn]) -> bool:
-    """Human, Assistant, Human, ..., Assistant."""
+    """Whether the turns are Human, Assistant, Human, ..., Assistant."""
     return bool(turns) and [turn.role for turn in turns] == [*_ROLES] * (len(turns) // 2)
 
 

@@ -1,4 +1,4 @@
-"""Sets of the Hugging Face hub, through the datasets library: fetched once, kept on the disk, mapped into memory."""
+"""Reads data sets of the Hugging Face hub with the datasets library, which caches them on disk and memory-maps them."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ HH_SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-reject
 
 
 def is_name(word: str) -> bool:
-    """Whether it has the form owner/name."""
+    """Whether `word` has the form owner/name."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", word) is not None
 
 
 def is_commit(revision: str) -> bool:
-    """Whether it names one state for ever: a commit, and no branch or tag."""
+    """Whether `revision` is a commit, whose content never changes, and not a branch or tag."""
     return re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def resolve(name: str, revision: str) -> str:
-    """The commit that a branch or tag of the set stands for; the branch itself where the hub cannot be asked."""
+    """The commit of a branch or tag of the data set; `revision` itself if the hub cannot be reached."""
     if is_commit(revision):
         return revision
     try:
         from huggingface_hub import HfApi
 
         return HfApi().dataset_info(name, revision=revision, timeout=10).sha or revision
-    except (ImportError, OSError, ValueError):  # no network, or what load_dataset will say better
+    except (ImportError, OSError, ValueError):  # no network, or load_dataset will raise a clearer error
         return revision
 
 
 def split_names(name: str, subset: str | None, revision: str) -> list[str]:
-    """The names of the splits that the set (one of its configurations) has."""
+    """The names of the splits of one configuration of the data set (None: its only one). Raises Refused."""
     with _Refusing(name, subset, revision):
         from datasets import get_dataset_split_names
 
@@ -52,7 +52,7 @@ def split_names(name: str, subset: str | None, revision: str) -> list[str]:
 def opener(
     name: str, subsets: tuple[str | None, ...], split: str, revision: str, columns: frozenset[str] = KEYS
 ) -> Opener:
-    """The rows of one split of some subsets. HH-RLHF's subsets are folders, those of other sets configurations."""
+    """Opens one split of some subsets. HH-RLHF's subsets are folders; those of other data sets are configurations."""
 
     def records(at: Callable[[float], None]) -> Iterator[Record]:
         for done, subset in enumerate(subsets):
@@ -77,7 +77,7 @@ def _load(name: str, subset: str | None, split: str, revision: str) -> Any:
 
 
 class _Refusing:
-    """A context that turns what the datasets library raises into a refusal with a remedy."""
+    """A context manager that turns errors of the datasets library into Refused with a remedy."""
 
     def __init__(self, name: str, subset: str | None, revision: str) -> None:
         self._name, self._revision = name, revision

@@ -1,4 +1,4 @@
-"""The objects of a long JSON text one after the other, in bounded memory."""
+"""Reads the objects of a long JSON text one by one, in bounded memory."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def too_long(path: Path, number: int) -> Refused:
 
 
 def read(stream: io.BufferedReader, path: Path, report: Callable[[], None], first: bytes = b"[") -> Iterator[Record]:
-    """The objects of a JSON array one after the other, never the whole array. With `first` b"{": of the array that
-    stands in an object, or objects over several lines each."""
+    """Yields the objects of a JSON array one by one; the whole array is never in memory. With `first` b"{" the text is
+    an object that holds the array, or a sequence of objects that may span lines. Raises Refused."""
     elements = _Elements(stream, path)
     closing = elements.take("[") if first == b"[" else elements.skip_to_array()
     number = 0
@@ -37,7 +37,7 @@ def read(stream: io.BufferedReader, path: Path, report: Callable[[], None], firs
 
 
 class _Elements:
-    """A window on a long JSON text, from which values are taken one by one."""
+    """A window that moves over a long JSON text and returns its values one by one."""
 
     _BLANKS = re.compile(r"\s*")
     _KEY = re.compile(r'\s*[{,]\s*"((?:[^"\\]|\\.)*)"\s*:\s*')
@@ -49,7 +49,7 @@ class _Elements:
         self._text, self._at, self._over = "", 0, False
 
     def _more(self, size: int = CHUNK) -> bool:
-        """Read on; False at the file's end."""
+        """Read the next block; returns False at the end of the file."""
         if self._over:
             return False
         block = self._stream.read(size)
@@ -63,7 +63,7 @@ class _Elements:
         return True
 
     def _peek(self) -> str:
-        """The next character that is no whitespace; "" at the end."""
+        """The next character that is not whitespace; "" at the end."""
         while True:
             if (blanks := self._BLANKS.match(self._text, self._at)) is not None:
                 self._at = blanks.end()
@@ -77,7 +77,7 @@ class _Elements:
         return False
 
     def skip_to_array(self) -> bool:
-        """Whether the text is an object with the rows in an array under some key; then the array's first is next."""
+        """Whether the text is an object with the rows in an array under some key; if so, moves to the first row."""
         self._peek()
         at = self._at
         while match := self._KEY.match(self._text, at):
@@ -92,7 +92,7 @@ class _Elements:
         return False
 
     def at_end(self, closing: bool) -> bool:
-        """Whether no value comes any more; a comma before the next is taken."""
+        """Whether there are no more values; skips the comma before the next value."""
         self.take(",")
         after = self._peek()
         if closing and not after:

@@ -1,4 +1,4 @@
-"""JSON Lines: what a line of a source holds, and the writer of the output's files."""
+"""JSON Lines: parses the lines of a source and writes the output files."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def parse(where: str, line: bytes) -> Record:
 
 
 def checked(where: str, row: object) -> Record:
-    """A value that was read, which should be an object."""
+    """A Record of a parsed value; it has `wrong` if the value is not an object."""
     if not isinstance(row, dict):
         return Record(where, None, f"is not a JSON object but {type(row).__name__}")
     return Record(where, row)
 
 
 def _not_utf8(line: bytes, at: int) -> str:
-    """Files that are not UTF-8 are nearly always in Windows-1252, of which latin-1 is the common part."""
+    """What is wrong with a line. Files that are not UTF-8 are nearly always Windows-1252, a superset of latin-1."""
     shown = line[max(0, at - 12) : at + 12].decode("cp1252", "replace")
     return f"is not UTF-8 at byte {at} of the line; read as latin-1 it has {shown!r} there: add --encoding latin-1"
 
 
 class Writer:
-    """Writes rows to a .jsonl and keeps count, bytes and SHA-256 of what it wrote."""
+    """Writes rows to a .jsonl file and computes their number, bytes and SHA-256."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -61,7 +61,7 @@ class Writer:
         self.bytes += len(line)
 
     def close(self) -> dict[str, int | str]:
-        """Flush the file to the disk and return what is in it."""
+        """Flush the file to disk; returns its rows, bytes and SHA-256."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -69,5 +69,5 @@ class Writer:
 
 
 def encode(row: Mapping[str, object]) -> bytes:
-    """A row as one line. Only ASCII, so that no reader takes U+2028 and the like for line ends."""
+    """A row as one line, in ASCII only, so that no reader treats U+2028 and the like as line ends."""
     return json.dumps(row).encode() + b"\n"
