@@ -1,4 +1,4 @@
-"""Statistics of lengths in flat memory: how often each length occurs is all that is kept."""
+"""Statistics of lengths in constant memory: only the count of each length is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output folder: its files appear all at once, and are recognised when nothing has changed."""
+"""The output folder: writes all files or none, and recognises files that are up to date."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from launcher.sweep.checkpoints import sha256
 RECORD = "dataset.json"
 PAIRS = tuple(f"{name}.jsonl" for name in splits.NAMES)
 PACKED = tuple(packed.name(name) for name in splits.NAMES)  # only where they were asked for
-FILES = (*PAIRS, *PACKED, RECORD)  # the record last: without it the set is not whole
+FILES = (*PAIRS, *PACKED, RECORD)  # the record last: without it the set is incomplete
 
 
 def made_from(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of `folder` if it was made by `recipe` and its files are still what was written, else None."""
+    """The record of `folder` if it was made with `recipe` and its files are unchanged, else None."""
     record = _record(folder)
     if record is None or any(record.get(key) != value for key, value in _as_json(recipe).items()):
         return None
@@ -40,7 +40,7 @@ def made_from(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def check(folder: Path, sources: Sequence[Path], force: bool) -> None:
-    """Raises Refused where writing to `folder` would destroy the source or files that this command did not make."""
+    """Raises Refused if writing to `folder` would destroy the source or files that this command did not make."""
     mine = {(folder / name).resolve() for name in FILES}
     for path in sources:
         if path.resolve() in mine:
@@ -66,7 +66,7 @@ def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Workspace:
-    """A hidden folder inside the output folder, gone when the block ends, however it ends.
+    """A hidden folder inside the output folder. It is removed when the block ends, also after an error.
 
     with Workspace(folder) as work: write into work.path; work.publish(record)
     """
@@ -93,8 +93,8 @@ class Workspace:
             raise _cannot_write(self._folder, error) from error
 
     def publish(self, record: Mapping[str, Any]) -> None:
-        """Move the files to their places. Those of an earlier run are removed first, so that the folder never holds
-        some of each; the record comes last."""
+        """Move the files to the output folder. The files of an earlier run are removed first, so that the two are never
+        mixed; the record comes last."""
         text = json.dumps(record, indent=1) + "\n"
         (self.path / RECORD).write_text(text, encoding="utf-8")
         for name in reversed(FILES):

@@ -1,10 +1,10 @@
 """NeMo-Aligner's packed format (model.data.data_impl=packed_jsonl): several pairs in one row of a fixed length.
 
 A file is a NumPy array of dicts, as DPOPackedDataset of NeMo-Aligner 0.7 reads it: `input_ids` and `labels` of all
-sequences one behind the other (chosen, rejected, chosen, ...), `seq_boundaries` where each begins and the last ends,
-`lengths` and `reward` of each. Its collate function drops every sequence's last input and first label. So both are the
-whole sequences here, labels -100 in the prompt: collated, they are what DPOModelDataset gives for the unpacked rows.
-(NVIDIA's own packing script shifts the labels before, so that they are shifted twice.)
+sequences in a row (chosen, rejected, chosen, ...), `seq_boundaries` (where each begins, and where the last ends), and
+`lengths` and `reward` of each. Its collate function drops the last input and the first label of every sequence. So we
+store whole sequences in both, with labels -100 in the prompt: after collating they equal what DPOModelDataset gives for
+the unpacked rows. (NVIDIA's own packing script also shifts the labels, so they are shifted twice.)
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _SIDES = ("chosen", "rejected")
 
 
 def name(split: str) -> str:
-    """The file of a split."""
+    """The file name for a split."""
     return f"{split}_packed.npy"
 
 
 def write(
     pairs: Path, target: Path, tokenizer: PairTokenizer, size: int, at: Callable[[int], None]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Packs a file of pairs into rows of up to `size` tokens; flat memory, the order of the pairs nearly kept.
+    """Packs a file of pairs into rows of up to `size` tokens, in constant memory, nearly in the order of the pairs.
 
-    `at` is told how many pairs are packed. Returns (rows, bytes and SHA-256 of the file; packs, pairs in them and the
-    share of `size` that is filled). Raises Refused where NeMo-Aligner would misread the tokens.
+    Calls `at` with the number of pairs packed so far. Returns ({rows, bytes, SHA-256 of the file}, {packs, pairs in
+    them, share of `size` that is filled}). Raises Refused if NeMo-Aligner would misread the tokens.
     """
     import numpy as np
 
@@ -55,7 +55,7 @@ def write(
     with target.open("wb") as file:
         _header(file, np, 0)
         pickler = pickle.Pickler(file, protocol=4)
-        pickler.fast = True  # no memory of what was written: each pack is freed
+        pickler.fast = True  # do not keep what was written: each pack is freed
         pickler.dump(_Array(packs()))
         file.seek(0)
         _header(file, np, counted["packs"])
@@ -64,12 +64,12 @@ def write(
     return facts, {"packs": counted["packs"], "pairs": counted["pairs"], "filled": filled}
 
 
-#: (token ids, of these the prompt's, reward)
+#: (token ids, number of them in the prompt, reward)
 _Side = tuple[list[int], int, float]
 
 
 def first_fit(pairs: Iterator[tuple[_Side, _Side]], size: int) -> Iterator[list[_Side]]:
-    """Pairs into packs: each into the first open one that has room; when too many are open, the fullest is closed."""
+    """Put each pair into the first open pack that has room; when too many packs are open, close the fullest."""
     packs: list[tuple[int, list[_Side]]] = []  # (tokens of room left, sides)
     for pair in pairs:
         needed = sum(len(ids) - 1 for ids, _, _ in pair)
@@ -126,12 +126,12 @@ def _row(pack: list[_Side]) -> dict[str, Any]:
 
 
 def _header(file: BinaryIO, np: Any, rows: int) -> None:
-    """NumPy pads headers, so that one for more rows has the same size."""
+    """Write the array's header. NumPy pads headers, so a header for more rows has the same size."""
     np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": (rows,)})
 
 
 class _Array:
-    """Pickles as a NumPy array of the rows of an iterator, one after the other."""
+    """Pickles as a NumPy array of the iterator's rows, one row at a time."""
 
     def __init__(self, rows: Iterator[Any]) -> None:
         self._rows = _List(rows)
@@ -143,7 +143,7 @@ class _Array:
 
 
 class _List:
-    """Pickles as a list of what an iterator gives."""
+    """Pickles as a list of the iterator's items."""
 
     def __init__(self, rows: Iterator[Any]) -> None:
         self._rows = rows

@@ -1,6 +1,6 @@
-"""Rows of a source in, the pairs that NeMo-Aligner can train on out; the others are counted by reason.
+"""Turns the rows of a source into pairs that NeMo-Aligner can train on; counts dropped rows by reason.
 
-Of each row two hashes are remembered, on the disk; never its text.
+It stores two hashes of each row on the disk, never the text.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from data_prep.pairs.preference import RenderedPrompt
 from data_prep.pairs.prompt_formats import PromptFormat, texts
 from launcher.findings import Finding, Refused
 
-LOOK_AT = 1000  # rows behind a bad one, to see whether they are like it
+LOOK_AT = 1000  # rows to check after a bad one, to see whether they are bad too
 BATCH = 256  # pairs measured at once: enough to keep the tokenizer's threads busy, and a MB or so
 
 
 @dataclass(frozen=True)
 class Options:
-    """What decides, beside the source, the tokenizer and the prompt format, what is written."""
+    """The options that, with the source, tokenizer and prompt format, determine the output."""
 
     form: str
     sizes: splits.Sizes
@@ -46,7 +46,7 @@ class Options:
 
 
 class PairFilter:
-    """Makes pairs of rows and counts what is dropped; `folder` is for its hashes, which `close` removes.
+    """Makes pairs from rows and counts dropped rows. It keeps its hash files in `folder`; `close` removes them.
 
     read + extra = kept + dropped: `extra` counts the further pairs of rows with several rejected responses.
     """
@@ -63,21 +63,21 @@ class PairFilter:
         self._tokenizer = tokenizer
         self._folder = folder
         self._hashes = HashSet(folder / ".rows")
-        self._prompts: list[HashSet] = []  # of the pools so far, the one being read last
+        self._prompts: list[HashSet] = []  # one per pool so far; the last is the current pool's
 
     def close(self) -> None:
         for hashes in (self._hashes, *self._prompts):
             hashes.close()
 
     def kept(self, records: Iterator[Record]) -> Iterator[tuple[Pair, int]]:
-        """The pairs of one pool that are kept, in their order, each with its length in tokens or characters.
+        """Yields the kept pairs of one pool in order, each with its length in tokens (characters without a tokenizer).
 
-        Raises Refused for a bad line, unless such are skipped.
+        Raises Refused for a bad line, unless bad lines are skipped.
         """
         self._prompts.append(HashSet(self._folder / f".prompts{len(self._prompts)}"))
         written = self._written(records)
         left = self._options.limit or sys.maxsize
-        # No more is taken than may still be kept, so that every row read is either kept or counted as dropped.
+        # Take no more rows than may still be kept, so that every row read is either kept or counted as dropped.
         while batch := list(islice(written, min(BATCH, left))):
             for measured in self._measured(batch):
                 drop = measured if isinstance(measured, Drop) else self._seen_before(measured.pair)
@@ -115,7 +115,7 @@ class PairFilter:
         return self.rows.read(record.row)
 
     def _refusal(self, record: Record, error: BadRow, further: Iterator[Record]) -> Refused:
-        """About a bad row; about the whole file where no row before it was good and none of the next is."""
+        """The error for a bad row, or for the whole file if this is its first row and the next rows are bad too."""
         looked_at = list(islice(further, LOOK_AT))
         bad = sum(self._is_bad(record) for record in looked_at)
         if self.read > 1 or bad < len(looked_at):
@@ -158,7 +158,7 @@ class PairFilter:
             yield measured if short else self._cut(conversation, longest)
 
     def _cut(self, conversation: Conversation, longest: int) -> Measured | Drop:
-        """With as many of the oldest exchanges cut off as needed; what the human asked last is never cut."""
+        """Cuts off as many of the oldest exchanges as needed; the human's last question is never cut."""
         assert self._tokenizer is not None
         shorter = conversation.without_oldest_exchange() if self._options.too_long == "cut" else None
         while shorter is not None:
@@ -173,7 +173,7 @@ class PairFilter:
         return Drop.TOO_LONG
 
     def _seen_before(self, pair: Pair) -> Drop | None:
-        """Remembers the pair; returns why it may not stand in the output once more."""
+        """Remembers the pair; returns the reason to drop it if it, or its prompt in another split, was seen before."""
         prompt = pair.prompt_hash()
         if any(prompt in earlier for earlier in self._prompts[:-1]):
             return Drop.OTHER_SPLIT

@@ -1,4 +1,4 @@
-"""Pairs as the trial's own tokenizer sees them: lengths, and whether prompt and response share a token.
+"""Checks pairs with the trial's own tokenizer: lengths, and whether a token spans prompt and response.
 
 Uses the light packages `tokenizers` or `sentencepiece`; neither transformers nor torch is imported.
 """
@@ -14,7 +14,7 @@ from data_prep.pairs.token_counter import TokenCounter
 from data_prep.pairs.tokenizer_files import TokenizerFiles
 from launcher.findings import Finding, Refused
 
-FURTHEST = 24  # characters by which a border is moved at most: "<|end_header_id|>\n\n" has 19
+FURTHEST = 24  # most characters by which a border is moved: "<|end_header_id|>\n\n" has 19
 
 
 class Measured(NamedTuple):
@@ -26,7 +26,7 @@ class Measured(NamedTuple):
 
 
 class PairTokenizer:
-    """Measures pairs in tokens. `load` first."""
+    """Measures pairs in tokens. Call `load` first."""
 
     def __init__(self, files: TokenizerFiles) -> None:
         self.files = files
@@ -35,7 +35,7 @@ class PairTokenizer:
         self._special: re.Pattern[str] | None = None
 
     def load(self) -> None:
-        """Builds the tokenizer, which takes a moment; not needed to know its fingerprint."""
+        """Builds the tokenizer, which takes a moment; its fingerprint is known without it. Raises Refused."""
         self._encoder = _SentencePiece(self.files) if self.files.sentencepiece else _Tokenizers(self.files)
         if not self.files.sentencepiece:
             self._counter = TokenCounter.of(self.files.model, lambda text: self._encoder.encode([text])[0])
@@ -47,19 +47,19 @@ class PairTokenizer:
         return list(self._encoder.encode(list(texts)))
 
     def has_special(self, texts: Sequence[str]) -> bool:
-        """Whether a special token is spelled out in a text: a model would take it for the end of the turn, say."""
+        """Whether a text contains a special token: a model could take it for the end of the turn, for example."""
         return self._special is not None and any(self._special.search(text) for text in texts)
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token by its text."""
+        """The id of the token with this text, or None."""
         found = self._encoder.token_id(token)
         return None if found is None else int(found)
 
     def measure(self, pairs: Sequence[Pair]) -> list[Measured | Drop]:
-        """Each pair with its length, its border moved where a token crosses it, or why it cannot be trained on.
+        """Each pair with its length, or the reason to drop it. The border is moved where a token crosses it.
 
-        No begin or end token is counted: NeMo adds none, unless model.data.append_eod is set, for which there is room
-        at exactly --max-tokens because the last token of a row is only ever a label.
+        Begin and end tokens are not counted: NeMo adds none, unless model.data.append_eod is set. That token fits even
+        at exactly --max-tokens, because the last token of a row is only a label.
         """
         measured: list[Measured | Drop | None] = [self._by_pieces(pair) for pair in pairs]
         left = [number for number, one in enumerate(measured) if one is None]
@@ -76,7 +76,7 @@ class PairTokenizer:
         return Measured(pair, max(found[1:]))
 
     def _whole(self, pairs: Sequence[Pair], moved: bool = False) -> list[Measured | None]:
-        """What NeMo-Aligner does with a pair, and asserts; None where it would fail."""
+        """Encodes pairs as NeMo-Aligner does and checks what it asserts; None for a pair that would fail."""
         texts = [
             text
             for pair in pairs
@@ -92,7 +92,7 @@ class PairTokenizer:
         return found
 
     def _repaired(self, pair: Pair) -> Measured | Drop:
-        """The border as little as needed to the left of where it is, by up to FURTHEST characters."""
+        """Moves the border left as little as needed, by at most FURTHEST characters."""
         for characters in range(1, min(FURTHEST, len(pair.prompt) - 1) + 1):
             if (measured := self._whole([pair.with_border_moved(characters)], True)[0]) is not None:
                 return measured
@@ -100,7 +100,7 @@ class PairTokenizer:
 
 
 class _Tokenizers:
-    """A tokenizer.json."""
+    """The tokenizer in a tokenizer.json."""
 
     def __init__(self, files: TokenizerFiles) -> None:
         try:
@@ -112,7 +112,7 @@ class _Tokenizers:
             self._tokenizer = Tokenizer.from_str(files.model.decode())
         except Exception as error:  # the Rust code raises a bare Exception for every kind of bad file
             raise _no_tokenizer(files, error) from error
-        # A tokenizer.json may carry the limits of whoever saved it last; lengths here must be the true ones.
+        # A tokenizer.json may contain truncation and padding settings; here we need the true lengths.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder().values()
@@ -127,7 +127,7 @@ class _Tokenizers:
 
 
 class _SentencePiece:
-    """A tokenizer.model, read as NeMo's SentencePieceTokenizer reads it. Its control tokens cannot be spelled out."""
+    """A tokenizer.model, read as NeMo's SentencePieceTokenizer reads it. Text cannot encode to its control tokens."""
 
     special: tuple[str, ...] = ()
 

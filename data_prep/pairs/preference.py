@@ -1,4 +1,4 @@
-"""From what a form finds in a row to Conversations: texts and messages are read into turns and checked."""
+"""Turns a Preference, which a form read from a row, into Conversations: splits it into turns and checks them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _ROLES = dict.fromkeys(("user", "human", "prompter"), "user")
 _ROLES |= dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt"), "assistant")
 _ROLES |= {"system": "system", "developer": "system"}  # OpenAI's newer name
 
-#: (role, stripped text), a system prompt among them if there is one
+#: (role, stripped text), with the system prompt if there is one
 _Turns = list[tuple[str, str]]
 
 
 class Preference(NamedTuple):
-    """A prompt, the response that is preferred, and one or more that are not.
+    """A prompt, the preferred response, and one or more rejected responses.
 
-    `prompt` is a text or a list of messages; None where the responses are whole conversations. A response is a text, a
-    message or a list of messages. Rewards are None where the source has none.
+    `prompt` is a text or a list of messages, or None if the responses are whole conversations. A response is a text, a
+    message or a list of messages. `chosen_reward` is None if the source has no rewards.
     """
 
     prompt: object
@@ -58,7 +58,7 @@ def conversations(found: Preference, which: str, keep_rendered: bool) -> list[Co
 
 
 def is_conversation(value: object) -> bool:
-    """Whether it is a whole conversation in HH's form."""
+    """Whether `value` is a whole conversation in HH's form."""
     return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
 
 
@@ -131,7 +131,7 @@ def _system(value: object) -> str:
 
 
 def _read_prompt(prompt: object, chosen: object) -> _Turns | Drop | None:
-    """The turns that a response answers; None where there is no prompt."""
+    """The turns that a response answers; None if there is no prompt."""
     if prompt is None:
         return None
     if isinstance(prompt, str):
@@ -148,7 +148,7 @@ def _read_prompt(prompt: object, chosen: object) -> _Turns | Drop | None:
 
 
 def _asked(given: str) -> list[hh_format.Turn]:
-    """The turns of a prompt: a conversation in HH's form that waits for its answer, or else one question."""
+    """The turns of a prompt: a conversation in HH's form that lacks its last answer, or else one question."""
     turns = hh_format.read_turns(hh_format.as_text(given))
     if turns and turns[-1].role == "Assistant" and not turns[-1].text and hh_format.in_order(turns):
         return turns[:-1]
@@ -196,7 +196,7 @@ def _read_messages(messages: list[object], key: str) -> _Turns | Drop:
 
 
 def _join_parts(parts: list[object], where: str) -> str:
-    """The text of a content that is a list of parts. Raises BadRow where one is an image or the like."""
+    """The text of message content that is a list of parts. Raises BadRow if a part is not text, such as an image."""
     texts = []
     for part in parts:
         text = part.get("text") if isinstance(part, Mapping) else part

@@ -24,7 +24,7 @@ class PromptFormat(Protocol):
 
 
 def choose(name: str, tokenizer: TokenizerFiles | None) -> PromptFormat:
-    """Raises Refused where the format needs a tokenizer that is not given, or that has no chat template."""
+    """The format called `name`. Raises Refused if it needs a tokenizer or a chat template that is not given."""
     if name == "hh":
         return HH()
     if name == "llama3":
@@ -48,7 +48,7 @@ class HH:
 
 
 class Llama3:
-    """Llama 3's chat form, as its model card describes it: for base models too, whose tokenizer has the tokens."""
+    """Llama 3's chat format, as its model card describes it. Base models can use it: their tokenizer has its tokens."""
 
     facts = {"name": "llama3"}
     BEGIN, END, HEAD = "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>{}<|end_header_id|>\n\n"
@@ -67,8 +67,8 @@ class Llama3:
 class Template:
     """The Jinja template that Hugging Face's tokenizers carry, run as transformers runs it.
 
-    There is no `strftime_now` in it: templates that write today's date then take the fixed one they fall back to, and
-    equal sources give equal files on any day.
+    It does not define `strftime_now`: templates that write today's date then use their fixed fallback date, so equal
+    sources give equal files on any day.
     """
 
     def __init__(self, text: str, special_tokens: dict[str, str]) -> None:
@@ -96,7 +96,7 @@ class Template:
                 self._write([*messages, {"role": "assistant", "content": text}], False)
                 for text in (conversation.chosen, conversation.rejected)
             ]
-        except Exception:  # a template is a program of others: it refuses roles, and may fail in any way
+        except Exception:  # a template is foreign code: it refuses roles, and may fail in any way
             return Drop.TEMPLATE
         chosen, rejected = (side[len(prompt) :] for side in sides)
         whole = all(side.startswith(prompt) for side in sides)

@@ -1,6 +1,6 @@
-"""Prompts that a chat format was applied to already: recognised by its markers, kept as they are on request.
+"""Recognises prompts to which a chat format was already applied, by its markers. On request they are kept unchanged.
 
-Applied twice, a format would show the model its own markers as if a user had typed them.
+If a format were applied twice, the model would see its markers as if a user had typed them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class _Style(NamedTuple):
     user: re.Pattern[str]
     """Opens a turn of the user."""
     assistant: re.Pattern[str]
-    """Opens a turn of the assistant: the prompt ends behind the last one."""
+    """Opens a turn of the assistant: the prompt ends after the last one."""
     end: re.Pattern[str]
     """Ends the turn of the user."""
 
@@ -41,7 +41,7 @@ _AT_THE_START = re.compile(rf"\s*(?:<s>|<bos>|<\|begin_of_text\|>)?\s*(?:{_ANY.p
 
 
 class Rendered(NamedTuple):
-    """`prompt_end` is where the last turn of the assistant begins, `opening` the user's first turn."""
+    """`prompt_end` is the offset at which the assistant's last turn begins; `opening` is the user's first turn."""
 
     style: str
     prompt_end: int
@@ -49,7 +49,7 @@ class Rendered(NamedTuple):
 
 
 def find(text: str) -> Rendered | None:
-    """What a rendered text consists of. None for plain text, also where it only mentions a marker in passing."""
+    """The parts of a rendered text; None for plain text, even if it mentions a marker in passing."""
     if _ANY.search(text) is None:
         return None
     for style in _STYLES:
@@ -59,6 +59,6 @@ def find(text: str) -> Rendered | None:
             end = style.end.search(text, first.end())
             opening = text[first.end() : end.start() if end else answers[0].start()].strip()
             return Rendered(style.name, answers[-1].end(), opening)
-    if _AT_THE_START.match(text):  # such a prompt without its end, say
+    if _AT_THE_START.match(text):  # for example such a prompt without its end
         return Rendered("unknown", len(text), text)
     return None

@@ -1,7 +1,7 @@
 """Where pairs come from: the project's own sample, HH-RLHF or another set of the hub by name, a file, a folder.
 
-A source lists its pools (see splits.POOLS) and opens each as a stream of Records, so that a set of any size passes
-through in flat memory; its fingerprint says whether it is what it was.
+A source lists its pools (see splits.POOLS) and opens each as a stream of Records, so memory is constant for a data set
+of any size. Its `facts` show whether it has changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from launcher.sweep.checkpoints import sha256
 SAMPLE = Path(__file__).resolve().parents[1] / "sample" / "pairs.jsonl"
 NAMES = {"sample": "sample", "hh_rlhf": "hh_rlhf", HH_NAME: "hh_rlhf", "hh-rlhf": "hh_rlhf"}
 KINDS = "a folder, or a file of JSON Lines, JSON, CSV, Parquet or Arrow"
-#: Files that data sets have beside their rows.
+#: Files of data sets that do not hold rows.
 _NOT_ROWS = re.compile(r"(dataset_infos?|dataset_dict|state|config|dataset|package|adapter_config)\.json$")
 
 
@@ -41,18 +41,18 @@ class Reading:
 
 @dataclass
 class Source:
-    """`facts` goes into dataset.json; `list_pools` gives what `pools` are, which may need the network."""
+    """`facts` goes into dataset.json; `list_pools` returns the `pools`, which may need the network."""
 
     name: str
     list_pools: Callable[[], dict[str, Opener]]
     facts: dict[str, Any]
     files: tuple[Path, ...] = ()
-    fixed: bool = True  # False: nothing tells whether it has changed since it was last read
+    fixed: bool = True  # False: we cannot tell whether it has changed
     default_sizes: tuple[float | int, float | int] = field(default=(0.05, 0.05))
 
     @cached_property
     def pools(self) -> dict[str, Opener]:
-        """In the order in which they are read: the training rows first."""
+        """{pool: opener} in reading order: the training rows first."""
         return self.list_pools()
 
 
@@ -63,7 +63,7 @@ def find(
     only: tuple[str, ...] = (),
     reading: Reading = Reading(),
 ) -> Source:
-    """The source that `word` names; `only` are the splits of it to take. Raises Refused where there is none."""
+    """The source that `word` names; `only` names the splits to take. Raises Refused if there is none."""
     name, path = NAMES.get(word), Path(word).expanduser()
     of_hub = name == "hh_rlhf" or (name is None and not path.exists())
     _check_fit("--revision", revision or "", of_hub, "a set of the hub")
@@ -89,7 +89,7 @@ def find(
 
 
 def is_of_hub(word: str) -> bool:
-    """Whether it is OWNER/NAME, and no path whose last folder was mistyped."""
+    """Whether `word` is OWNER/NAME, and not a path whose last part was mistyped."""
     return hub.is_name(word) and not Path(word).parent.exists()
 
 
@@ -139,7 +139,7 @@ def _opener(paths: list[Path], reading: Reading) -> Opener:
 def _folder(folder: Path, subsets: tuple[str, ...], only: tuple[str, ...], reading: Reading) -> Source:
     """Files named train*, validation* (valid, val, dev) and test* are these splits, as in a copy of HH-RLHF's folders.
 
-    In a folder without any train*, all files are one pool. Of a whole copy of HH-RLHF its four sets of pairs are taken.
+    If no file is named train*, all files are one pool. From a whole copy of HH-RLHF, its four sets of pairs are read.
     """
     if (saved := tables.saved_splits(folder)) is not None:
         return _local(_stem(folder), _pools(list(saved.items()), only, str(folder)), reading)
@@ -165,7 +165,7 @@ def _folder(folder: Path, subsets: tuple[str, ...], only: tuple[str, ...], readi
 
 
 def _pools(named: list[tuple[str, Any]], only: tuple[str, ...], where: str) -> list[tuple[str, list[Any]]]:
-    """Things by the names of their splits -> by the pools that these are. Raises Refused."""
+    """Group (split name, item) pairs by pool: returns [(pool, items)]. Raises Refused."""
     if unknown := set(only) - {name for name, _ in named}:
         names = ", ".join(sorted({name for name, _ in named}))
         raise Refused([Finding("--splits", name, f"no such split in {where}", f"it has {names}") for name in unknown])

@@ -1,4 +1,4 @@
-"""A temporary file of pairs that can be placed only when all of them are known."""
+"""A temporary file of pairs that can be assigned to splits only when all of them are known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_prep.pairs.conversation import Pair
 
 
 class SpillFile:
-    """Pairs kept on the disk until all are known; iterating gives the hashes of their openings."""
+    """Keeps pairs on the disk until all are known; iterating yields the hashes of their openings."""
 
     _NUMBERS = struct.Struct("<QI?")
 
@@ -40,13 +40,13 @@ class SpillFile:
         self._rows += 1
 
     def rows(self) -> Iterator[tuple[bytes, int, bool]]:
-        """(line, length, whether it has rewards of its own) of each pair."""
+        """Yields (line, length, whether the source has rewards for it) of each pair."""
         self._lines.seek(0)
         for line, (_, length, rewarded) in zip(self._lines, self._read(), strict=True):
             yield line, length, rewarded
 
     def _read(self) -> Iterator[tuple[int, int, bool]]:
         self._numbers.flush()
-        with self._paths[1].open("rb") as file:  # of its own: it is read twice at a time
+        with self._paths[1].open("rb") as file:  # a separate handle: two readers may be active at once
             while block := file.read(self._NUMBERS.size << 12):
                 yield from self._NUMBERS.iter_unpack(block)

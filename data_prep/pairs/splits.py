@@ -1,8 +1,9 @@
-"""Which rows are for training, for validation and for the test.
+"""Decides which rows are for training, validation and test.
 
-By hash: a row's place follows from the first thing the human said in it, so a prompt never stands in two splits, nor do
-two stages of one conversation, and rows added later move none. By number: openings are put in the order of their hashes
-and dealt out until the numbers asked for are reached, so sizes fit a global batch; rows added later may move others.
+By hash (sizes are shares): a row's split depends on its opening, the human's first message. So neither a prompt nor two
+stages of one conversation are ever in two splits, and rows added later move no others. By number (sizes are row
+counts): openings are assigned in the order of their hashes until the counts are reached, so sizes fit a global batch;
+rows added later may move others.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Protocol
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, 3
 NAMES = ("train", "validation", "test")
 
-#: What a source calls its rows' splits. "held_out" is divided between validation and test, "all" between the three.
+#: The pools of a source and the splits each may fill: "held_out" is divided into validation and test, "all" into three.
 POOLS = {"all": (TRAIN, VALIDATION, TEST), "train": (TRAIN,), "validation": (VALIDATION,), "test": (TEST,)}
 POOLS["held_out"] = (VALIDATION, TEST)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of validation and test: both shares of the whole (0 < share < 1), or both numbers of rows (int)."""
+    """Sizes of validation and test: both are shares of all rows (0 < share < 1), or both numbers of rows (int)."""
 
     validation: float | int
     test: float | int
@@ -33,7 +34,7 @@ class Sizes:
 
 
 class Openings(Protocol):
-    """The 64-bit hashes of the rows' openings, in their order, as often as they are asked for."""
+    """The 64-bit hashes of the rows' openings, in row order; can be iterated any number of times."""
 
     def __len__(self) -> int: ...
 
@@ -59,9 +60,9 @@ def place(pool: str, opening: int, sizes: Sizes) -> int:
 
 
 def deal(pool: str, openings: Openings, sizes: Sizes) -> Iterator[int]:
-    """For each row of the pool one of TRAIN, VALIDATION, TEST and UNUSED, so that the numbers asked for are met.
+    """Yields TRAIN, VALIDATION, TEST or UNUSED for each row of the pool, so that the requested numbers are met.
 
-    Only the openings with the smallest hashes are held in memory: those among which the numbers are found.
+    Only the openings with the smallest hashes are in memory: as many as are needed to reach the numbers.
     """
     splits = POOLS[pool]
     wanted = {TEST: int(sizes.test), VALIDATION: int(sizes.validation)}
@@ -83,7 +84,7 @@ def deal(pool: str, openings: Openings, sizes: Sizes) -> Iterator[int]:
 
 
 def _whole(rows: Counter[int], left: dict[int, int], rest: int) -> dict[int, int]:
-    """Openings go where all their rows fit, `left` becoming less: one is never divided between splits."""
+    """Assigns each opening to a split in which all its rows fit, and reduces `left`. No opening is divided."""
     placed: dict[int, int] = {}
     for opening in sorted(rows):
         placed[opening] = next((split for split in left if rows[opening] <= left[split]), rest)
@@ -93,7 +94,10 @@ def _whole(rows: Counter[int], left: dict[int, int], rest: int) -> dict[int, int
 
 
 def _fill(rows: Counter[int], placed: dict[int, int], left: dict[int, int], rest: int) -> dict[int, int]:
-    """Moves openings that fit nowhere whole into what is left: {opening: number of rows}; its others go unused."""
+    """Fills the rest of each split from an opening that does not fit whole; its other rows are unused.
+
+    Returns {opening: number of its rows to use}.
+    """
     room = {}
     spare = (opening for opening in sorted(rows) if placed[opening] == rest)
     for split, number in left.items():

@@ -1,4 +1,4 @@
-"""The table that a run prints at its end."""
+"""The table that prepare_data.py prints at its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def counts(record: Mapping[str, Any]) -> str:
 
 
 def table(folder: Path, record: Mapping[str, Any], tokenizer: Path | None) -> str:
-    """Rows in and out, the lengths of each split, what was dropped and why."""
+    """The rows read and written, the lengths in each split, and the dropped rows by reason."""
     lengths = record["lengths"]
     lines = [f"{folder}: {counts(record)}, from {record['source']['name']}"]
     if note := record["source"].get("note"):
@@ -47,7 +47,7 @@ def table(folder: Path, record: Mapping[str, Any], tokenizer: Path | None) -> st
 
 
 def _packed(folder: Path, made: Mapping[str, Any]) -> list[str]:
-    """How full the packs are, and the keys that a trial needs for them."""
+    """How full the packs are, and the config keys that a trial needs to read them."""
     full = ", ".join(f"{made[name]['packs']:,} {name} ({made[name]['filled']:.0%} full)" for name in splits.NAMES)
     prefix = ",".join(f"{name}:[{folder / packed.name(name)}]" for name in splits.NAMES)
     return [

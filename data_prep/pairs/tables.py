@@ -1,4 +1,4 @@
-"""Rows out of Apache Arrow's formats: Parquet and Arrow files, and what the datasets library has on the disk."""
+"""Reads rows from Parquet and Arrow files, and from folders that the datasets library wrote."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from data_prep.pairs.forms import FORMS, KEYS
 from data_prep.pairs.jsonl import Record
 from launcher.findings import Finding, Refused
 
-_ROWS = 256  # turned into Python at once: a MB or so
+_ROWS = 256  # converted to Python objects at once: about 1 MB
 _BUFFER = 1 << 20
 _WITHOUT = "pip install '.[data]', or give the set as .jsonl"
 
 
 def zstd(raw: BinaryIO) -> Any:
-    """The unpacked stream of a zstd file. Raises Refused where pyarrow, which has the codec, is not installed."""
+    """The decompressed stream of a zstd file. Raises Refused if pyarrow, which has the codec, is not installed."""
     try:
         import pyarrow
     except ImportError as error:
@@ -29,7 +29,7 @@ def zstd(raw: BinaryIO) -> Any:
 def read_file(
     file: BinaryIO, name: str, at: Callable[[float], None] | None, columns: frozenset[str]
 ) -> Iterator[Record]:
-    """The rows of a Parquet or Arrow file, some columns of it, a batch at a time. Raises Refused."""
+    """Yields the rows of a Parquet or Arrow file, only the given columns, reading batch by batch. Raises Refused."""
     try:
         from pyarrow import ArrowException
     except ImportError as error:
@@ -48,14 +48,14 @@ def read_file(
 
 
 def _batches(file: BinaryIO, columns: frozenset[str]) -> Iterator[tuple[Any, float]]:
-    """(rows, share of the file that was read)."""
+    """Yields (batch of rows, share of the file read so far; 0 for Arrow)."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
     start = file.read(6)
     file.seek(0)
     if start.startswith(b"PAR1"):
-        # Not whole columns of a row group, which may be the whole file, but this many bytes of each at a time.
+        # Read this many bytes of each column at a time, not whole columns of a row group, which may be the whole file.
         with ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER) as parquet:
             total, done = max(parquet.metadata.num_rows, 1), 0
             names = _selected(parquet.schema_arrow.names, columns)
@@ -75,13 +75,13 @@ def _batches(file: BinaryIO, columns: frozenset[str]) -> Iterator[tuple[Any, flo
 
 
 def _selected(names: list[str], columns: frozenset[str]) -> list[str]:
-    """The columns that are read; all of them where the table has no form that is known, for the message about it."""
+    """The columns to read; all columns if the table has no known form, because the error message names them."""
     known = any(set(form.needs) <= set(names) for form in FORMS) or not columns <= KEYS
     return [name for name in names if name in columns or not known]
 
 
 def saved_splits(folder: Path) -> dict[str, Path] | None:
-    """The folders of a set that was written with save_to_disk, by split ("" for a set without); None for others."""
+    """{split: folder} of a data set written with save_to_disk ("" if it has no splits); None for other folders."""
     if (folder / "dataset_dict.json").is_file():
         return {place.parent.name: place.parent for place in sorted(folder.glob("*/state.json"))}
     return {"": folder} if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file() else None
@@ -90,7 +90,7 @@ def saved_splits(folder: Path) -> dict[str, Path] | None:
 def read_saved(
     folder: Path, at: Callable[[float], None] | None = None, columns: frozenset[str] = KEYS
 ) -> Iterator[Record]:
-    """The rows of one split of a set written with save_to_disk, mapped into memory. Raises Refused."""
+    """Yields the rows of one split of a memory-mapped data set written with save_to_disk. Raises Refused."""
     try:
         from datasets import load_from_disk
     except ImportError as error:
@@ -106,7 +106,7 @@ def read_saved(
 def read_dataset(
     dataset: Any, name: str, at: Callable[[float], None] | None = None, columns: frozenset[str] = KEYS
 ) -> Iterator[Record]:
-    """The rows of a datasets.Dataset; `name` is what messages call it."""
+    """Yields the rows of a datasets.Dataset; `name` is its name in messages."""
     selected = dataset.select_columns(_selected(dataset.column_names, columns))
     number = 0
     for batch in selected.iter(_ROWS):

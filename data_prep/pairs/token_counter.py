@@ -1,10 +1,10 @@
-r"""Counting a text's tokens exactly, piece by piece, so that a piece met before costs nothing.
+r"""Counts a text's tokens exactly, piece by piece; the counts of known pieces are cached.
 
-A byte-level BPE tokenizer of GPT-2's kind first splits a text with a regular expression and then makes tokens inside
-each split. The expressions of GPT-2, Llama 3 and Qwen 2 have these properties (each can be read off the expression):
-none looks behind, none goes on after a letter into anything but letters, and none goes on from another non-space
-character into a space. A split therefore always ends between a letter and what is no letter, and between anything and a
-space behind it. A text may be cut there, and its tokens are those of the pieces, one after the other.
+A byte-level BPE tokenizer like GPT-2's first splits a text with a regular expression and then makes tokens inside each
+split. The expressions of GPT-2, Llama 3 and Qwen 2 have these properties (each can be read off the expression): none
+looks behind; after a letter, a match continues only with letters; after another non-space character, a match never
+continues with a space. So a split always ends between a letter and a non-letter, and between any non-space character
+and a space after it. A text may be cut there: its tokens are the tokens of the pieces, in order.
 HH's border, "Assistant:" + " I", is such a place: no token ever crosses it.
 
 For a tokenizer of any other kind `TokenCounter.of` returns None.
@@ -24,17 +24,17 @@ _LLAMA3 = (
 )
 _KNOWN = {_GPT2, _LLAMA3, _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")}
 
-#: Up to the next place where a text may be cut. Letters of ASCII end a piece only where all of the text is ASCII:
-#: elsewhere the next character may be a letter too.
+#: Match up to the next place where a text may be cut. ASCII letters end a piece only if the whole text is ASCII:
+#: otherwise the next character may be a letter too.
 _ASCII = re.compile(r"\s*[^\sA-Za-z]*(?:[^\S ]\s*[^\sA-Za-z]*)*[A-Za-z]*")
 _ANY = re.compile(r"\s*\S+(?:[^\S ]\s*\S+)*(?:[^\S ]\s*\Z)?|\s+")
 
-_LONGEST = 64  # characters of a piece that is remembered: longer ones hardly come again
-_MOST = 100_000  # pieces remembered: about 15 MB
+_LONGEST = 64  # longest piece to cache, in characters: longer ones rarely occur again
+_MOST = 100_000  # pieces to cache: about 15 MB
 
 
 class _Counts(dict[str, int]):
-    """Tokens of a piece; those not yet known are asked for."""
+    """{piece: number of tokens}; a missing count is computed with `encode`."""
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
         super().__init__({"": 0})
@@ -51,7 +51,7 @@ class _Counts(dict[str, int]):
 
 
 class TokenCounter:
-    """`encode` gives the token ids of any text, with the whole tokenizer."""
+    """`encode` returns the token ids of any text from the full tokenizer."""
 
     def __init__(self, added: list[str], encode: Callable[[str], list[int]]) -> None:
         self._counts = _Counts(encode)
@@ -63,7 +63,7 @@ class TokenCounter:
 
     @classmethod
     def of(cls, model: bytes, encode: Callable[[str], list[int]]) -> TokenCounter | None:
-        """None where nothing is known about where the tokenizer's splits end."""
+        """A counter for this tokenizer.json; None if we do not know where the tokenizer's splits end."""
         found: dict[str, Any] = json.loads(model)
         added = found.get("added_tokens") or []
         simple = found.get("normalizer") is None and _is_known(found.get("pre_tokenizer"))
@@ -73,7 +73,7 @@ class TokenCounter:
         return cls([token["content"] for token in added], encode)
 
     def count(self, text: str) -> int:
-        """Tokens of the text."""
+        """The number of tokens of the text."""
         if self._added is None or not any(first in text for first in self._firsts):
             return self._plain(text)
         parts = self._added.split(text)  # text, token, text, token, ..., text
@@ -86,7 +86,7 @@ class TokenCounter:
     def sides(self, prompt: str, responses: tuple[str, str]) -> tuple[int, int, int] | None:
         """(tokens of the prompt, of prompt + first, of prompt + second response).
 
-        None where a token may cross the border and only the whole texts tell.
+        None if a token may cross the border; then only encoding the whole texts gives the counts.
         """
         before = self.count(prompt)
         if prompt and not prompt[-1].isspace() and all(response[:1] == " " for response in responses):
@@ -101,13 +101,13 @@ class TokenCounter:
         return before, first, second
 
     def _tail(self, prompt: str) -> str:
-        """The last piece of the prompt; "" where it ends with an added token, behind which all is new."""
+        """The last piece of the prompt; "" if it ends with an added token, which no token can cross."""
         last = self._added.split(prompt)[-1] if self._added else prompt
         pieces = [piece for piece in (_ASCII if last.isascii() else _ANY).findall(last) if piece]
         return pieces[-1] if pieces else ""
 
     def _ends_alike(self, tail: str, response: str) -> bool:
-        """Whether the tokens of tail + response begin with those of the tail; False also where that is not known."""
+        """Whether the tokens of tail + response begin with those of the tail; False also if that is unknown."""
         if not tail:
             return True
         text = tail + (self._added.split(response)[0] if self._added else response)
@@ -124,7 +124,7 @@ class TokenCounter:
 
 
 def _is_known(found: Any) -> bool:
-    """Whether the pre-tokenizer is known, and splits by one of the expressions that the module is about."""
+    """Whether the pre-tokenizer is known and splits with one of the expressions in _KNOWN or with GPT-2's."""
     if not isinstance(found, dict):
         return False
     parts = found["pretokenizers"] if found["type"] == "Sequence" else [found]
@@ -145,7 +145,7 @@ def _splits(part: dict[str, Any]) -> bool:
 
 
 def _stand_alone(added: list[dict[str, Any]]) -> bool:
-    """Whether added tokens are found where they stand: none takes space from its sides, none can overlap another."""
+    """Whether a search for the added tokens finds them as the tokenizer does: none strips spaces, none overlaps."""
     if any(token.get("lstrip") or token.get("rstrip") or token.get("single_word") for token in added):
         return False
     texts = [token["content"] for token in added]

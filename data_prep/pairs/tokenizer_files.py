@@ -1,4 +1,4 @@
-"""The files of a trial's tokenizer: out of a Hugging Face folder, a .nemo or an unpacked one, or a file alone."""
+"""Reads a trial's tokenizer files from a Hugging Face folder, a .nemo (packed or unpacked) or a single file."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _REMEDY = "give a Hugging Face folder or file with tokenizer.json, or a .nemo ma
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What `read` found. `model` is tokenizer.json, or with `sentencepiece` a tokenizer.model."""
+    """The files that `read` found. `model` is a tokenizer.json, or a tokenizer.model if `sentencepiece` is set."""
 
     path: Path
     model: bytes
     sentencepiece: bool
     chat_template: str | None
     special_tokens: dict[str, str]
-    """As chat templates use them: bos_token, eos_token and the like, to their texts."""
+    """{"bos_token": text, "eos_token": text, ...}, as chat templates use them."""
 
     @property
     def sha256(self) -> str:
-        """Of the one file that tokens follow from."""
+        """SHA-256 of `model`, the only file that determines the tokens."""
         return hashlib.sha256(self.model).hexdigest()
 
     @property
@@ -39,7 +39,7 @@ class TokenizerFiles:
 
 
 def read(path: Path) -> TokenizerFiles:
-    """Raises Refused where there is no tokenizer."""
+    """Reads the tokenizer files at `path`. Raises Refused if there is no tokenizer."""
     if not path.exists():
         raise Refused([Finding("--tokenizer", str(path), "no such file or folder", _REMEDY)])
     try:
@@ -66,7 +66,7 @@ def among(names: Iterable[str]) -> bool:
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
-        for folder in (path / "tokenizer", path):  # the later wins
+        for folder in (path / "tokenizer", path):  # the last one wins
             for place in sorted(folder.glob("*")):
                 if (name := _known(place.name)) and place.is_file():
                     yield name, place.read_bytes()
@@ -82,14 +82,14 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _members(path: Path) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path, "r:*") as archive:
-        for member in archive:  # headers only: the weights are skipped, not read, where the tar is not compressed
+        for member in archive:  # an uncompressed tar is read without its weights
             name = _known(PurePosixPath(member.name).name)
             if name and member.isfile() and (file := archive.extractfile(member)):
                 yield name, file.read()
 
 
 def _known(name: str) -> str | None:
-    """NeMo's own converters put a hash before the name: <hash>_tokenizer.json."""
+    """The standard name. NeMo's own converters put a hash before it: <hash>_tokenizer.json."""
     return next((known for known in _NAMES if name == known or name.endswith(f"_{known}")), None)
 
 
@@ -102,7 +102,7 @@ def _json(path: Path, found: dict[str, bytes], name: str) -> dict[str, Any]:
 
 
 def _template(config: dict[str, Any]) -> str | None:
-    """The template, or where there are several by name, the default one."""
+    """The chat template; if there are several, the one named default."""
     template = config.get("chat_template")
     if isinstance(template, list):
         named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
@@ -111,6 +111,6 @@ def _template(config: dict[str, Any]) -> str | None:
 
 
 def _text(token: Any) -> str:
-    """Tokens are written as a text or as {"content": text, ...}."""
+    """The text of a token, which is stored as a text or as {"content": text, ...}."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else ""
