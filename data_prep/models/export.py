@@ -80,7 +80,7 @@ def adapter_file(trial: Trial, result: Mapping[str, Any]) -> Path:
 
 
 def base_name(nemo: Path) -> str:
-    """What the base model is called: by the file's own record, else by the file's name."""
+    """The base model's name: from the record in the .nemo, else from the file name."""
     record = nemo_file.read_record(nemo) or {}
     return str(record.get("name") or nemo.name.removesuffix(".nemo"))
 

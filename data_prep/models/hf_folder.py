@@ -46,7 +46,7 @@ class HFFolder:
         return [path for path in present if path.is_file()]
 
     def copy_tokenizer(self, into: Path) -> None:
-        """Copy the tokenizer's files, in the words of transformers 4, which NeMo loads them with."""
+        """Copy the tokenizer's files, rewritten for transformers 4, with which NeMo loads them."""
         for path in self.tokenizer_files():
             if path.name == "tokenizer_config.json":
                 config = json.loads(path.read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ class HFFolder:
                 shutil.copyfile(path, into / path.name)
 
     def licence(self) -> str:
-        """What the folder's model card or licence file says it is under; "" where it has neither."""
+        """The licence that the folder's model card or licence file names; "" if it has neither."""
         try:
             card = (self.path / "README.md").read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -92,7 +92,7 @@ class HFFolder:
 
 
 def _in_old_dress(config: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer_config.json of transformers 5 as transformers 4 would have written it; others as they are."""
+    """A tokenizer_config.json of transformers 5, rewritten as transformers 4 writes it; others unchanged."""
     extra = config.get("extra_special_tokens")
     if isinstance(extra, list):  # of 4, a dictionary: of names and tokens
         config = {key: value for key, value in config.items() if key != "extra_special_tokens"}
@@ -103,7 +103,7 @@ def _in_old_dress(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_folder(path: Path) -> HFFolder:
-    """Checks all that can be known of a folder without reading a weight; raises Refused with every finding."""
+    """Checks all that can be checked without reading a weight; raises Refused with every finding."""
     if not path.is_dir():
         raise Refused([_missing_folder(path)])
     if (known := what_it_is.describe(path)) is not None:

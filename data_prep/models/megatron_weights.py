@@ -52,7 +52,7 @@ def split_qkv(fused: torch.Tensor, heads: int, groups: int) -> tuple[torch.Tenso
 
 
 def write_weights(shape: LlamaShape, read: Read, writer: CheckpointWriter, on_layer: Callable[[int], None]) -> None:
-    """Write the whole model with what `read` gives; `on_layer` hears of every finished layer."""
+    """Write the whole model with what `read` gives; calls `on_layer(index)` after each layer."""
     sizes = shape.tensors()
 
     def whole(key: str, name: str) -> None:

@@ -68,7 +68,7 @@ def card(
 
 
 def licence_of(record: Mapping[str, Any]) -> str:
-    """Of the base model; "" where nobody said."""
+    """The licence of the base model; "" if unknown."""
     return str(record.get("licence") or small_models.LICENCES.get(str(record.get("name")), ""))
 
 

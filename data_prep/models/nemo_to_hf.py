@@ -162,7 +162,7 @@ def write_folder(model: NemoModel, folder: Path, progress: Progress, change: Cha
 
 
 def _put_tokenizer(model: NemoModel, folder: Path) -> None:
-    """Out of the file; NeMo's own converter puts none in, but names the HF folder that it read."""
+    """Copy the tokenizer from the .nemo, or from the HF folder it names: NeMo's own converter stores only that name."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         named = Path(model.tokenizer)
         source = named if named.is_dir() else nemo_file.unpack_tokenizer(model.path, Path(scratch) / "tokenizer")

@@ -58,7 +58,7 @@ def whole(job: dict[str, Any], ids: list[int], say: Say) -> tuple[torch.Tensor, 
 
 
 def by_layer(job: dict[str, Any], ids: list[int], say: Say) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same in bounded memory. All embedding rows are compared; those of the text are computed with."""
+    """Like `whole`, in bounded memory. Compares all embedding rows; computes with those of the text."""
     folder, reader = open_folder(Path(job["hf"])), CheckpointReader(Path(job["nemo"]))
     shape = folder.shape
     if reader.shapes[_EMBEDDING][0] < shape.vocab:

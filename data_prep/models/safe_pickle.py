@@ -1,4 +1,4 @@
-"""Pickles of checkpoints, read without running what is in them: a pickle is a program, and a file may be anybody's."""
+"""Reads pickles of checkpoints without running their code: a pickle is a program and may come from anyone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor: what is to come is known beforehand, so nothing has to be in memory.
+"""Writes safetensors files tensor by tensor: all names and shapes are known first, so one tensor is in memory.
 
 safetensors.torch.save_file wants all tensors of a file at once. The format (huggingface/safetensors, README) is: eight
 bytes, the header's length; the header in JSON; the tensors' bytes in the header's order.
@@ -49,7 +49,7 @@ class SafetensorsWriter:
         return math.prod(self.shapes[name]) * self.dtype.itemsize
 
     def add(self, name: str, weight: torch.Tensor) -> None:
-        """The next tensor."""
+        """Write the next tensor. Raises ValueError if it is not the one that is due."""
         expected = self._waiting.pop(0)
         if name != expected or tuple(weight.shape) != self.shapes[name]:
             raise ValueError(f"{name} {tuple(weight.shape)} came, {expected} {self.shapes[expected]} was due")
