@@ -16,7 +16,7 @@ class Gpu:
     memory_gib: float
     driver: str
     compute: float | None
-    """Compute capability, such as 8.0; None where the driver is too old to say it."""
+    """Compute capability, such as 8.0; None if the driver is too old to report it."""
 
     @property
     def bf16(self) -> bool:
@@ -25,11 +25,11 @@ class Gpu:
 
 
 class NoAnswer(Exception):
-    """nvidia-smi is there and fails: mostly a driver that does not go with the kernel."""
+    """nvidia-smi exists but fails, mostly because the driver does not match the kernel."""
 
 
 def query() -> list[Gpu]:
-    """Every GPU of this machine; none where there is no nvidia-smi. Raises NoAnswer."""
+    """Every GPU of this machine; an empty list without nvidia-smi. Raises NoAnswer if nvidia-smi fails."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
@@ -44,7 +44,7 @@ def query() -> list[Gpu]:
 
 
 def rows(text: str) -> list[Gpu]:
-    """Of `nvidia-smi --query-gpu=... --format=csv,noheader,nounits`. Raises NoAnswer where a line cannot be read."""
+    """Parse `nvidia-smi --query-gpu=... --format=csv,noheader,nounits`. Raises NoAnswer if a line cannot be parsed."""
     found = []
     for line in text.splitlines():
         parts = [part.strip() for part in line.split(",")]

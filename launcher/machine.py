@@ -1,4 +1,4 @@
-"""What this machine has to give: cores, memory, GPUs. The limits of a container or a batch job are respected."""
+"""What this machine has free: cores, memory, GPUs. The limits of a container or a batch job are respected."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Machine:
-    """What may be used."""
+    """The resources that may be used."""
 
     cores: int
     memory_gb: float
     """Available now, in GB (1e9 bytes)."""
     gpus: tuple[str, ...] = ()
-    """As CUDA_VISIBLE_DEVICES names them."""
+    """GPU names as in CUDA_VISIBLE_DEVICES."""
 
 
 def look() -> Machine:
-    """This machine, now."""
+    """Read the current state of this machine."""
     return Machine(cores(), available_memory_gb(), gpus())
 
 
@@ -35,7 +35,7 @@ def cores() -> int:
 
 
 def _cgroup_quota() -> float | None:
-    """Cores' worth of time that cgroup v2 or v1 allows; None without a limit."""
+    """CPU quota of cgroup v2 or v1, in cores; None without a limit."""
     quota, period = (_words("cpu.max") + ["", ""])[:2]  # v2: "200000 100000" or "max 100000"
     if not quota:
         quota, period = (_words("cpu/cpu.cfs_quota_us") + _words("cpu/cpu.cfs_period_us") + ["", ""])[:2]
@@ -43,14 +43,14 @@ def _cgroup_quota() -> float | None:
 
 
 def available_memory_gb() -> float:
-    """Memory that new processes can have without swapping, the limit of the container considered, in GB."""
+    """Memory in GB (1e9 bytes) that new processes can use without swapping, within the container's limit."""
     host = _meminfo()
     for limit_file, used_file in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         limit, used = _words(limit_file), _words(used_file)
-        if limit and used and limit[0].isdigit() and used[0].isdigit():  # "max" means none
+        if limit and used and limit[0].isdigit() and used[0].isdigit():  # "max" means no limit
             return max(0, min(host, int(limit[0]) - int(used[0]))) / GB
     return host / GB
 
@@ -67,15 +67,15 @@ def _meminfo() -> int:
 def _words(name: str) -> list[str]:
     try:
         return (_CGROUP / name).read_text().split()
-    except OSError:  # no such controller here: no such limit
+    except OSError:  # without this cgroup controller there is no such limit
         return []
 
 
 def gpus() -> tuple[str, ...]:
-    """NVIDIA GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else all. Asks no driver and no torch."""
+    """NVIDIA GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else all. Needs no driver and no torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         names = [name.strip() for name in visible.split(",")]
-        valid = names.index("-1") if "-1" in names else len(names)  # CUDA stops reading at the first that is none
+        valid = names.index("-1") if "-1" in names else len(names)  # CUDA ignores the list from -1 on
         return tuple(name for name in names[:valid] if name)
     return tuple(str(place) for place, _ in enumerate(Path("/dev").glob("nvidia[0-9]*")))

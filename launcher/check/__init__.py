@@ -1,1 +1,1 @@
-"""What would fail on the cluster, found before anything is submitted; and the `doctor`."""
+"""Checks that find, before a submission, what would fail on the cluster; and the `doctor`."""

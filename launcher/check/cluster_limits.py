@@ -1,4 +1,4 @@
-"""What sbatch would refuse, and what it would accept and never start: a trial's request held against the cluster."""
+"""Compares a trial's request with the cluster: what sbatch would refuse, or would accept and never start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launcher.trial_config.config import TrialConfig
 
 
 class Site:
-    """The cluster's answers, each asked for once: three commands for a submission, however many trials it has."""
+    """The cluster's answers. Each is asked for once: three commands a submission, however many trials it has."""
 
     @functools.cached_property
     def cluster(self) -> client.SlurmCluster:
@@ -36,7 +36,7 @@ class Site:
 
 
 def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
-    """Everything about `cluster` and the trial's shape that this cluster would not run; `trials` in the whole sweep."""
+    """What this cluster would not run in `cluster` and the trial's shape. `trials` is the number in the whole sweep."""
     cluster = config.cluster
     try:
         partitions = {partition.name: partition for partition in site.cluster.partitions}
@@ -54,12 +54,12 @@ def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
             why = "no such partition"
             found.append(Finding("cluster.partition", part, why, f"there are: {', '.join(sorted(partitions))}"))
     if not found:
-        # Several partitions: Slurm takes whichever starts first, so one that fits is enough.
+        # With several partitions Slurm takes the one that can start first, so one that fits is enough.
         together = script.share(config.plain["cluster"], trials)
         unfit: list[list[Finding]] = [_partition(partitions[part], config, together) for part in name.split(",")]
         found += sorted(unfit, key=len)[0]  # noqa: FURB192  mypy cannot type min with this key
         if associations is not None:
-            here = site.cluster.name.lower()  # slurmdbd may keep several clusters, their names in small letters
+            here = site.cluster.name.lower()  # slurmdbd may hold several clusters, with names in lower case
             associations = [row for row in associations if row.cluster.lower() == here]
             partition = partitions[name.split(",")[0]]
             found += _account(associations, partition, cluster)
@@ -69,7 +69,7 @@ def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
 
 
 def _side_by_side(config: TrialConfig) -> list[Finding]:
-    """What trials that share a node cannot have."""
+    """Settings that do not work for trials that share a node."""
     cluster, nodes = config.cluster, config.nodes
     together = cluster.trials_per_node
     if together == 1:
@@ -85,9 +85,9 @@ def _side_by_side(config: TrialConfig) -> list[Finding]:
 
 
 def warnings(site: Site, trials: Sequence[PlannedTrial], folder: Path) -> list[Finding]:
-    """What this cluster would accept and may not do well: nodes that are down now, folders that only this machine has.
+    """What this cluster accepts but may not run well: nodes that are down now, folders that only this machine has.
 
-    Asks Slurm nothing that `findings` has not asked already; `folder` is the sweep's.
+    It sends Slurm no query that `findings` has not sent already. `folder` is the sweep's folder.
     """
     found: dict[Finding, None] = {}
     places: dict[tuple[str, Path], None] = {("paths.runs", folder): None}
@@ -116,7 +116,7 @@ def _warned_late(cluster: Cluster) -> list[Finding]:
 
 
 def _asked_for(site: Site, config: TrialConfig) -> str | None:
-    """The partition, or several with commas, that a trial is for; the cluster's own where it names none."""
+    """The partition (or several, separated by commas) that a trial asks for; by default the cluster's default one."""
     default = site.cluster.default_partition
     return config.cluster.partition or (default.name if default else None)
 
@@ -131,7 +131,7 @@ def _down_now(partition: Partition, config: TrialConfig, together: int) -> list[
 
 
 def _partition(partition: Partition, config: TrialConfig, together: int) -> list[Finding]:
-    """`together`: trials that share a node."""
+    """Findings about one partition. `together` is the number of trials that share a node."""
     cluster, nodes, of_one = config.cluster, config.nodes, config.cluster.gpus
     gpus = of_one * together
     where = f"partition {partition.name}"
@@ -161,7 +161,7 @@ def _partition(partition: Partition, config: TrialConfig, together: int) -> list
 
 
 def _account(associations: list[Association], partition: Partition, cluster: Cluster) -> list[Finding]:
-    """Accounts and QoS, where the site keeps them."""
+    """Findings about accounts and QoS, if the site uses them."""
     if not associations:
         return [
             Finding("cluster.account", "", "this cluster keeps accounts and you have none", "ask its administrators")
@@ -195,7 +195,7 @@ def _account_name(associations: list[Association], cluster: Cluster) -> str:
 
 
 def _association(associations: list[Association], partition: Partition, cluster: Cluster) -> Association:
-    """The one that a job comes under: the account's own for this partition, if the site has made one."""
+    """The association that applies to a job: the account's own for this partition, if the site has defined one."""
     account = _account_name(associations, cluster)
     rows = [row for row in associations if row.account == account and row.partition in ("", partition.name)]
     rows = rows or [row for row in associations if row.account == account]
@@ -203,10 +203,10 @@ def _association(associations: list[Association], partition: Partition, cluster:
 
 
 def _limits(association: Association, config: TrialConfig, trials: int) -> list[Finding]:
-    """What the account lets one job have, and all its jobs at once; a job that alone wants more waits for ever.
+    """The account's limits for one job, and for all its jobs together. A job above either would wait for ever.
 
-    Limits of a QoS, and an account's group limits where they are not the user's own, are in no answer that was asked
-    for here: with those the array waits, and says why (QOSMaxGRESPerUser, AssocGrpGRES, ...).
+    The queries here return neither the limits of a QoS nor group limits of an account that are not the user's own. An
+    array that exceeds those waits, and Slurm shows the reason (QOSMaxGRESPerUser, AssocGrpGRES, ...).
     """
     cluster, nodes, whose = config.cluster, config.nodes, f"account {association.account}"
     together = script.share(config.plain["cluster"], trials)

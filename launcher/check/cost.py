@@ -1,8 +1,8 @@
-"""What a trial costs: the positions it computes, what of them is padding, GPU-hours, and the time limit it needs.
+"""What a trial costs: the positions it computes, how many are padding, GPU-hours, and the time limit it needs.
 
-A position is one token of one sequence, computed once, padding included; a pair is two sequences. All figures follow
-from the data's lengths and the config. Time needs a throughput besides: one that was entered, or that of an earlier
-trial (`launcher.check.throughput`).
+A position is one token (or padding token) of one sequence in one pass; a pair is two sequences. All figures follow
+from the data's lengths and the config. Time also needs a throughput: one from the config, or that of an earlier trial
+(`launcher.check.throughput`).
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from launcher.nemo.base_model import BaseModel
 from launcher.trial_config.config import Split, TrialConfig
 from launcher.trial_config.trainer import TrainingLoop
 
-#: A pass of the frozen model over a position is 2 FLOPs a weight; training adapters needs it forward and, for the
-#: activations' gradients, backward. Whole weights need a third for their own gradients (Kaplan et al. 2020, 2.1).
+#: One pass over a position takes 2 FLOPs a weight. Training adapters needs two passes: forward, and backward for the
+#: activations' gradients. Full training needs a third, for the weights' gradients (Kaplan et al. 2020, 2.1).
 _LORA_PASSES, _FULL_PASSES = 2.0, 3.0
-#: Dense bf16 FLOP/s of an H100 SXM (NVIDIA's data sheet), and the share of it that a well-set job gets.
+#: Dense bf16 FLOP/s of an H100 SXM (NVIDIA's data sheet), and the share of it that a well-tuned job reaches.
 H100_FLOPS, USUAL_SHARE = 989e12, 0.4
-#: What lengths are rounded up to; NeMo-Aligner's own rule is 16 (DPOTrainer), for Transformer Engine.
+#: Lengths are rounded up to a multiple of this; NeMo-Aligner itself uses 16 (DPOTrainer), for Transformer Engine.
 _CPU_MULTIPLE, _STOCK_MULTIPLE = 1, 16
 SPLITS: tuple[Split, Split] = ("train", "validation")
 
 
 @dataclass(frozen=True)
 class Batching:
-    """How pairs are brought to the model."""
+    """How pairs are grouped into batches and padded."""
 
     cut: bool
-    """Micro batches are made of pairs of like length, each as long as its longest; else all are as long as the longest
-    pair of the rank's whole share.
+    """True: a micro batch holds pairs of similar length and is padded to its longest. False: all are padded to the
+    longest pair of the rank's whole share of the global batch.
     """
     reference_once: bool
-    """The reference policy is computed once for the sweep, not in every trial."""
+    """Whether the reference policy is computed once for the sweep, not in every trial."""
     multiple: int = 1
     """Lengths are rounded up to a multiple of this."""
 
@@ -49,37 +49,37 @@ class Positions:
 
     training: float
     validation: float
-    """Of the policy, forward only."""
+    """Validation of the policy, forward only."""
     reference: float
-    """Of the reference policy over the same batches, forward only."""
+    """The reference policy over the same batches, forward only."""
     padding: float
-    """Share of them that no pair has: beyond the longer side of each."""
+    """Share of the positions that are padding beyond the longer side of each pair."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one sweep."""
+    """The cost of one sweep."""
 
     trials: int
     positions: Positions
-    """Of each trial."""
+    """The positions of each trial."""
     reference_once: bool
     passes: float
-    """What a position costs in training, in forward passes."""
+    """The cost of one training position, in forward passes."""
     flops: float | None
-    """Of the whole sweep; None where the base model does not say its shape."""
+    """FLOPs of the whole sweep; None if the base model's shape is unknown."""
     ranks: int
     counted: bool
-    """False: tokens are estimated from characters."""
+    """Whether a tokenizer counted the tokens. False: they are estimated from characters."""
 
     @property
     def work(self) -> float:
-        """Of the longest trial, the one that computes the reference: in positions as training has them."""
+        """Work of the longest trial, which computes the reference; in training positions."""
         return self._work(self.positions.reference)
 
     @property
     def whole_work(self) -> float:
-        """Of all trials."""
+        """Work of all trials, in training positions."""
         references = 1 if self.reference_once else self.trials
         return self._work(0.0) * self.trials + self.positions.reference * references / self.passes
 
@@ -88,7 +88,7 @@ class Cost:
 
 
 def batching(config: TrialConfig) -> Batching:
-    """As the trial's config asks for it."""
+    """The batching that the trial's config asks for."""
     compute, accelerator = config.compute, config.trainer.accelerator
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not config.cluster.gpus)
     usual = _CPU_MULTIPLE if compute.cut_padding and on_cpu else _STOCK_MULTIPLE
@@ -96,9 +96,9 @@ def batching(config: TrialConfig) -> Batching:
 
 
 def estimate(config: TrialConfig, base: BaseModel | None, how: Batching | None = None, trials: int = 1) -> Cost | None:
-    """The cost of so many trials like this one; `how` is the config's own where it is None.
+    """The cost of `trials` trials like this one. If `how` is None, the config's own batching is used.
 
-    None where the data's lengths are not known, or the steps are refused.
+    Returns None if the data's lengths are unknown or the steps are refused.
     """
     model, how = config.model, how or batching(config)
     train, validation = (pair_lengths.load(config.data_files[split]) for split in SPLITS)
@@ -107,7 +107,7 @@ def estimate(config: TrialConfig, base: BaseModel | None, how: Batching | None =
     plan = disk.trial_plan(config, train.rows)
     if plan is None:
         return None
-    # pairs of a global batch that one data-parallel rank has
+    # pairs of a global batch on one data-parallel rank
     share = max(1, config.global_batch_size * config.model_parallel_ranks // config.ranks)
     alone = how.cut and model.pipeline_model_parallel_size == 1  # pipeline stages agree on one shape
     trained, referred = (
@@ -121,7 +121,7 @@ def estimate(config: TrialConfig, base: BaseModel | None, how: Batching | None =
 
     training, validating = computed(pairs, train, trained), computed(checked, validation, trained)
     seen_trained, seen_checked = float(pairs), checked
-    if alone and how.reference_once:  # each pair once, whatever trials and epochs
+    if alone and how.reference_once:  # each pair once, however many trials and epochs
         seen_trained, seen_checked = min(pairs, train.rows), min(checked, validation.rows)
     reference = computed(seen_trained, train, referred) + computed(seen_checked, validation, referred)
     needed = 2 * (pairs + seen_trained) * train.mean + 2 * (checked + seen_checked) * validation.mean
@@ -137,7 +137,7 @@ def estimate(config: TrialConfig, base: BaseModel | None, how: Batching | None =
 
 
 def describe(cost: Cost, throughput: float | None, said: str) -> str:
-    """In a line: tokens and padding, then hours. `throughput` as in `seconds`; `said` where it comes from."""
+    """One line: tokens and padding, then hours. `throughput` is as in `seconds`; `said` names where it comes from."""
     about = "" if cost.counted else "about "
     each = f"{about}{units.short_count(cost.positions.training)} tokens a trial, {cost.positions.padding:.0%} padding"
     parts = [each]
@@ -157,19 +157,22 @@ def describe(cost: Cost, throughput: float | None, said: str) -> str:
 
 
 def seconds(cost: Cost, throughput: float) -> float:
-    """Of training, validation and reference of the longest trial, at so many training positions a second and rank."""
+    """Seconds that training, validation and reference of the longest trial take.
+
+    `throughput` is in training positions a second and rank.
+    """
     return cost.work / (throughput * cost.ranks)
 
 
 def least_seconds(cost: Cost) -> float | None:
-    """What the longest trial takes at the very least, were each rank an H100 at its peak."""
+    """A lower bound for the longest trial, in seconds: as if each rank were an H100 at its peak."""
     if cost.flops is None:
         return None
     return cost.flops * cost.work / cost.whole_work / (H100_FLOPS * cost.ranks)
 
 
 def _validated(plan: Plan, loop: TrainingLoop, batch: int, rows: int) -> float:
-    """Held-out pairs that all validations of a trial compute together; a batch that is not whole is left out."""
+    """Held-out pairs that all validations of a trial compute together; an incomplete batch is dropped."""
     batches = rows // batch
     limit = loop.limit_val_batches
     batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)

@@ -1,4 +1,4 @@
-"""Disk that a sweep's checkpoints take, the room there is, and whether that disk is one that other machines see."""
+"""Disk space that a sweep's checkpoints need, how much is free, and whether other machines can see that disk."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from launcher.trial_config.config import TrialConfig
 from launcher.units import size
 
 TIGHT = 0.8
-"""A sweep that takes more than this share of the free space is warned of: others write there as well."""
-# Beside tensors, measured: 52 kB of a checkpoint with 64 of them (the tiny model), 391 kB with 960 (SmolLM2-135M).
+"""A sweep that needs more than this share of the free space gets a warning: others write there as well."""
+# What a checkpoint holds besides tensor data, measured: 52 kB with 64 tensors (the tiny model), 391 kB with 960
+# (SmolLM2-135M).
 _FILE_BYTES, _TENSOR_BYTES = 64_000, 420
 _TENSORS_PER_MATRIX = 2 * 4  # LoRA's two factors: weight, fp32 main copy, two moments
-_LOG_BYTES = 5_000_000  # TensorBoard's events, NeMo's and the ranks' logs of a trial
+_LOG_BYTES = 5_000_000  # TensorBoard's events, and the logs of NeMo and the ranks, for one trial
 
 
 @dataclass(frozen=True)
@@ -28,24 +29,26 @@ class Checkpoints:
     """What a trial writes, in bytes."""
 
     each: int
-    """One checkpoint, of all its ranks."""
+    """One checkpoint, all ranks together."""
     count: int
-    """Those kept: the best, and the last. A trial that runs may have one more: it writes before it deletes."""
+    """Number of checkpoints kept: the best, and the last. A running trial may have one more: it writes first, then
+    deletes.
+    """
     rest: int
-    """The .nemo at the end, the tokenizer, logs."""
+    """Everything else: the final .nemo, the tokenizer, logs."""
 
     @property
     def total(self) -> int:
-        """When it has ended."""
+        """Bytes once the trial has ended."""
         return self.each * self.count + self.rest
 
 
 def checkpoints(base: BaseModel, trial: TrialConfig, plan: steps.Plan | None) -> Checkpoints | None:
-    """None where the .nemo does not say its shape; `plan` is only asked where every checkpoint is kept.
+    """What a trial writes; None if the .nemo's shape is unknown. `plan` is used only if every checkpoint is kept.
 
-    Measured on NeMo 2.1.0 with LoRA: a .ckpt holds no base weights, only the adapters (2 bytes a parameter in bf16),
-    and of the optimizer their fp32 main copy (4) and Adam's two moments (8): 14 bytes a trained parameter. In fp32
-    there is no main copy: 4 + 8. The .nemo holds the adapters alone. `-last` is a file of its own, no link.
+    Measured on NeMo 2.1.0 with LoRA: a .ckpt holds no base weights. It holds the adapters (2 bytes a parameter in
+    bf16), their fp32 main copy (4) and Adam's two moments (8): 14 bytes a trained parameter. In fp32 there is no main
+    copy: 4 + 8. The .nemo holds the adapters alone. `-last` is a separate file, not a link.
     """
     if not base.shaped:
         return None
@@ -76,7 +79,7 @@ def checkpoints(base: BaseModel, trial: TrialConfig, plan: steps.Plan | None) ->
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest parent that exists."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -84,13 +87,13 @@ def existing(folder: Path) -> Path:
 
 
 def free_bytes(folder: Path) -> int:
-    """What this user may still write there. A quota is not known here: the file system's own room bounds it."""
+    """Bytes that this user may still write there: an upper bound, since a quota is not known here."""
     room = os.statvfs(existing(folder))
     return room.f_bavail * room.f_frsize
 
 
 def room(each: Sequence[Checkpoints], folder: Path, at_once: int) -> tuple[list[Finding], list[Finding]]:
-    """(refusals, warnings) about a sweep of trials that write so much into a folder, `at_once` of them at a time."""
+    """(refusals, warnings) about the free space in `folder` for trials that write `each`, `at_once` at a time."""
     if not each:
         return [], []
     most = max(each, key=lambda one: one.total)
@@ -108,7 +111,7 @@ def room(each: Sequence[Checkpoints], folder: Path, at_once: int) -> tuple[list[
 
 
 def trial_plan(trial: TrialConfig, rows: int) -> steps.Plan | None:
-    """The steps of a trial of so many training pairs; None where they are refused, which is said elsewhere."""
+    """The steps of a trial with `rows` training pairs; None if they are refused (another check reports why)."""
     try:
         return steps.trial_plan(trial, rows)
     except Refused:
@@ -117,7 +120,7 @@ def trial_plan(trial: TrialConfig, rows: int) -> steps.Plan | None:
 
 # -- whose disk --------------------------------------------------------------------------------------------------------
 
-#: Memory and disks of one machine. A file server's own disk is among them, so this is no proof.
+#: File systems in memory or on a disk of one machine. A file server's own disk is one too, so this is no proof.
 _LOCAL = {
     "tmpfs": "memory of this machine",
     "ramfs": "memory of this machine",
@@ -128,7 +131,7 @@ _LOCAL = {
 
 @dataclass(frozen=True)
 class FileSystem:
-    """Where a path lies, by /proc/self/mountinfo."""
+    """The file system of a path, from /proc/self/mountinfo."""
 
     kind: str
     """nfs4, lustre, ext4, ..."""
@@ -137,7 +140,7 @@ class FileSystem:
 
     @property
     def local(self) -> str:
-        """In words what makes it one that other machines do not see; "" where they may."""
+        """Why other machines do not see it, as text; "" if they may."""
         return _LOCAL.get(self.kind, "")
 
     def __str__(self) -> str:
@@ -145,7 +148,7 @@ class FileSystem:
 
 
 def file_system(path: Path, mounts: str | None = None) -> FileSystem | None:
-    """The one a path lies on (or would); `mounts` is the text of mountinfo. None where the system does not say."""
+    """The file system that a path is (or would be) on. `mounts` is the text of mountinfo. None if unknown."""
     if mounts is None:
         try:
             mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
@@ -158,18 +161,18 @@ def file_system(path: Path, mounts: str | None = None) -> FileSystem | None:
         before, _, after = line.partition(" - ")
         point, kind_source = _unescaped(before.split()[4]), after.split()
         inside = where == point or where.startswith(point.rstrip("/") + "/")
-        if inside and (found is None or len(point) >= len(found.point)):  # of equal ones, the later lies on top
+        if inside and (found is None or len(point) >= len(found.point)):  # of equal mount points, the later one hides
             found = FileSystem(kind_source[0], _unescaped(kind_source[1]), point)
     return found
 
 
 def _unescaped(text: str) -> str:
-    """mountinfo writes a blank as \\040, and so on."""
+    """Undo mountinfo's escapes: it writes a space as \\040, and so on."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
 def not_shared(places: Iterable[tuple[str, Path]]) -> list[Finding]:
-    """A warning for each file system that compute nodes will probably not see, with all the keys that lead to it."""
+    """A warning for each file system that compute nodes probably cannot see, with all config keys that point to it."""
     on: dict[FileSystem, dict[str, Path]] = {}
     for key, path in places:
         system = file_system(path)

@@ -1,6 +1,6 @@
 """What a machine has for running sweeps, and what it lacks: NeMo, GPUs, disks, clock. For `python -m launcher doctor`.
 
-A check is a function that gives lines; none imports torch or NeMo into this process.
+Each check is a function that yields lines. None imports torch or NeMo into this process.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from launcher.train.ranks import cpu_has_bf16
 
 OK, WARNING, MISSING = "ok", "warning", "missing"
 
-#: What submits: the versions that are known to work together (pyproject.toml says why).
+#: The packages needed to submit, in versions known to work together (pyproject.toml says why).
 LIGHT = {"hydra-core": "1.3.2", "omegaconf": "2.3.0", "submitit": "1.5.4", "hydra-submitit-launcher": "1.2.0"}
 _IMPORTED = ("torch", "nemo", "nemo_aligner", "megatron")
 _INSTALL = "pip install -e '.[train]' in the clone, or run trials in NVIDIA's container: cluster=slurm_pyxis"
 _IMPORT_PATIENCE_S = 300.0
-_CLOCK_S = 2.0  # a difference that is more than a slow disk: make, resumption and time-outs compare file times
-_SPACE = 5e9  # free bytes below which a disk is called nearly full
-# The order is that of a trial: the stand-ins first, then NeMo; the last line of the output is the answer.
+_CLOCK_S = 2.0  # more than a slow disk explains; it matters since make, resumption and time-outs compare file times
+_SPACE = 5e9  # free bytes below which a disk is reported as nearly full
+# Imports in the same order as a trial: the stand-ins first, then NeMo. The last line of the output is the result.
 _IMPORT = """
 import json, time
 from launcher.train.nemo_aligner import standins
@@ -48,13 +48,13 @@ print(json.dumps({"seconds": time.monotonic() - began, "torch": torch.__version_
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     topic: str
     state: str
-    """ok; warning: something will not work or not well; missing: sweeps cannot run here without it."""
+    """ok; warning (something will not work, or not well); missing (sweeps cannot run here without it)."""
     what: str
-    """What there is and what that means."""
+    """What was found, and what that means."""
     remedy: str = ""
 
 
@@ -66,7 +66,9 @@ def python() -> Iterator[Line]:
 
 
 def nemo(deep: bool, needed: bool) -> Iterator[Line]:
-    """Versions; with `deep` the import itself. needed: nothing else here could train, so that its lack is `missing`."""
+    """Check NeMo's versions; with `deep`, also import it. If `needed` (nothing else here can train), its absence is
+    `missing`.
+    """
     absent = [name for name in _IMPORTED if importlib.util.find_spec(name) is None]
     if absent:
         state = MISSING if needed else WARNING
@@ -101,7 +103,7 @@ def _packages(topic: str, expected: dict[str, str], lacking: str, remedy: str) -
 
 
 def _import() -> Line:
-    """Imports NeMo-Aligner as a trial does, in a process of its own."""
+    """Import NeMo-Aligner as a trial does, in a separate process."""
     print("importing NeMo-Aligner, 15 s to some minutes on a slow disk ...", file=sys.stderr, flush=True)
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -152,7 +154,7 @@ def devices() -> Iterator[Line]:
 
 
 def runs_folder(runs: Path, many_nodes: bool) -> Iterator[Line]:
-    """Where sweeps would be written: writable, shared, with room, and with a clock that agrees with this machine's."""
+    """Check the folder for sweeps: writable, shared, enough space, and a clock that agrees with this machine's."""
     place = disk.existing(runs)
     system = disk.file_system(place)
     if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
@@ -170,7 +172,7 @@ def runs_folder(runs: Path, many_nodes: bool) -> Iterator[Line]:
 
 
 def scratch() -> Iterator[Line]:
-    """The folder for temporary files: submitit, torch and NeMo use it."""
+    """Check the folder for temporary files, which submitit, torch and NeMo use."""
     yield _space("temp", Path(tempfile.gettempdir()), "torch and NeMo write there while they run")
 
 
@@ -187,7 +189,7 @@ def _space(topic: str, folder: Path, why: str) -> Line:
 
 
 def _clock(folder: Path) -> Line:
-    """On a shared disk the server stamps a new file: its time against this machine's."""
+    """Compare clocks: on a shared disk the file server sets the time stamp of a new file."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
             before = time.time()

@@ -1,4 +1,4 @@
-"""Slurm and containers, as `python -m launcher doctor` looks at them."""
+"""The checks of Slurm and containers for `python -m launcher doctor`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _HELP_S = 3.0
 
 
 def cluster(site: Site) -> Iterator[Line]:
-    """Slurm's version, controllers, limits, partitions, and this user's accounts; stops where it stops answering.
+    """Slurm's version, controllers, limits, partitions, and this user's accounts. Stops once Slurm stops answering.
 
-    Nothing but a warning: there is no cluster here.
+    A warning alone means that there is no cluster here.
     """
     if not client.available():
         yield Line("Slurm", WARNING, "no sbatch here: sweeps run on this machine (cluster=local)", _LOGIN)
@@ -70,7 +70,7 @@ def _version(version: tuple[int, ...]) -> Line:
 
 
 def _restarts(settings: dict[str, str]) -> Line:
-    """How a trial that was interrupted goes on here (slurm.conf(5): AuthInfo, PreemptMode, KillWait)."""
+    """How an interrupted trial continues on this cluster (slurm.conf(5): AuthInfo, PreemptMode, KillWait)."""
     found = re.search(r"cred_expire=(\d+)", settings.get("AuthInfo", ""))
     hold = int(found[1]) if found else 120
     what = f"a trial that goes on is held for {hold + 1} s by Slurm, unless `watch` or wait=true is running"
@@ -133,7 +133,7 @@ def _account(row: Association) -> str:
 
 
 def containers() -> tuple[list[Line], bool]:
-    """(lines, whether trials can run in a container of this cluster). A login node may lack what its nodes have."""
+    """(lines, whether trials can run in a container of this cluster). A login node may lack what compute nodes have."""
     lines = []
     if pyxis := _pyxis():
         enroot = "" if shutil.which("enroot") else "; no enroot on this machine, which nodes need"
@@ -155,7 +155,7 @@ def _pyxis() -> bool:
 
 
 def _said(program: str, option: str) -> str:
-    """What a program answers; "" where it is not there or fails."""
+    """The output of a program; "" if it is missing or fails."""
     if shutil.which(program) is None:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Whether the files a trial reads are what they should be: a .nemo checkpoint, JSONL preference pairs. Stdlib only."""
+"""Checks the files that a trial reads: a .nemo checkpoint, JSONL preference pairs. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from launcher.findings import Finding
 from launcher.nemo import data_files
 
 MOST_SHOWN = 3
-_BLOCK = 512  # bytes; a tar is made of such blocks and ends in two of zeros (POSIX ustar)
+_BLOCK = 512  # bytes; a tar consists of such blocks and ends with two blocks of zeros (POSIX ustar)
 
 
 def check_nemo(path: Path) -> list[Finding]:
-    """Findings on a .nemo file: absent, no archive, cut short, or without the parts that NeMo restores from.
+    """Findings on a .nemo file: missing, not an archive, truncated, or without the parts that NeMo restores from.
 
-    Reads the archive's headers only, so that a file of 16 GB takes milliseconds.
+    It reads the archive's headers only, so a file of 16 GB takes milliseconds.
     """
     key = "pretrained_checkpoint.restore_from_path"
     make = "make it with data_prep/convert_checkpoint.py"
@@ -48,9 +48,9 @@ def _uncompressed(path: Path) -> bool:
 
 
 def check_jsonl(path: Path) -> tuple[int, list[Finding]]:
-    """(rows, findings) of a file of preference pairs; each finding names file and line, at most three a file.
+    """(rows, findings) of a file of preference pairs. Each finding names file and line; at most three a file.
 
-    A file that prepare_data.py wrote and nobody has changed since has been checked row by row when it was written.
+    A file that is unchanged since prepare_data.py wrote it is not read: prepare_data.py has checked every row.
     """
     remedy = "prepare it with data_prep/prepare_data.py"
     if not path.is_file():
@@ -75,7 +75,7 @@ def check_jsonl(path: Path) -> tuple[int, list[Finding]]:
 
 
 def check_packed(path: Path) -> tuple[int, list[Finding]]:
-    """(packs, findings) of a NumPy file of packed pairs, by its header alone."""
+    """(packs, findings) of a NumPy file of packed pairs. Reads the header alone."""
     remedy = "write it with data_prep/prepare_data.py --pack"
     try:
         return data_files.count_packs(path), []
@@ -88,10 +88,10 @@ def check_packed(path: Path) -> tuple[int, list[Finding]]:
 
 
 def longer_rows(path: Path, tokens: int) -> int:
-    """How many rows of a file of pairs may be longer than that, by the dataset.json that prepare_data.py writes.
+    """How many rows of a file of pairs may be longer than `tokens`, from the dataset.json that prepare_data.py writes.
 
-    Exact where `tokens` is an edge of its histogram, else too many rather than too few. 0 where nothing is known: no
-    such record, one without a tokenizer, or a file that has changed since.
+    The number is exact if `tokens` is an edge of the histogram, else an upper bound. It is 0 if nothing is known: no
+    dataset.json, one made without a tokenizer, or a file that has changed since.
     """
     known = data_files.record(path)
     if known is None or known.unit != "tokens":
@@ -101,7 +101,7 @@ def longer_rows(path: Path, tokens: int) -> int:
         if longest <= tokens:
             return 0
         return sum(rows for edge, rows in bins.items() if edge.startswith(">") or int(edge.split()[1]) > tokens)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):  # not a record of ours
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):  # not written by prepare_data.py
         return 0
 
 

@@ -1,8 +1,8 @@
-"""Memory that a trial takes on each GPU, on paper: good to a quarter, which is enough to see that it cannot fit.
+"""Estimates the memory that a trial takes on each GPU, to within 25 %: enough to see that it cannot fit.
 
-Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models (arXiv 2205.05198), table 2, with
-the MLP's width as a number of its own and FlashAttention's recomputed scores; for LoRA on frozen weights. Not measured
-on a GPU.
+The source is Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models (arXiv 2205.05198),
+table 2, changed for any MLP width, for FlashAttention (which recomputes the scores) and for LoRA on frozen weights. It
+was not measured on a GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Memory:
 
     weights: float
     states: float
-    """What is trained, its gradients, its fp32 main copy and Adam's two moments."""
+    """Trained parameters with their gradients, fp32 main copy and Adam's two moments."""
     activations: float
     logits: float
     other: float = OVERHEAD_GIB
@@ -50,7 +50,7 @@ class Memory:
 
 
 def per_gpu(base: BaseModel, trial: TrialConfig, changes: Mapping[str, object] | None = None) -> Memory | None:
-    """The fullest GPU of a trial, with some keys of `model` changed; None where the .nemo does not give its shape."""
+    """Memory on the fullest GPU of a trial. `changes` replace keys of `model`. None if the .nemo's shape is unknown."""
     if not base.shaped or base.vocabulary is None:
         return None
     model = {**base.under(trial), **(changes or {})}
@@ -60,21 +60,21 @@ def per_gpu(base: BaseModel, trial: TrialConfig, changes: Mapping[str, object] |
 
 
 def _stage(vocabulary: int, model: dict[str, Any], trial: TrialConfig, stage: int) -> Memory:
-    """`model`: the base model's config with the trial's keys laid over it."""
+    """Memory of one pipeline stage. `model` is the base model's config, overridden by the trial's keys."""
     tensor, pipeline = trial.model.tensor_model_parallel_size, trial.model.pipeline_model_parallel_size
-    wide = _bytes(trial) / 2  # the paper counts in 2-byte numbers
+    wide = _bytes(trial) / 2  # the paper assumes 2-byte numbers
     layers = model["num_layers"] / pipeline
     rows = _padded_rows(vocabulary, model, tensor)
     tables = _tables(model, stage, pipeline)
     matrices = lora.parameters(model, 0) / model["num_layers"] * layers
     held = (matrices + tables * rows * model["hidden_size"]) / tensor  # parameters on this GPU
     length, micro = trial.longest_pair, trial.model.micro_batch_size
-    # In 1F1B's order the first stage has begun as many micro batches as there are stages when it ends its first.
+    # In the 1F1B schedule the first stage has started one micro batch per stage before it finishes its first one.
     in_flight = min(pipeline - stage, max(1, trial.global_batch_size // (micro * trial.data_parallel_ranks)))
     kept = _layer_bytes(model, trial, length * _SEQUENCES * micro) * in_flight * wide
     pairs = max(micro, trial.model.dpo.log_prob_forward_micro_batch_size)
     last = stage == pipeline - 1
-    # bf16 logits, their fp32 copy and its softmax (4 + 4): the facts' 10 bytes a token and word
+    # bf16 logits (2), their fp32 copy and its softmax (4 + 4): 10 bytes for each token and vocabulary entry
     logits = (8 + 2 * wide) * length * _SEQUENCES * pairs * rows / tensor if last else 0.0
     return Memory(
         weights=2 * wide * held / GIB,
@@ -85,7 +85,7 @@ def _stage(vocabulary: int, model: dict[str, Any], trial: TrialConfig, stage: in
 
 
 def _tables(model: dict[str, Any], stage: int, pipeline: int) -> int:
-    """Embedding-sized tables that a stage holds: the words in the first one, the output in the last one."""
+    """Embedding-sized tables that a stage holds: the input embedding in the first, the output layer in the last."""
     tied = bool(model.get("share_embeddings_and_output_weights", True))
     if pipeline == 1:
         return 1 if tied else 2
@@ -98,11 +98,11 @@ def _padded_rows(vocabulary: int, model: dict[str, Any], tensor: int) -> int:
 
 
 def _layer_bytes(model: dict[str, Any], trial: TrialConfig, tokens: int) -> float:
-    """Activations that one stage keeps of one micro batch: table 2, less what is computed anew in the backward pass."""
+    """Activation bytes that one stage keeps for one micro batch: table 2, less what the backward pass recomputes."""
     tensor, hidden = model["tensor_model_parallel_size"], model["hidden_size"]
     layers = model["num_layers"] / model["pipeline_model_parallel_size"]
     mlp = 4 * model["ffn_hidden_size"] / hidden
-    whole = 1.0 / tensor if model.get("sequence_parallel") else 1.0  # of what tensor parallelism alone does not split
+    whole = 1.0 / tensor if model.get("sequence_parallel") else 1.0  # for what tensor parallelism alone does not split
     full = tokens * hidden * (10 * whole + (8 + mlp) / tensor) + tokens * _dropout_bytes(model, trial) / tensor
     checkpoint = tokens * hidden * 2 * whole
     if model.get("activations_checkpoint_granularity") != "full":
@@ -124,9 +124,10 @@ def _dropout_bytes(model: dict[str, Any], trial: TrialConfig) -> float:
 
 
 def _state_bytes(model: dict[str, Any], trial: TrialConfig, held: float) -> float:
-    """Adapters in bf16 with fp32 gradients, main copy and moments are 18 bytes a parameter, in fp32 16.
+    """Bytes of adapters with gradients, main copy and moments: 18 a parameter in bf16 (the rest in fp32), 16 in fp32.
 
-    Of whole weights, which count as `weights` already, 16 and 12 remain; distributed optimizers share 12 of them.
+    In full training the weights are counted in `weights`, so 16 and 12 remain, of which the 4 of the
+    gradients stay on each rank and a distributed optimizer shards the rest.
     """
     single = _bytes(trial) == 4
     if trial.trains_adapters:
@@ -142,7 +143,7 @@ def _bytes(trial: TrialConfig) -> int:
 
 
 def warnings(base: BaseModel, trial: TrialConfig, gpu_gib: float | None, where: str) -> list[Finding]:
-    """That a trial will probably not fit on its GPUs. `where` names what says how large they are."""
+    """Warnings that a trial will probably not fit on its GPUs. `where` names the source of their size."""
     memory = per_gpu(base, trial) if gpu_gib is not None else None
     if memory is None or gpu_gib is None or memory.total <= gpu_gib:
         return []

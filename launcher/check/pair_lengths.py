@@ -1,4 +1,4 @@
-"""How long a file's pairs are, by the dataset.json beside it, and what a batch of them is padded to."""
+"""How long a file's pairs are, from the dataset.json beside it, and to what length a batch of them is padded."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from launcher.nemo import data_files
 
-_POINTS = 4  # of each bin at which a binomial distribution is looked up
+_POINTS = 4  # points in each bin at which a binomial distribution is evaluated
 CHARACTERS_A_TOKEN = 4.0
-"""Of English, by rule of thumb; only for sets that were prepared without a tokenizer."""
+"""A rule of thumb for English; used only for sets that were prepared without a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class PairLengths:
     rows: int
     mean: float
     bins: tuple[tuple[float, float, float], ...]
-    """(lower end, upper end, share of the pairs), rising; the last ends with the longest pair."""
+    """(lower end, upper end, share of the pairs) in ascending order; the last bin ends at the longest pair."""
     counted: bool
-    """By a tokenizer. False: estimated from characters."""
+    """Whether a tokenizer counted the lengths. False: they are estimated from characters."""
 
     def longest_of(self, count: int) -> float:
-        """Expected length of the longest of `count` pairs drawn at random; of one pair the mean itself."""
+        """Expected length of the longest of `count` pairs drawn at random, in tokens; for one pair, the mean."""
         return min(self._maximum(count) * self.mean / self._maximum(1), self.bins[-1][1])
 
     def padded(self, together: int, share: int) -> float:
-        """Expected length that a pair is padded to, where `share` pairs drawn at random are sorted by length and each
-        `together` of them are padded to their longest.
+        """Expected length that a pair is padded to, in tokens, if `share` pairs drawn at random are sorted by length
+        and each group of `together` is padded to its longest.
         """
         if together == 1 or together >= share:
             return self.longest_of(min(together, share))
@@ -42,7 +42,9 @@ class PairLengths:
 
     @functools.cache  # noqa: B019  (as below)
     def _longest_of_each(self, together: int, share: int) -> float:
-        """The mean over the groups' longest: of the k-th shortest of n the integral of P(fewer than k are shorter)."""
+        """The mean of the groups' longest. The k-th shortest of n has as its mean the integral of P(fewer than k are
+        shorter).
+        """
         total, below, reached = 0.0, 0.0, 0.0
         for start, end, part in self.bins:
             points = [below + part * (point + 0.5) / _POINTS for point in range(_POINTS)]
@@ -51,7 +53,7 @@ class PairLengths:
             below, reached = below + part, end
         return total
 
-    @functools.cache  # noqa: B019  (a handful of these live as long as the process, and are asked again and again)
+    @functools.cache  # noqa: B019  (a few of these objects exist, live as long as the process, and are called often)
     def _maximum(self, count: int) -> float:
         """The integral of 1 - F(x)^count over x from 0, in closed form: F is linear within each bin."""
         total, below, reached = 0.0, 0.0, 0.0
@@ -64,8 +66,8 @@ class PairLengths:
 
 
 def _groups_beyond(chance: float, together: int, share: int) -> float:
-    """Of the groups of a sorted share the expected part whose longest is longer than what a pair stays below with
-    this chance. The j-th group's is if fewer than j x `together` of the pairs stay below.
+    """Expected fraction of the groups of a sorted share whose longest pair is above a length x; a pair is below x with
+    probability `chance`. The j-th group's longest is above x if fewer than j x `together` pairs are below.
     """
     chance = min(max(chance, 1e-12), 1 - 1e-12)
     sure, beyond = 0.0, 0.0
@@ -78,7 +80,7 @@ def _groups_beyond(chance: float, together: int, share: int) -> float:
 
 
 def load(path: Path) -> PairLengths | None:
-    """Of a file of pairs; None where no record of it is there, or it has changed since it was written."""
+    """The lengths of a file of pairs; None if it has no record, or has changed since it was written."""
     known = data_files.record(path)
     if known is None or known.rows is None:
         return None
@@ -87,17 +89,17 @@ def load(path: Path) -> PairLengths | None:
         scale = 1.0 if counted else 1 / CHARACTERS_A_TOKEN
         counts = {_edge(name, longest): int(count) for name, count in known.lengths["histogram"].items() if count}
         mean = float(known.lengths["mean"])
-    except (ValueError, KeyError, TypeError, AttributeError):  # not a record of ours
+    except (ValueError, KeyError, TypeError, AttributeError):  # not written by prepare_data.py
         return None
     bins, reached = [], 0.0
     for edge, count in sorted(counts.items()):
-        start = min(max(reached, edge / 1.5), edge)  # empty bins are not in the record
+        start = min(max(reached, edge / 1.5), edge)  # the record omits empty bins
         bins.append((start * scale, edge * scale, count / sum(counts.values())))
         reached = edge
     return PairLengths(known.rows, mean * scale, tuple(bins), counted) if bins else None
 
 
 def _edge(name: str, longest: float) -> float:
-    """`<= 256` or `> 8192`; no bin reaches beyond the longest pair."""
+    """The upper end of a bin named `<= 256` or `> 8192`; it is never above the longest pair."""
     sign, edge = name.split()
     return longest if sign == ">" else min(float(edge), longest)

@@ -1,4 +1,4 @@
-"""What would fail once a trial runs and can be known before: rules between keys, files, folders. No torch here."""
+"""Finds before a start what would fail in a running trial: rules between keys, files, folders. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from launcher.trial_config.config import Split, TrialConfig
 def findings(
     trials: Sequence[PlannedTrial], sweep_folder: Path | None, expected: Collection[Path] = ()
 ) -> list[Finding]:
-    """Everything that is wrong with any trial, each finding once; `sweep_folder` is the one to be made, if any.
+    """Everything that is wrong with any trial, each finding once. `sweep_folder` is the folder to be made, if any.
 
-    `expected` are files that will be made before a trial starts: they need not be there, and are not looked at.
+    `expected` are files that will be made before a trial starts. They need not exist yet and are not checked.
     """
     found: dict[Finding, None] = {}
     for trial in trials:
@@ -33,7 +33,7 @@ def findings(
 
 
 def warnings(trials: Sequence[PlannedTrial], sweep_folder: Path | None) -> list[Finding]:
-    """What may go wrong, and cannot be known: each once, for people; nothing is refused for it."""
+    """What may go wrong but is not certain, each warning once. Warnings are printed and refuse nothing."""
     found: dict[Finding, None] = {}
     for trial in trials:
         found.update(dict.fromkeys(_trial_warnings(trial.config)))
@@ -43,8 +43,8 @@ def warnings(trials: Sequence[PlannedTrial], sweep_folder: Path | None) -> list[
 
 
 def summary(config: TrialConfig, trials: int = 1) -> str:
-    """What a checked sweep of so many trials is about to do, in a few lines: model, trained parameters, pairs, steps,
-    ranks of each trial, and what they cost.
+    """What a checked sweep of `trials` trials will do, in a few lines: model, trained parameters, pairs, steps, ranks
+    of each trial, and the cost.
     """
     base, trained_on = base_model.load(config.base_model), _rows(config, "train")
     plan = disk.trial_plan(config, trained_on)
@@ -67,7 +67,7 @@ def summary(config: TrialConfig, trials: int = 1) -> str:
 
 
 def cost_line(config: TrialConfig, trials: int = 1) -> str:
-    """Tokens, padding and time of a sweep; "" where its data's lengths are not known."""
+    """Tokens, padding and time of a sweep, as one line; "" if its data's lengths are unknown."""
     computed = cost.estimate(config, base_model.load(config.base_model), trials=trials)
     if computed is None:
         return ""
@@ -76,7 +76,7 @@ def cost_line(config: TrialConfig, trials: int = 1) -> str:
 
 
 def _too_short(trials: Sequence[PlannedTrial]) -> list[Finding]:
-    """Time limits that cannot be enough for their slowest trial, or are not at the speed such trials have here."""
+    """Time limits that cannot be enough for the slowest trial, or are too short at the speed of such trials here."""
     slowest: dict[str, tuple[float, Finding]] = {}
     for trial in trials:
         config, limit = trial.config, str(trial.config.cluster.time)
@@ -97,7 +97,7 @@ def _too_short(trials: Sequence[PlannedTrial]) -> list[Finding]:
 
 
 def _trained(base: base_model.BaseModel | None, config: TrialConfig) -> str:
-    """How many parameters are trained, of how many; nothing where the checkpoint does not give its shape."""
+    """How many parameters are trained, and of how many; "" if the checkpoint's shape is unknown."""
     if not config.trains_adapters or base is None or not base.shaped:
         return ""
     tuning = config.model.peft.lora_tuning
@@ -110,7 +110,7 @@ def _trained(base: base_model.BaseModel | None, config: TrialConfig) -> str:
 
 
 def _rows(config: TrialConfig, split: Split) -> int:
-    """Pairs, or packs of them: what a global batch is counted in."""
+    """Number of pairs, or of packs if they are packed: the unit of a global batch."""
     return _check(config)(config.data_files[split])[0]
 
 
@@ -150,14 +150,14 @@ def _trial_warnings(config: TrialConfig) -> list[Finding]:
 
 
 def _on_gpus(config: TrialConfig) -> bool:
-    """Whether the trial is known to run on GPUs: asked of Slurm, or there on this machine."""
+    """Whether the trial is known to run on GPUs: the config asks Slurm for them, or this machine has them."""
     if config.trainer.accelerator == "cpu":
         return False
     return bool(_gpus_here()) if config.cluster.is_local else config.cluster.gpus > 0
 
 
 def _gpu_memory(config: TrialConfig) -> tuple[float | None, str]:
-    """(GiB of a GPU, where that is known from); None where it is not known."""
+    """(GiB of a GPU, the source of that number); None if it is unknown."""
     entered = config.cluster.gpu_memory_gb
     if not _on_gpus(config):
         return None, ""
@@ -168,15 +168,15 @@ def _gpu_memory(config: TrialConfig) -> tuple[float | None, str]:
 
 @functools.lru_cache(maxsize=1)
 def _gpus_here() -> tuple[float, ...]:
-    """GiB of each."""
+    """Memory of each GPU of this machine, in GiB."""
     try:
         return tuple(gpu.memory_gib for gpu in gpus.query())
-    except gpus.NoAnswer:  # the trial itself decides then what it runs on; `doctor` says what is wrong
+    except gpus.NoAnswer:  # then the trial itself decides what it runs on; `doctor` says what is wrong
         return ()
 
 
 def _room(trials: Sequence[PlannedTrial], folder: Path | None) -> tuple[list[Finding], list[Finding]]:
-    """(refusals, warnings) about the disk that all trials' checkpoints take together."""
+    """(refusals, warnings) about the disk space for the checkpoints of all trials together."""
     each = []
     for trial in trials:
         config = trial.config
@@ -218,7 +218,7 @@ def _parallel(config: TrialConfig) -> list[Finding]:
 
 
 def _packs(config: TrialConfig) -> list[Finding]:
-    """What NeMo-Aligner's packed pairs need (model.data.data_impl=packed_jsonl)."""
+    """Findings on what NeMo-Aligner's packed pairs need (model.data.data_impl=packed_jsonl)."""
     impl, micro = config.model.data.data_impl, config.model.micro_batch_size
     if not config.packed:
         return []
@@ -281,7 +281,7 @@ def _packed(path: Path) -> tuple[int, list[Finding]]:
 
 
 def _check(config: TrialConfig) -> Callable[[Path], tuple[int, list[Finding]]]:
-    """What looks into a file of pairs: (rows, findings)."""
+    """The function that checks a file of pairs and returns (rows, findings)."""
     return _packed if config.packed else _jsonl
 
 
@@ -291,7 +291,7 @@ def _longer(path: Path, tokens: int) -> int:
 
 
 def _writable(folder: Path) -> list[Finding]:
-    """The sweep folder must not be there yet, and the nearest folder above it that is there must take it."""
+    """The sweep folder must not exist yet, and its nearest existing parent must be writable."""
     if folder.exists():
         return [Finding("hydra.sweep.dir", str(folder), "is there already", "name another folder")]
     parent = folder.parent
@@ -303,5 +303,5 @@ def _writable(folder: Path) -> list[Finding]:
 
 
 def _read_only(folder: Path) -> bool:
-    """Root passes os.access on a read-only file system; the mount's flags tell the truth."""
+    """Whether the file system is mounted read-only. os.access does not show that to root, the mount's flags do."""
     return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)

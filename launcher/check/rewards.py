@@ -1,4 +1,4 @@
-"""Whether the pairs have the rewards that an RPO loss takes its target from."""
+"""Checks that the pairs have the rewards from which an RPO loss computes its target."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from launcher.findings import Finding
 from launcher.nemo import data_files
 from launcher.trial_config.config import TrialConfig
 
-LOOK_AT = 1000  # rows of a file that nothing describes
+LOOK_AT = 1000  # rows to read of a file that no dataset.json describes
 _DEFAULTS = (1.0, 0.0)  # NeMo-Aligner's own, which prepare_data.py writes for sets without rewards
 
 
 def warnings(config: TrialConfig) -> list[Finding]:
-    """A warning about training pairs without rewards, where the loss is one of RPO's.
+    """A warning about training pairs without rewards, if the loss is an RPO loss.
 
-    These regress the difference of log-ratios to that of the rewards; with the same two numbers in every row nothing of
-    a preference's strength is left in it.
+    An RPO loss regresses the difference of log-ratios to the difference of rewards. If every row has the same two
+    rewards, the target says nothing about how strong a preference is.
     """
     loss = config.model.dpo.preference_loss
     if not loss.startswith("rpo") or config.packed:
@@ -35,7 +35,7 @@ def warnings(config: TrialConfig) -> list[Finding]:
 
 
 def _rewarded(path: Path) -> tuple[int, int]:
-    """(rows with rewards, rows), of all rows where dataset.json describes the file, else of the first ones."""
+    """(rows with rewards, rows): over all rows if dataset.json describes the file, else over the first LOOK_AT."""
     try:
         stat = path.stat()
     except OSError:

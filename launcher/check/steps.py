@@ -1,4 +1,4 @@
-"""How many steps a trial takes, and at which it validates and saves. Shared by preflight and training."""
+"""How many steps a trial takes, and at which steps it validates and saves. Preflight and training both use it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launcher.trial_config.config import TrialConfig
 
 @dataclass(frozen=True)
 class Plan:
-    """Whole steps (optimizer updates). `max_steps` is the trial's end, all epochs and any cap considered."""
+    """All numbers are steps (optimizer updates). `max_steps` is the trial's last step, with all epochs and any cap."""
 
     steps_per_epoch: int
     max_steps: int
@@ -33,9 +33,9 @@ def plan(
     `save_interval` too, which NeMo-Aligner itself takes in steps only. Fractions are rounded down, but to no less
     than one step (NeMo-Aligner would round 0.1 of 8 steps to 0 and never validate). `max_steps` < 0 means no cap.
     NeMo-Aligner asserts save_interval % val_check_interval == 0 in the middle of training
-    (trainer_utils.check_progress); here it is refused, and a fraction is rounded to a multiple by itself.
+    (trainer_utils.check_progress); here that is refused up front, and a fraction is rounded to a multiple.
 
-    `limit_train_batches` cuts an epoch, to so many steps (whole) or to their share, as NeMo-Aligner does.
+    `limit_train_batches` shortens an epoch to that many steps (int) or that share of them (float), as in NeMo-Aligner.
 
     Raises Refused with every finding.
     """
@@ -82,7 +82,7 @@ def plan(
 
 
 def trial_plan(trial: TrialConfig, rows: int) -> Plan:
-    """The steps of a trial of so many training pairs. Raises Refused with every finding."""
+    """The steps of a trial with `rows` training pairs. Raises Refused with every finding."""
     loop = trial.trainer.dpo
     return plan(
         rows,

@@ -1,4 +1,4 @@
-"""How fast trials are computed: as entered, or as the last trial of the same shape was."""
+"""How fast a trial will run: the speed in the config, or that of the last trial of the same shape."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from launcher.sweep import find
 from launcher.trial_config.config import TrialConfig
 from launcher.trial_config.validate import load
 
-_SWEEPS = 8  # the last so many are looked through, since a submission has to stay quick
-#: What has to be the same for one trial's speed to say something about another's.
+_SWEEPS = 8  # only this many of the latest sweeps are searched, to keep a submission quick
+#: Keys that must be equal for one trial's speed to predict another's.
 _ALIKE = (
     "pretrained_checkpoint.restore_from_path",
     "trainer.num_nodes",
@@ -34,7 +34,7 @@ _ALIKE = (
     "cluster.partition",
     "cluster.constraint",
 )
-#: Phases of a trial that `cost` has figures for; the others take what they take, however many pairs there are.
+#: Phases that `cost` can compute; the time of the other phases does not depend on the number of pairs.
 _COMPUTING = ("training", "validating", "reference")
 
 
@@ -43,13 +43,13 @@ class Speed:
     positions: float
     """Training positions a second and rank."""
     overhead: float
-    """Seconds of a trial besides: loading, saving, the evaluation at its end. 0 where nothing says."""
+    """Other seconds of a trial: loading, saving, the evaluation at its end. 0 if unknown."""
     said: str
     """Where the figure comes from."""
 
 
 def known(config: TrialConfig) -> Speed | None:
-    """None where none was entered, and no trial like this one has been done here."""
+    """The expected speed; None if the config sets none and no trial like this one has finished here."""
     entered = config.cluster.tokens_per_second
     if entered:
         return Speed(float(entered), 0.0, f"at cluster.tokens_per_second={entered:g}")
@@ -62,7 +62,7 @@ def known(config: TrialConfig) -> Speed | None:
 
 
 def _of(trial: Path, config: TrialConfig) -> Speed | None:
-    """The speed of a done trial; None where it was another kind of trial, or its data have gone."""
+    """The speed of a finished trial; None if it is of another kind, or its data no longer exist."""
     try:
         earlier = load(trial)
         result = json.loads((trial / "result.json").read_bytes())

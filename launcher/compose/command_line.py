@@ -1,7 +1,7 @@
-"""The command line before Hydra reads it: which words are options, which overrides, and what is wrong with them.
+"""Checks the command line before Hydra reads it: which words are options, which are overrides, and what is wrong.
 
-Hydra stops at the first key it does not know and says so with exit code 1. Here every `key=value` is handed to it as
-`++key=value`, so that all of them compose, and launcher/trial_config/ then names everything that is wrong at once.
+Hydra stops at the first unknown key with exit code 1. So this module passes every `key=value` to Hydra as
+`++key=value`. Then all of them compose, and launcher/trial_config/ reports everything that is wrong at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from launcher.slurm import client
 
 @dataclass(frozen=True)
 class CommandLine:
-    """`argv` is for Hydra, `forced` the keys that the user added with a `+` of his own, `note` one line to print."""
+    """`argv` is for Hydra, `forced` are the keys that the user wrote with a `+`, `note` is one line to print."""
 
     argv: list[str]
     forced: frozenset[str]
@@ -47,17 +47,17 @@ def prepare(argv: Sequence[str], config_root: Path) -> CommandLine:
         rewritten.append(f"cluster={cluster}")
         note = f"cluster={cluster} ({why})"
     shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
-    if not shows and not args.multirun:  # one trial is a sweep of one: the same folder, checks and way to run it
+    if not shows and not args.multirun:  # one trial is a sweep of one: same folder, checks and launcher
         rewritten.append("hydra/sweeper=preference_single")
         options = [*options, "--multirun"]
     return CommandLine([*options, *rewritten], frozenset(forced), note)
 
 
 def default_cluster() -> tuple[str, str]:
-    """(config of the group `cluster`, why): Slurm where its commands find a cluster, else this machine.
+    """(config of the group `cluster`, why): Slurm if its commands find a cluster, else this machine.
 
-    A machine may have the commands and no cluster (a laptop with the client packages); one whose controller is
-    down has a cluster all the same, and runs nothing here by itself.
+    A machine may have the commands but no cluster (a laptop with the client packages). If only the controller is
+    down, there is a cluster, and nothing is run on this machine by default.
     """
     if not client.available():
         return "local", "no sbatch on the PATH"
@@ -67,7 +67,7 @@ def default_cluster() -> tuple[str, str]:
 
 
 def plain(override: str) -> str:
-    """An override as the user wrote it, for folders and tables: without Hydra's `++`."""
+    """An override as the user wrote it (without Hydra's `++`), for folder names and tables."""
     return override.lstrip("+")
 
 
@@ -99,7 +99,7 @@ def _rewrite(word: str, roots: list[Path], multirun: bool, forced: set[str], fin
 
 
 def _options(group: str, roots: list[Path]) -> list[str] | None:
-    """The choices of a config group, or None where `group` is no group."""
+    """The choices of a config group, or None if there is no such group."""
     folders = [root / group for root in roots if (root / group).is_dir()]
     if "." in group or not folders:
         return None

@@ -1,4 +1,4 @@
-"""The config files: where they lie, the groups and their choices, and every key that they set."""
+"""The config files: where they are, the groups and their choices, and every key that they set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def config_root() -> Path:
-    """The configs: beside the package in a clone, inside it where it was installed."""
+    """The folder of the configs: beside the package in a clone, inside the package if it is installed."""
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 

@@ -1,4 +1,4 @@
-"""What main.py and the Hydra plugins, which only Hydra can call, have to tell each other within one command."""
+"""State that main.py and the Hydra plugins share within one command. Only Hydra can call the plugins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ command: list[str] = []
 forced: frozenset[str] = frozenset()
 #: The sweep's folder, once this command has written it.
 folder: Path | None = None
-#: What the command ends with; a launcher sets it, since Hydra keeps no multirun's result.
+#: The command's exit code. A launcher sets it, since Hydra does not keep the result of a multirun.
 exit_code: int = 0
-#: What the Hydra launcher `preference_handover` gives itself and the trials' overrides to, instead of running them.
+#: The Hydra launcher `preference_handover` calls take(itself, the trials' overrides) instead of running the trials.
 take: Callable[[Any, Any], Any] | None = None

@@ -1,4 +1,4 @@
-"""The resolvers that configs may use. A module of its own: --help and --cfg need these and no typed config."""
+"""The resolvers that configs may use. A separate module, since --help and --cfg need these but no typed config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base model as its .nemo describes it, and what of a trial does not go with it. No torch, no weights read."""
+"""The base model as its .nemo describes it, and checks that a trial fits it. Imports no torch, reads no weights."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from launcher.trial_config.config import TrialConfig
 
 _SHAPE = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
 _RECORD, _CONFIG, _HF_CONFIG = "conversion.json", "model_config.yaml", "tokenizer/config.json"
-_INSIDE = "nemo:"  # what NeMo puts in front of the name of a file that lies in the .nemo itself
+_INSIDE = "nemo:"  # NeMo's prefix for the name of a file inside the .nemo
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """What a .nemo says of itself."""
+    """What a .nemo contains, apart from weights."""
 
     path: Path
     config: dict[str, Any]
-    """model_config.yaml; empty where it could not be read."""
+    """model_config.yaml; empty if it could not be read."""
     vocabulary: int | None
-    """Rows of its embedding, before Megatron pads them; None where nothing says."""
+    """Rows of its embedding, before Megatron pads them; None if unknown."""
     sizes: dict[str, int]
-    """Bytes of the files inside, by their names."""
+    """File name -> bytes, for the files inside."""
 
     @property
     def shaped(self) -> bool:
-        """Whether the numbers are there that parameters, memory and checkpoints are computed from."""
+        """Whether the config has the numbers needed to compute parameters, memory and checkpoint sizes."""
         return all(isinstance(self.config.get(name), int) for name in _SHAPE)
 
     def under(self, trial: TrialConfig) -> dict[str, Any]:
-        """The base model's config with the trial's `model` keys laid over it, as NeMo does when it restores."""
+        """The base model's config overridden by the trial's `model` keys, as NeMo does when it restores."""
         return {**self.config, **trial.model_keys}
 
     def tokenizer(self, trial: TrialConfig) -> dict[str, Any]:
@@ -50,9 +50,9 @@ class BaseModel:
 
 
 def load(path: Path) -> BaseModel | None:
-    """None where there is no such file, or it cannot be read; `files.check_nemo` says what is wrong with it then.
+    """The base model; None if the file is missing or unreadable (`files.check_nemo` then reports why).
 
-    A file is read once, however many trials name it, unless it changes.
+    A file is read again only if it has changed, however many trials name it.
     """
     try:
         stat = path.stat()
@@ -89,7 +89,7 @@ def _config(text: bytes) -> dict[str, Any]:
     try:
         found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError:
-        return {}  # another converter's, with tags of its own: NeMo may read it, so nothing is said against it
+        return {}  # another converter's file with its own YAML tags: NeMo may be able to read it, so no finding
     return found if isinstance(found, dict) else {}
 
 
@@ -102,7 +102,7 @@ def _json(text: bytes) -> dict[str, Any]:
 
 
 def findings(base: BaseModel, trial: TrialConfig) -> list[Finding]:
-    """What Megatron or NeMo would refuse once the model is built, minutes into the job."""
+    """What Megatron or NeMo would refuse when it builds the model, minutes into the job."""
     found = _parallel(base, trial) if base.shaped else []
     model, tuning = base.under(trial), trial.model.peft.lora_tuning
     longest, length = model.get("max_position_embeddings"), trial.longest_pair
@@ -141,7 +141,7 @@ def _parallel(base: BaseModel, trial: TrialConfig) -> list[Finding]:
 
 
 def _tokenizer(base: BaseModel, trial: TrialConfig) -> list[Finding]:
-    """A tokenizer that the .nemo names must be there: inside it, or where the path leads."""
+    """A tokenizer that the .nemo names must exist, inside the .nemo or at the given path."""
     names = base.tokenizer(trial)
     again = "convert the model with data_prep/convert_checkpoint.py, or name one: ++model.tokenizer.type=FOLDER"
     found = []
@@ -159,7 +159,7 @@ def _tokenizer(base: BaseModel, trial: TrialConfig) -> list[Finding]:
 
 
 def warnings(base: BaseModel, trial: TrialConfig) -> list[Finding]:
-    """What would run, and probably not do what is wanted."""
+    """What would run but probably not do what the user wants."""
     model, found = base.under(trial), []
     longest, length = base.config.get("max_position_embeddings"), trial.longest_pair
     learned = model.get("position_embedding_type") == "learned_absolute"

@@ -1,4 +1,4 @@
-"""The files of pairs that NeMo-Aligner reads, one a split: their rows, and what dataset.json records about them."""
+"""The files of pairs that NeMo-Aligner reads, one per split: their rows, and what dataset.json records about them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY = "model.data.data_prefix"
 
 
 def count_rows(path: Path, packed: bool) -> int:
-    """Rows of a JSONL file, or packs of a NumPy file. Raises OSError, and ValueError where it is no file of packs."""
+    """Rows of a JSONL file, or packs of a NumPy file. Raises OSError, and ValueError if it is not a file of packs."""
     if packed:
         return count_packs(path)
     with path.open("rb") as stream:
@@ -23,9 +23,9 @@ def count_rows(path: Path, packed: bool) -> int:
 
 
 def count_packs(path: Path) -> int:
-    """Packs in a file that prepare_data.py --pack wrote, by its header alone (numpy.lib.format, version 1.0).
+    """Packs in a file that prepare_data.py --pack wrote. Reads the header alone (numpy.lib.format, version 1.0).
 
-    Raises OSError, and ValueError where it is no such file.
+    Raises OSError, and ValueError if it is not such a file.
     """
     with path.open("rb") as stream:
         magic = stream.read(8)
@@ -42,10 +42,10 @@ def count_packs(path: Path) -> int:
 
 
 def only_file(names: Sequence[str]) -> Path:
-    """The file of a split. Raises ValueError where there are several.
+    """The file of a split. Raises ValueError if there are several.
 
-    NeMo takes a blend there: [weight, file, weight, file, ...]. NeMo-Aligner's DPO asks for all rows, as a negative
-    number of samples (train_gpt_dpo.py), and NeMo's BlendableDataset makes arrays of that size.
+    NeMo accepts a blend: [weight, file, weight, file, ...]. It fails here: NeMo-Aligner's DPO requests all rows as a
+    negative number of samples (train_gpt_dpo.py), and NeMo's BlendableDataset allocates arrays of that size.
     """
     if len(names) != 1:
         raise ValueError("NeMo-Aligner's DPO reads one file and takes no blend: write the rows into one file")
@@ -59,16 +59,16 @@ class FileRecord:
     rows: int | None
     sha256: str | None
     rewarded_rows: int | None
-    """Rows with rewards of their own."""
+    """Rows that have their own rewards."""
     unit: str
-    """Of the lengths: tokens or characters."""
+    """Unit of the lengths: tokens or characters."""
     lengths: Mapping[str, Any]
     """mean, max, histogram {`<= 192`: rows, ..., `> 8192`: rows} of the longer side of each pair, prompt included."""
     written_after: bool
-    """Whether the record is younger than the file, so that nothing has changed the file since."""
+    """Whether the record is newer than the file, so the file has not changed since."""
 
     def describes(self, path: Path) -> bool:
-        """Whether the file's content is what was recorded. Reads the file if its time stamp leaves a doubt."""
+        """Whether the file's content is what was recorded. Reads the file if its time stamp does not show that."""
         if self.sha256 is None:
             return False
         if self.written_after:
@@ -81,7 +81,7 @@ class FileRecord:
 
 
 def record(path: Path) -> FileRecord | None:
-    """None where there is no record of the file, or one of another size."""
+    """The record of a file; None if there is none, or it records another size."""
     try:
         described = path.parent / RECORD
         data = json.loads(described.read_bytes())
@@ -97,5 +97,5 @@ def record(path: Path) -> FileRecord | None:
             lengths=lengths.get(path.stem, {}),
             written_after=described.stat().st_mtime_ns >= stat.st_mtime_ns,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not written by prepare_data.py
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not written by prepare_data.py
         return None

@@ -1,4 +1,4 @@
-"""LoRA in names and numbers: HF's module names to NeMo's fused ones, and how many parameters are trained."""
+"""LoRA: translates HF's module names to NeMo's fused ones, and counts the trained parameters."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _HF = [name for names in FUSED.values() for name in names]
 
 
 def nemo_modules(names: Sequence[str]) -> list[str]:
-    """Translate HF's and NeMo's names, mixed as they come, to NeMo's four, in the model's order.
+    """Translate HF's and NeMo's names, which may be mixed, to NeMo's four, in the model's order.
 
-    Raises Refused where a name is unknown or a fused module would be adapted in part only: NeMo's adapter on
-    `attention_qkv` covers q, k and v together, so q_proj alone has no translation.
+    Raises Refused if a name is unknown or only part of a fused module is named: NeMo's adapter on `attention_qkv`
+    covers q, k and v together, so q_proj alone has no translation.
     """
     findings = []
     wanted: set[str] = set()
@@ -78,7 +78,7 @@ def trainable_parameters(model: dict[str, Any], tuning: LoraTuning) -> int:
 
 
 def parameters(model: dict[str, Any], vocabulary: int) -> int:
-    """All parameters of a Llama with `vocabulary` tokens: embeddings (twice where not tied), matrices, norms."""
+    """All parameters of a Llama with `vocabulary` tokens: embeddings (twice if not tied), matrices, norms."""
     hidden = model["hidden_size"]
     layer = sum(inputs * outputs for inputs, outputs in shapes(model).values()) + 2 * hidden
     tables = 1 if model.get("share_embeddings_and_output_weights", True) else 2

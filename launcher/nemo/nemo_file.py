@@ -1,8 +1,8 @@
 """A .nemo file that convert_checkpoint.py wrote: what it was made from, its tokenizer, and how it is packed.
 
-Layout (a plain tar, in this order): conversion.json (what it was made from, how it was proved), model_config.yaml,
+Layout (a plain tar, in this order): conversion.json (what it was made from, how it was verified), model_config.yaml,
 tokenizer/ (HF's files), model_weights/ (Megatron's distributed checkpoint). An unpacked folder of the same layout works
-wherever a file does; NeMo takes both. Stdlib only.
+wherever a file does; NeMo accepts both. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ RECORD = "conversion.json"
 CONFIG = "model_config.yaml"
 TOKENIZER_FOLDER = "tokenizer"
 WEIGHTS = "model_weights"
-#: Key of model_config.yaml for a scaling of the rotary frequencies that NeMo 2.1 does not know.
+#: Key of model_config.yaml for a scaling of the rotary frequencies that NeMo 2.1 does not implement.
 ROPE_SCALING = "rope_scaling"
 _RECORD_BYTES = 2048
-_MOST_BYTES = 256 << 20  # of one tokenizer file: far above any, far below what would fill a disk
+_MOST_BYTES = 256 << 20  # limit for one tokenizer file: far above any real one, far below what would fill a disk
 
 
 def read_record(nemo: Path) -> dict[str, Any] | None:
-    """What `nemo` says of its own making, or None where it says nothing (other converters' files, damaged files)."""
+    """The record of how `nemo` was made, or None if it has none (other converters' files, damaged files)."""
     try:
         if nemo.is_dir():
             text = (nemo / RECORD).read_bytes()
@@ -46,12 +46,12 @@ def read_record(nemo: Path) -> dict[str, Any] | None:
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Put `record` into an unpacked .nemo."""
+    """Write `record` into an unpacked .nemo."""
     (folder / RECORD).write_bytes(_record_bytes(record))
 
 
 def rewrite_record(nemo: Path, record: dict[str, Any]) -> None:
-    """Replace the record of a packed file, in place: records are padded to one length, so that nothing moves."""
+    """Replace the record of a packed file in place. All records are padded to one length, so nothing else moves."""
     with tarfile.open(nemo, "r:") as archive:
         first = archive.next()
         assert first is not None and _plain(first.name) == RECORD
@@ -68,10 +68,10 @@ def _record_bytes(record: dict[str, Any]) -> bytes:
 
 
 def unpack_tokenizer(nemo: Path, folder: Path) -> Path:
-    """Put the tokenizer inside `nemo` into `folder` (made whole or not at all) and return that folder, absolute.
+    """Extract the tokenizer inside `nemo` to `folder`, atomically, and return that folder as an absolute path.
 
-    The value for model.tokenizer.type. Ranks may call it at once: the first one's folder stays. Raises Refused where
-    the file holds no tokenizer, as files of NeMo's own converters do.
+    The path is the value for model.tokenizer.type. Ranks may call this at the same time: the first one's folder stays.
+    Raises Refused if the file holds no tokenizer, which is so for files of NeMo's own converters.
     """
     folder = folder.absolute()
     if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
@@ -88,13 +88,13 @@ def unpack_tokenizer(nemo: Path, folder: Path) -> Path:
         try:
             os.replace(made, folder)
         except OSError:
-            if not folder.is_dir():  # not another rank's work: the folder cannot be written
+            if not folder.is_dir():  # no other rank made it, so the folder cannot be written
                 raise
     return folder
 
 
 def _extract_tokenizer(nemo: Path, into: Path) -> int:
-    """Copy the files of the tokenizer folder, and no others; returns how many."""
+    """Copy only the files of the tokenizer folder; returns how many."""
     count = 0
     try:
         with tarfile.open(nemo, "r:") as archive:
@@ -118,10 +118,10 @@ def _plain(name: str) -> str:
 
 
 def pack(folder: Path, nemo: Path) -> None:
-    """Tar `folder` into `nemo`, uncompressed as NeMo does, the record first so that it is found without a search.
+    """Tar `folder` into `nemo`, uncompressed as NeMo does. The record comes first, so readers find it at once.
 
-    Owner and times are left out: the same content gives the same bytes. Files of weights are removed from `folder` as
-    they are packed, so that a large model takes its place on the disk but once.
+    Owner and times are left out, so the same content gives the same bytes. Weight files are removed from `folder` as
+    they are packed, so a large model never needs its disk space twice.
     """
 
     def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:

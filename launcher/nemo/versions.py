@@ -1,7 +1,8 @@
-"""Which sets of NeMo-Aligner, NeMo and Megatron-core this engine runs on, checked before any of them is imported.
+"""The sets of NeMo-Aligner, NeMo and Megatron-core that this engine supports, checked before any of them is imported.
 
-The three are developed together, and a wrong set fails minutes later in ways that do not name it: NeMo-Aligner 0.6's
-DPOTrainer lacks a parameter, NeMo 2.3's LoRA does not go with the Megatron-core it ships with. Standard library only.
+The three are developed together. A wrong set fails minutes later, with errors that do not name the cause:
+NeMo-Aligner 0.6's DPOTrainer lacks a parameter, NeMo 2.3's LoRA does not work with the Megatron-core it ships with.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from launcher.findings import Finding, Refused
 
-#: The packages that make up a set, by the names that they have on PyPI, and the folder of their code.
+#: The packages of a set: name on PyPI -> folder of their code.
 PACKAGES = {"nemo-aligner": "nemo_aligner", "nemo_toolkit": "nemo", "megatron-core": "megatron/core"}
 REMEDY = (
     "use NVIDIA's image nvcr.io/nvidia/nemo:25.02, or pip install -e '.[train]' in the clone; in the image 24.12 put "
@@ -24,7 +25,7 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Set:
-    """Versions by their first two numbers, and where they were tried."""
+    """A set of versions (first two numbers of each), and where it was tested."""
 
     aligner: tuple[int, int]
     nemo: tuple[int, int]
@@ -37,12 +38,12 @@ class Set:
         return self.aligner, self.nemo, self.megatron
 
 
-#: Sets that train `tiny` to the same validation loss.
+#: Supported sets: each trains `tiny` to the same validation loss.
 WORKING = (
     Set((0, 7), (2, 1), (0, 10), "the pip packages of pyproject.toml; image 24.12 with NeMo-Aligner 0.7.0 added"),
     Set((0, 7), (2, 2), (0, 11), "image 25.02"),
 )
-#: (package, first version that fails, first that does not, or None): the reason to print instead of a list.
+#: (package, first version that fails, first later one that works or None): the reason, printed instead of a list.
 _KNOWN_FAILURES = (
     ("nemo-aligner", (0, 0), (0, 7), "its DPOTrainer has no pad_length_to_multiple_of, and its labels differ"),
     ("megatron-core", (0, 12), None, "NeMo's LoRA layers do not take its argument inference_context"),
@@ -51,9 +52,9 @@ _KNOWN_FAILURES = (
 
 
 def installed() -> dict[str, str]:
-    """Versions of PACKAGES, of those that are there. What comes first on sys.path counts.
+    """Package -> version, for those of PACKAGES that are present. The first match on sys.path counts.
 
-    An image may put a source tree on the path that was never installed; its package_info.py is read then.
+    An image may have a source tree on the path that was never installed. Its package_info.py is then read.
     """
     found = {}
     for name, folder in PACKAGES.items():
@@ -69,7 +70,7 @@ def installed() -> dict[str, str]:
 
 
 def unsupported_reason(versions: dict[str, str]) -> str:
-    """Why a set of versions (as from installed()) is not known to work, "" where it is."""
+    """Why a set of versions (as from installed()) is not supported; "" if it is supported."""
     absent = [name for name in PACKAGES if name not in versions]
     if absent:
         return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed"
@@ -83,14 +84,14 @@ def unsupported_reason(versions: dict[str, str]) -> str:
 
 
 def check() -> None:
-    """Raise Refused where this process would import a set that does not work."""
+    """Raise Refused if this process would import an unsupported set."""
     why = unsupported_reason(installed())
     if why:
         raise Refused([Finding("versions", "", f"{why}; sets that work: {described()}", REMEDY)])
 
 
 def described() -> str:
-    """The sets that work, in one line."""
+    """The supported sets, in one line."""
     sets = []
     for each in WORKING:
         numbers = ", ".join(f"{name} {a}.{b}" for name, (a, b) in zip(PACKAGES, each.versions, strict=True))
@@ -99,6 +100,6 @@ def described() -> str:
 
 
 def _numbers(version: str) -> tuple[int, int]:
-    """(0, 11) of 0.11.0rc1+791b70e."""
+    """The first two numbers of a version: (0, 11) for 0.11.0rc1+791b70e."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return (int(found[1]), int(found[2])) if found else (0, 0)

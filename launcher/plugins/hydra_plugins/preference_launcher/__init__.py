@@ -1,6 +1,6 @@
-"""Hydra's way in: the sweeper and the launchers that `hydra/sweeper` and `hydra/launcher` name.
+"""The Hydra plugins: the sweepers and launchers that `hydra/sweeper` and `hydra/launcher` name.
 
-Hydra scans this package at every start, so nothing heavy is imported before a launch.
+Hydra scans this package at every start, so it imports nothing heavy before a launch.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _HERE = "hydra_plugins.preference_launcher"
 
 
 class PreferenceSweeper(BasicSweeper):
-    """Hydra's grid sweeper, less what it does before the trials are checked: write files, compose each twice."""
+    """Hydra's grid sweeper, but it does not write files or compose each trial twice before the trials are checked."""
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size, params)
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
-        # Keys as launcher.compose.command_line writes them, so that the command line replaces an experiment's.
+        # Written like the keys from launcher.compose.command_line, so the command line overrides an experiment's.
         chosen = [f"++{key.lstrip('+')}={values}" for key, values in self.params.items()]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         batches = self.split_arguments(parser.parse_overrides([*chosen, *arguments]), self.max_batch_size)
@@ -38,14 +38,14 @@ class PreferenceSweeper(BasicSweeper):
 
 
 class PreferenceSingle(PreferenceSweeper):
-    """Without -m: one trial, whatever sweep an experiment names."""
+    """The sweeper without -m: runs one trial, whatever sweep an experiment defines."""
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size, None)
 
 
 class LocalTrials(BaseSubmititLauncher):
-    """Runs the trials on this machine through submitit's local executor, side by side as far as it has room."""
+    """Runs the trials on this machine through submitit's local executor, as many at once as it has room for."""
 
     _EXECUTOR = "local"
 
@@ -78,7 +78,7 @@ class WrittenTrials(BaseSubmititLauncher):
 
 
 class HandedOverTrials(BaseSubmititLauncher):
-    """Gives the trials to the command that asked Hydra for them: `python -m launcher render` and `pipeline`."""
+    """Passes the trials to the command that had Hydra compose them: `python -m launcher render` or `pipeline`."""
 
     _EXECUTOR = "slurm"
 
