@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import tarfile
 import tempfile
 
@@ -70,10 +71,13 @@ def test_a_node_without_room_is_unfit(train, new_trial):
 def test_what_a_killed_start_left_is_removed(train, new_trial, tmp_path):
     folder = new_trial(**SHORT)
     trial = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]
-    left = tmp_path / f"dpo-launcher-{os.getuid()}-{trial}-1.0"
+    left = tmp_path / f"dpo-launcher-{os.getuid()}-{trial}-{socket.gethostname()}-1.0"
+    other_node = tmp_path / f"dpo-launcher-{os.getuid()}-{trial}-another_node-1.0"
     left.mkdir()
+    other_node.mkdir()
     assert train(folder, change=in_tmpdir, variables={"TMPDIR": tmp_path}).exit_codes == [0]
     assert not left.exists()
+    assert other_node.exists(), "TMPDIR may be a shared disk: another node's copy is not this node's to remove"
 
 
 FULL = {"granularity": "full", "method": "uniform", "num_layers": 1}

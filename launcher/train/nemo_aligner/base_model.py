@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -64,14 +65,15 @@ def load(config: DictConfig, lightning: Any, trial_dir: Path) -> MegatronGPTDPOM
 def unpacked(nemo: Path, trial_dir: Path) -> Iterator[Path]:
     """`nemo` as a folder: itself, or a copy that the first rank of this node makes and removes.
 
-    The copy's name has the trial's and the start's in it, so that trials on one node do not share it, and what a killed
-    start left is removed by the next one. Raises NodeUnfit where there is no room for it.
+    The copy's name has the trial's, the node's and the start's in it, so that trials on one node do not share it, and
+    what a killed start left is removed by the next one. Raises NodeUnfit where there is no room for it.
     """
     if nemo.is_dir():
         yield nemo
         return
     trial = hashlib.sha256(str(trial_dir.absolute()).encode()).hexdigest()[:12]
-    prefix = f"dpo-launcher-{os.getuid()}-{trial}-"
+    # The node's name: where TMPDIR is a shared disk, the nodes of a trial must not remove each other's copies.
+    prefix = f"dpo-launcher-{os.getuid()}-{trial}-{socket.gethostname()}-"
     folder = Path(tempfile.gettempdir()) / f"{prefix}{os.environ.get('TRIAL_ATTEMPT') or os.environ['MASTER_PORT']}"
     first = os.environ["LOCAL_RANK"] == "0"
     if first:
