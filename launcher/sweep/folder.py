@@ -139,7 +139,9 @@ class Sweep:
         self.experiment.get("name")
         for job in self.jobs:
             datetime.fromisoformat(job["submitted"]).timestamp()
-            if job["kind"] not in ("slurm", "local") or not all(isinstance(number, int) for number in job["trials"]):
+            if job["kind"] not in ("slurm", "local", "stage") or not all(
+                isinstance(number, int) for number in job["trials"]
+            ):
                 raise ValueError(f"job {job['id']}")
 
     @property

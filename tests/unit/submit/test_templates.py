@@ -191,7 +191,9 @@ def test_a_stage_in_a_container_sees_what_it_reads_and_writes() -> None:
     cluster = {**CLUSTER, "python": "python", "container": {"runtime": "pyxis", "image": "nemo", "mounts": ["/m"]}}
     stage = stages.Stage(**{**STAGE.__dict__, "reads": [Path("/pairs")]})
     (mounts,) = [word for word in stages.inside(stage, cluster).srun_args if "mounts" in word]
-    assert mounts == f"--container-mounts=/pairs:/pairs:ro,/m:/m,/d/a b:/d/a b,{ROOT}:{ROOT}:ro"
+    option, _, listed = mounts.partition("=")  # their order depends on how deep the clone lies; see test_container
+    assert option == "--container-mounts"
+    assert sorted(listed.split(",")) == sorted(["/pairs:/pairs:ro", "/m:/m", "/d/a b:/d/a b", f"{ROOT}:{ROOT}:ro"])
     assert inside({}, read=["/a"], written=[], folder="/a").srun_args == ()
     assert stages.light_python(cluster) != "python"
 

@@ -269,3 +269,10 @@ def test_floats_are_floats_for_every_reader(number: float) -> None:
 def test_what_has_no_place_in_a_config() -> None:
     with pytest.raises(yaml.YAMLError, match="PosixPath"):
         config_file.dump({"x": Path("/")})
+
+
+def test_a_sweep_of_a_pipeline_is_read_with_its_stages(tmp_path: Path) -> None:
+    sweep = create(tmp_path / "s")
+    for kind in ("stage", "slurm", "local"):
+        sweep.record_job(kind, "7", [])
+    assert [job["kind"] for job in Sweep.load(sweep.folder).jobs] == ["stage", "slurm", "local"]
