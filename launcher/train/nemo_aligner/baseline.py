@@ -1,4 +1,4 @@
-"""The check before the first step: an untrained adapter changes nothing, so that DPO's loss is ln 2."""
+"""The check before the first step: an untrained adapter changes nothing, so DPO's loss must be ln 2."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
-#: How far from ln 2 the loss may be where policy and reference are computed in the same way.
+#: How far from ln 2 the loss may be if policy and reference are computed in the same way.
 TOLERANCE = 1e-3
-#: Nats: the largest standard deviation of a log-ratio that is taken for rounding. A response of 200 tokens whose
+#: Nats: the largest standard deviation of a log-ratio that can be explained by rounding. A response of 200 tokens whose
 #: log-probabilities are rounded to bf16's 8 bits, at about 0.02 nats each, differs by 0.02 x sqrt(200) = 0.3.
 MOST_ROUNDING = 0.5
 _SIGMAS = 4.0
@@ -31,15 +31,15 @@ def check(config: DictConfig, metrics: Mapping[str, float]) -> None:
 def tolerance(config: DictConfig, metrics: Mapping[str, float]) -> float:
     """How far from ln 2 the loss may be.
 
-    In bf16 a pair is rounded differently in micro batches of different shapes. NeMo-Aligner allows other sizes for the
-    reference than for the policy (model.dpo.log_prob_forward_micro_batch_size), and a cached reference was computed
-    beside other pairs, so that its micro batches have other lengths. Measured with SmolLM2-135M on a CPU with AMX, two
+    In bf16 a pair is rounded differently in micro batches of different shapes. NeMo-Aligner allows different sizes for
+    reference and policy (model.dpo.log_prob_forward_micro_batch_size), and a cached reference was computed together
+    with other pairs, in micro batches of other lengths. Measured with SmolLM2-135M on a CPU with AMX, two
     threads: the log-ratios of an untrained adapter have a standard deviation of 0.28 nats.
 
-    With noise of standard deviation s in each log-ratio, the difference d of a pair's two has a variance of 2 s^2, and
-    over n pairs
+    With noise of standard deviation s in each log-ratio, the difference d of a pair's two log-ratios has a variance of
+    2 s^2, and over n pairs
     |loss - ln 2| = |-beta mean(d) / 2 + beta^2 mean(d^2) / 8| <= beta 4 sqrt(2) s / (2 sqrt(n)) + beta^2 s^2 / 4,
-    where the mean is taken to be within four standard errors.
+    assuming that the mean is within four standard errors.
     """
     model = config.model
     same_sizes = model.dpo.log_prob_forward_micro_batch_size == model.micro_batch_size

@@ -1,4 +1,4 @@
-"""Checkpoints that a trial can be resumed from as if nothing had happened: what is in them, which are whole.
+"""Checkpoints from which a trial resumes as if it had never stopped: their contents, and which are complete.
 
 Import only after launcher.train.nemo_aligner.standins.install().
 """
@@ -22,22 +22,22 @@ from launcher.sweep.checkpoints import Checkpoint
 from launcher.train import ownership
 from launcher.train.nemo_aligner import random_state
 
-#: Beside NeMo's folder of checkpoints: those that turned out not to be whole.
+#: Folder next to NeMo's checkpoints/, for checkpoints that are incomplete.
 BROKEN = "broken"
 
 
 class CheckpointExtras(Callback):
-    """What NeMo's checkpoints lack. Lightning saves it with them, under `state_key`, and restores it."""
+    """State that NeMo's checkpoints lack. Lightning saves it in them under `state_key`, and restores it."""
 
-    state_key = "TrialState"  # the class's former name, under which existing checkpoints have it
+    state_key = "TrialState"  # the class's former name: existing checkpoints use it
 
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}
-        """Last known metrics, under the names that may be monitored: train_loss, val_loss, ..."""
+        """The newest metrics, under the names that can be monitored: train_loss, val_loss, ..."""
         self.validation_owed = False
-        """Whether the validation of this step was left out, to stop in time."""
+        """Whether the validation of this step was skipped in order to stop in time."""
         self.random: list[dict[str, Any]] | None = None
-        """Random states of all ranks, as restored."""
+        """Random states of all ranks from the restored checkpoint; None if there are none, or once they are used."""
 
     def state_dict(self) -> dict[str, Any]:
         """Every rank has to call it."""
@@ -50,7 +50,7 @@ class CheckpointExtras(Callback):
         self.random = state_dict["random"]
 
     def restore_random(self) -> str:
-        """Put this rank's random states back, once; says why where they are of no use."""
+        """Restore this rank's random states, once. Returns why they cannot be used, "" if there is no problem."""
         states, self.random = self.random, None
         ranks = torch.distributed.get_world_size()
         if states is None:
@@ -62,10 +62,10 @@ class CheckpointExtras(Callback):
 
 
 def resume_point(options: DictConfig) -> Checkpoint | None:
-    """What to go on from, by exp_manager's `options`; the same on all ranks, which all have to ask.
+    """The checkpoint to resume from, by exp_manager's `options`. All ranks have to call it, and get the same.
 
-    The trial's last whole checkpoint, else resume_from_checkpoint. What is not whole is put aside. Raises Refused where
-    there is nothing and resume_ignore_no_checkpoint is false.
+    It is the trial's last complete checkpoint, else resume_from_checkpoint. Incomplete ones are put aside. Raises
+    Refused if the trial is to resume, there is no checkpoint, and resume_ignore_no_checkpoint is false.
     """
     answer: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
@@ -84,7 +84,7 @@ def resume_point(options: DictConfig) -> Checkpoint | None:
 
 
 def put_aside(folder: Path, newest: Checkpoint | None) -> None:
-    """Move what is not whole out of the way, so that nothing resumes from it and no new file takes another name."""
+    """Move incomplete checkpoints away: nothing may resume from them, and new files must get their usual names."""
     marked = {each.name.removesuffix("-unfinished") for each in folder.glob("*-unfinished")}  # NeMo removes these
     for path in checkpoints.all_of(folder):
         whole = checkpoints.is_whole(path, hashes=False)
@@ -105,7 +105,7 @@ def put_aside(folder: Path, newest: Checkpoint | None) -> None:
 
 
 def _named(path: str | None) -> Checkpoint | None:
-    """A checkpoint that the user names; NeMo keeps the counters in its name."""
+    """The checkpoint that the user named; NeMo writes the counters into its name."""
     if not path:
         return None
     name = Path(path).name
@@ -118,10 +118,10 @@ def _named(path: str | None) -> Checkpoint | None:
 
 
 def keep_whole(callback: ModelCheckpoint, counters: Callable[[], Mapping[str, int]]) -> None:
-    """Have NeMo's checkpoint callback declare each checkpoint whole once it is, before it removes an older one.
+    """Make NeMo's checkpoint callback write a manifest once a checkpoint is complete, before it removes an older one.
 
-    `counters` gives step and consumed_samples. On the instance: checkpoints carry the callback's state under the name
-    of its class.
+    `counters` returns step and consumed_samples. This patches the instance, because checkpoints store the callback's
+    state under the name of its class.
     """
     save, remove = callback._save_checkpoint, callback._remove_checkpoint
     trial_dir = Path(str(callback.dirpath)).parent.parent
@@ -144,9 +144,9 @@ def keep_whole(callback: ModelCheckpoint, counters: Callable[[], Mapping[str, in
 
 
 def seal(path: Path, counters: Mapping[str, int]) -> None:
-    """Write a checkpoint's manifest (or a .nemo's), once all its files are on the disk. Every rank has to call it.
+    """Write the manifest of a checkpoint or .nemo, once all its files are on the disk. Every rank has to call it.
 
-    Each reads its share of the files, of those that it sees: on a network disk a file's writer sees it first.
+    Each rank reads a share of the files that it sees: on a network disk, the rank that wrote a file sees it first.
     """
     torch.distributed.barrier()
     seen: list[list[str]] = [[]] * torch.distributed.get_world_size()
@@ -165,7 +165,7 @@ def seal(path: Path, counters: Mapping[str, int]) -> None:
 
 
 def drop_orphans(callback: ModelCheckpoint, kept: Checkpoint) -> None:
-    """Remove what a killed predecessor had replaced and not yet removed; rank 0 does it."""
+    """On rank 0, remove checkpoints that a killed start had replaced but not yet removed."""
     if torch.distributed.get_rank() or not callback.best_k_models:
         return
     known = {Path(str(path)).name for path in (*callback.best_k_models, callback.last_model_path, kept.path)}
@@ -177,6 +177,6 @@ def drop_orphans(callback: ModelCheckpoint, kept: Checkpoint) -> None:
 
 
 def save_last(callback: Any, trainer: Any, candidates: dict[str, torch.Tensor]) -> None:
-    """Save what a trial goes on from and nothing else, as NeMo-Aligner's custom_save does beside the best ones."""
+    """Save only the checkpoint to resume from; NeMo-Aligner's custom_save also saves the best ones."""
     if isinstance(callback, ModelCheckpoint):
         callback._save_last_checkpoint(trainer, candidates)

@@ -1,11 +1,11 @@
 """The exact divergence of the policy from the reference policy, under given responses.
 
-Of every response token the whole distributions are compared, not the token that happened to stand there:
-KL(policy || reference) = sum over the vocabulary of p (log p - log q), in nats. Logits are never all there at once: the
-model gives its last hidden states, and the vocabulary is gone through in blocks with running sums, as in online softmax
-(Milakov & Gimelshein 2018, arXiv 1805.02867), in fp32 whatever the model's precision. Memory is tokens x BLOCK floats.
+At every response token it compares the whole distributions, not only the probability of the actual token:
+KL(policy || reference) = sum over the vocabulary of p (log p - log q), in nats. The logits are never all in memory: the
+model returns its last hidden states, and the code goes through the vocabulary in blocks with running sums, as in online
+softmax (Milakov & Gimelshein 2018, arXiv 1805.02867), in fp32 for any model precision. It needs tokens x BLOCK floats.
 
-With tensor parallelism each rank does its share of the vocabulary, and the sums are joined. Import only after
+With tensor parallelism each rank handles its part of the vocabulary, and the sums are combined. Import only after
 launcher.train.nemo_aligner.standins.install().
 """
 
@@ -34,13 +34,13 @@ class Divergence:
     """Per token, fp32, on the model's device; the same on all ranks of a tensor-parallel group."""
 
     kl: torch.Tensor
-    """[n] KL(policy || reference) in nats, at least 0 but for rounding."""
+    """[n] KL(policy || reference) in nats; at least 0, apart from rounding."""
     log_ratio: torch.Tensor
-    """[n] log p - log q of the token that stands there."""
+    """[n] log p - log q of the actual token, in nats."""
 
 
 def reference(model: Any) -> AbstractContextManager[None]:
-    """Within it `model` is the reference policy, as NeMo-Aligner has it: adapters off, or its weights put in."""
+    """Inside this context `model` is the reference policy, as in NeMo-Aligner: adapters off, or weights swapped in."""
     if model.use_peft and model.ref_policy_state_dict is None:
         off: AbstractContextManager[None] = adapter_control(model)
         return off
@@ -51,10 +51,10 @@ def reference(model: Any) -> AbstractContextManager[None]:
 
 
 def hidden_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """What the output layer gets: [batch, length, hidden], for `tokens` [batch, length], padded on the right."""
+    """The output layer's input, [batch, length, hidden], for `tokens` [batch, length], padded on the right."""
     length = tokens.shape[1]
     parallel = parallel_state.get_tensor_model_parallel_world_size() if model.cfg.get("sequence_parallel") else 1
-    if length % parallel:  # sequence parallelism deals out whole shares
+    if length % parallel:  # sequence parallelism needs equal parts
         tokens = torch.nn.functional.pad(tokens, (0, parallel - length % parallel))
     tokens = tokens.cuda()
     mask, _, positions = get_ltor_masks_and_position_ids(tokens, model.tokenizer.eos_id, False, False, False)
@@ -64,7 +64,7 @@ def hidden_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:
         return module(**next(batches), labels=None), lambda output, non_loss_data=True: output
 
     with _without_output_layer(model), torch.no_grad():
-        # By Megatron's schedule, which sets autocast as in training.
+        # Use Megatron's schedule: it sets autocast as in training.
         (hidden,) = get_forward_backward_func()(
             forward_step_func=forward,
             data_iterator=iter([batch]),
@@ -91,9 +91,9 @@ def output_weight(model: Any) -> torch.Tensor:
 def compare(
     policy: torch.Tensor, base: torch.Tensor, labels: torch.Tensor, weights: tuple[torch.Tensor, torch.Tensor]
 ) -> Divergence:
-    """Divergence at [n, hidden] states of policy and reference, where the tokens `labels` [n] came next.
+    """Divergence at [n, hidden] states of policy and reference; `labels` [n] are the tokens that came next.
 
-    `weights` are both output layers' rows of this rank, the same tensor where the output layer is not trained.
+    `weights` are this rank's rows of both output layers; the same tensor twice if the output layer is not trained.
     """
     parts = [
         _compare(policy[start : start + TOKENS], base[start : start + TOKENS], labels[start : start + TOKENS], weights)
@@ -103,7 +103,7 @@ def compare(
 
 
 def most_likely(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """[n] the token with the highest logit at [n, hidden] states; the lowest id where several are as high."""
+    """[n] the token with the highest logit at [n, hidden] states; of equal ones, the token with the lowest id."""
     weight = output_weight(model)
     best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
     token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
@@ -159,7 +159,7 @@ def _joined(values: torch.Tensor, operation: Any) -> torch.Tensor:
 
 @contextmanager
 def _without_output_layer(model: Any) -> Iterator[None]:
-    """The model returns hidden states as an earlier stage of a pipeline does; its decoder still ends in its norm."""
+    """Make the model return hidden states, like an earlier pipeline stage; the decoder still applies its final norm."""
     gpt = megatron_gpt(model)
     gpt.post_process = False
     try:

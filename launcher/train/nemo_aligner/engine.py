@@ -1,4 +1,4 @@
-"""NeMo-Aligner behind launcher.train.engine: stand-ins and settings first, then NeMo, then the session."""
+"""The engine that uses NeMo-Aligner: it sets up stand-ins and settings, then imports NeMo, then builds the session."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, progress: MetricsF
 
 
 def build(settled: Settled, trial_dir: Path, progress: MetricsFile) -> NemoSession:
-    """Import NeMo, load model and pairs, go on from the last whole checkpoint."""
+    """Import NeMo, load model and pairs, resume from the last complete checkpoint."""
     progress.phase(metrics.STARTING, "importing NeMo")
     from launcher.train.nemo_aligner import session  # only after the stand-ins
 

@@ -28,7 +28,7 @@ from launcher.train.ranks import Ranks, share_cores
 from launcher.train.run import load_config
 
 DEFAULTS = {"kl_pairs": 32, "samples": 3, "sample_tokens": 32}
-#: What is kept of every pair: sums over the response's tokens, in nats, and their number.
+#: Kept for every pair: sums over each response's tokens, in nats, and the number of tokens.
 PER_PAIR = ("kl_chosen", "kl_rejected", "log_ratio_chosen", "log_ratio_rejected", "tokens_chosen", "tokens_rejected")
 
 
@@ -36,10 +36,10 @@ def evaluate(model: Any, config: Any, pairs: Any, progress: MetricsFile) -> dict
     """Evaluate `model` (NeMo-Aligner's DPO model) on the first pairs of `pairs` (its validation data set).
 
     All ranks have to call it, and all get the same. Keys: `kl_per_token` {"mean", "standard_error"}: KL(policy ||
-    reference) in nats, mean over all tokens of both responses, the standard error over pairs; the same of
-    `kl_per_token_chosen` and `kl_per_token_rejected`; `pairs`, `tokens`; `per_pair` (columns PER_PAIR, in the data's
-    order); `samples` [{"prompt", "chosen", "reference", "policy", ..}]; `seconds`. Where the model's parallelism is one
-    that it cannot handle: {"skipped": why}.
+    reference) in nats, mean over all tokens of both responses, standard error over pairs; `kl_per_token_chosen` and
+    `kl_per_token_rejected`, the same for one response; `pairs`, `tokens`; `per_pair` (columns PER_PAIR, in the data's
+    order); `samples` [{"prompt", "chosen", "reference", "policy", ..}]; `seconds`. If the model's parallelism or data
+    format is not supported: {"skipped": why}.
     """
     why = obstacle(model.cfg)
     if why:
@@ -57,7 +57,7 @@ def evaluate(model: Any, config: Any, pairs: Any, progress: MetricsFile) -> dict
 
 
 def obstacle(config: Any) -> str:
-    """Why the divergence cannot be computed with a model config, "" where it can."""
+    """Why the divergence cannot be computed with a model config, "" if it can."""
     for key in ("pipeline_model_parallel_size", "context_parallel_size"):
         if (config.get(key) or 1) > 1:
             return f"model.{key}={config.get(key)}: the evaluation knows tensor and data parallelism only"
@@ -67,7 +67,7 @@ def obstacle(config: Any) -> str:
 
 
 def summarise(per_pair: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Means over all tokens and standard errors of the KL, from the columns PER_PAIR. None where there is no token."""
+    """Means over all tokens and standard errors of the KL, from the columns PER_PAIR. None if there are no tokens."""
     columns = {name: [per_pair[f"{name}_chosen"], per_pair[f"{name}_rejected"]] for name in ("kl", "tokens")}
     both = {name: [a + b for a, b in zip(*sides, strict=True)] for name, sides in columns.items()}
     found: dict[str, Any] = {"pairs": len(both["kl"]), "tokens": int(sum(both["tokens"]))}
@@ -98,7 +98,7 @@ def _per_pair(model: Any, pairs: Any, count: int, progress: MetricsFile) -> dict
         policy[index] = _hidden(model, pair).cpu()
     weight = divergence.output_weight(model)
     if not model.use_peft:
-        weight = weight.clone()  # the reference's takes its place
+        weight = weight.clone()  # the reference's weight will overwrite it
     found = {}
     with divergence.reference(model):
         base_weight = divergence.output_weight(model)
@@ -131,7 +131,7 @@ def _hidden(model: Any, pair: Mapping[str, Any]) -> Any:
 
 
 def _sums(compared: Any, chosen: int) -> dict[str, float]:
-    """A pair's row of PER_PAIR; its first `chosen` tokens are the chosen response's."""
+    """A pair's row of PER_PAIR; its first `chosen` tokens belong to the chosen response."""
     row: dict[str, float] = {}
     for name, part in (("chosen", slice(None, chosen)), ("rejected", slice(chosen, None))):
         row[f"kl_{name}"] = round(float(compared.kl[part].double().sum()), 6)
@@ -165,9 +165,10 @@ def _samples(model: Any, pairs: Any, count: int, length: int, progress: MetricsF
 
 
 def evaluate_trial(trial_dir: Path) -> dict[str, Any]:
-    """Evaluate a finished trial, in this process, and write the outcome into its result.json; returns it.
+    """Evaluate a finished trial in this process; writes the evaluation into its result.json and returns it.
 
-    Ranks as in training, but as few as the model needs: as many as its tensor parallelism. Raises Refused.
+    Ranks are started as in training, but exactly tensor_model_parallel_size of them. Raises Refused if their number
+    is different or the trial cannot be evaluated.
     """
     trial_dir = trial_dir.absolute()
     result, config = check(trial_dir)
@@ -217,7 +218,7 @@ def check(trial_dir: Path) -> tuple[dict[str, Any], Any]:
 
 
 def _load(config: Any, trial_dir: Path, adapters: str) -> tuple[Any, Any]:
-    """(model with its trained adapters, held-out pairs); nothing is written but the tokenizer."""
+    """(model with its trained adapters, held-out pairs); writes only the tokenizer."""
     from nemo.collections.nlp.parts.peft_config import PEFT_CONFIG_MAP
     from nemo_aligner.utils.train_script_utils import init_distributed, resolve_and_create_trainer
 
@@ -227,7 +228,7 @@ def _load(config: Any, trial_dir: Path, adapters: str) -> tuple[Any, Any]:
     lightning = resolve_and_create_trainer(config, "dpo")
     model = base_model.load(config, lightning, trial_dir)
     init_distributed(lightning, model, config.model.get("transformer_engine", False))
-    # init_peft does this and logs it with a format string that has no place for its argument.
+    # init_peft does this too, but its log call has a format string without a place for its argument.
     model.load_adapters(adapters, PEFT_CONFIG_MAP[config.model.peft.peft_scheme](config.model))
     model.setup_complete = True
     _, pairs, _ = session.datasets(config.model, model.tokenizer)
@@ -235,7 +236,7 @@ def _load(config: Any, trial_dir: Path, adapters: str) -> tuple[Any, Any]:
 
 
 class _Spoken(MetricsFile):
-    """Progress on stdout: metrics.jsonl is the record of the training, which is over."""
+    """Prints progress to stdout only: metrics.jsonl records the training, which is over."""
 
     def __init__(self) -> None:
         super().__init__(None)

@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a resumed trial: one line, of the steps that count."""
+"""Joins a resumed trial's TensorBoard event files, so that TensorBoard shows one curve without repeated steps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _PATTERN = "events.out.tfevents.*"
 
 
 def join(results: Path, step: int, validated: bool) -> None:
-    """Bring a trial's event files back to where TensorBoard shows them as one run, less what will be done again.
+    """Move a trial's event files to one folder, and drop the events of steps that will be repeated.
 
-    NeMo moves an earlier start's files to results/run_N/, which TensorBoard shows as a run of its own. The trial goes
-    on after `step` steps; `validated` says whether the validation at that step is done. NeMo-Aligner counts a training
-    step before it (the first is 0), a validation after it.
+    NeMo moves an earlier start's files to results/run_N/, which TensorBoard shows as a separate run. The trial resumes
+    after `step` steps; `validated` says whether the validation at that step is done. NeMo-Aligner numbers training
+    steps from 0; a validation has the number of steps done before it.
     """
     for path in sorted(results.glob(f"run_*/{_PATTERN}")):
         os.replace(path, results / path.name)
@@ -33,13 +33,13 @@ def _counts(event: bytes, step: int, validated: bool) -> bool:
     for value in parsed.summary.value:
         if value.tag.startswith("val/"):
             return bool(parsed.step < step or (validated and parsed.step == step))
-        # Others than these two are the hyperparameters, which every start writes.
+        # All other tags are hyperparameters, which every start writes again.
         return value.tag.startswith("train/") and bool(parsed.step < step)
-    return True  # the version of the format
+    return True  # the event with the format's version
 
 
 def _records(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """(record, event) of a TFRecord file: length, its checksum, the event, its checksum. One cut off is left out.
+    """(record, event) of a TFRecord file: length, its checksum, the event, its checksum. Ignores a truncated last one.
 
     The format is given in TensorFlow's tensorflow/core/lib/io/record_writer.h.
     """

@@ -1,4 +1,4 @@
-"""Keeps what NeMo says on every run and for every pair, and what nobody can act on, out of the logs."""
+"""Keeps out of the logs what NeMo repeats on every run or for every pair, and what nobody can act on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 
-#: NeMo's own log lines to leave out: all of them name either a default that is right, or a thing DPO does not use.
+#: NeMo's own log lines to drop: each is about a default that is right, or about something that DPO does not use.
 _LINES = re.compile(
     "|".join(
         (
@@ -15,10 +15,10 @@ _LINES = re.compile(
             r"Pre-formatting chat conversation as string",  # for every pair, in every batch (Aligner's datasets.py)
             r"Importing NeMo-Aligner sets DISABLE_TORCH_DEVICE_SET",
             r"Unexpected model config for Llama3",
-            r"Ignoring `trainer\.max_epochs` when computing",  # both are set, and agree
+            r"Ignoring `trainer\.max_epochs` when computing",  # both are set, and they agree
             r"running multi-node training without SLURM",  # Lightning is told of Slurm's ranks by torch's variables
             r"ExpManager schema|^\{'explicit_log_dir'",  # every default of exp_manager, 4,000 characters of them
-            r"^(All|Ranks?) .* (group|rank)s?\b",  # a dozen lines on groups of one rank each
+            r"^(All|Ranks?) .* (group|rank)s?\b",  # a dozen lines about groups of one rank each
             r"DistributedCheckpointIO configured but should not be used",  # adapters are saved by plain torch
             r"apply_query_key_layer_scaling is only enabled when using FP16",
             r"told to monitor a validation value and trainer's max_steps",
@@ -45,24 +45,24 @@ _WARNINGS = (
 
 def quiet() -> None:
     """Call before NeMo is imported. Errors and warnings about the run itself still come through."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning at every fork of the checkpoint writer
-    os.environ.setdefault("TQDM_DISABLE", "1")  # NeMo-Aligner's bars; launcher.train.metrics_file prints a line a step
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # avoids a warning at every fork of the checkpoint writer
+    os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars: launcher.train.metrics_file prints a line per step
     for pattern, category in _WARNINGS:
         warnings.filterwarnings("ignore", message=pattern, category=category)
-    warnings.filterwarnings("ignore", category=SyntaxWarning)  # Python 3.12 on NeMo's string escapes
+    warnings.filterwarnings("ignore", category=SyntaxWarning)  # Python 3.12 warns of NeMo's string escapes
     logging.getLogger("nemo_logger").addFilter(_wanted)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_not_a_device_list)
 
 
 def files_only() -> None:
-    """Call once NeMo is imported: its INFO lines go to its log file in results/ alone, its warnings still to stderr."""
+    """Call after NeMo's import: its INFO lines then go only to its log file in results/; warnings also go to stderr."""
     for handler in logging.getLogger("nemo_logger").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.addFilter(lambda record: record.levelno > logging.INFO)
 
 
 def _text(record: logging.LogRecord) -> str:
-    """The message. NeMo-Aligner's init_peft logs a format string that has no place for its argument."""
+    """The message, unformatted if that fails: init_peft's format string has no place for its argument."""
     try:
         return record.getMessage()
     except TypeError:

@@ -1,4 +1,4 @@
-"""Combinations of parallelism and packages that cannot work, refused before the model is loaded."""
+"""Refuses combinations of parallelism and packages that cannot work, before the model is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launcher.findings import Finding, Refused
 
 
 def check(config: DictConfig, gaps: Collection[str]) -> None:
-    """Raise Refused where model.sequence_parallel cannot work. `gaps` are what this machine lacks (standins.GAPS)."""
+    """Raise Refused if model.sequence_parallel cannot work. `gaps` is what this machine lacks (of standins.GAPS)."""
     model = config.model
     why = unsupported_reason(bool(model.get("sequence_parallel")), model.peft.peft_scheme, gaps, _te_version())
     if model.get("sequence_parallel") and model.get("tensor_model_parallel_size", 1) == 1:
@@ -21,7 +21,7 @@ def check(config: DictConfig, gaps: Collection[str]) -> None:
 
 
 def unsupported_reason(sequence_parallel: bool, scheme: str, gaps: Collection[str], te: str) -> str:
-    """Why sequence parallelism cannot work here, "" where it can. `te` is Transformer Engine's version, "" without."""
+    """Why sequence parallelism cannot work here, "" if it can. `te`: Transformer Engine's version, "" without it."""
     if not sequence_parallel:
         return ""
     if "transformer_engine" in gaps:

@@ -1,4 +1,4 @@
-"""The random states that training draws from (LoRA's dropout), so that a resumed trial draws what it would have drawn.
+"""Saves and restores random states (for LoRA's dropout), so that a resumed trial draws the same random numbers.
 
 Import only after launcher.train.nemo_aligner.standins.install().
 """
@@ -16,7 +16,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 
 def get() -> dict[str, Any]:
-    """This rank's: torch's on the CPU and on its device, Megatron's tracker, numpy's, Python's."""
+    """This rank's states: torch on the CPU and on its device, Megatron's tracker, numpy, Python."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
@@ -28,9 +28,9 @@ def get() -> dict[str, Any]:
 
 
 def put(state: dict[str, Any]) -> None:
-    """The reverse of get()."""
+    """Restore what get() returned."""
     torch.cuda.set_rng_state(state["device"].cpu())
-    torch.set_rng_state(state["torch"].cpu())  # after the device's, which is the same one where the CPU stands in
+    torch.set_rng_state(state["torch"].cpu())  # last: without CUDA it is also the device's state
     get_cuda_rng_tracker().set_states({name: each.cpu() for name, each in state["megatron"].items()})
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
@@ -39,7 +39,7 @@ def put(state: dict[str, Any]) -> None:
 
 @contextmanager
 def untouched() -> Iterator[None]:
-    """What is drawn within has no effect on what is drawn after it: validations do not change the training."""
+    """Restore the random states at the end of the block, so that a validation does not change the training."""
     before = get()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Activation recomputation with adapters: Megatron alone would cut their gradients off.
+"""Makes activation recomputation work with adapters: Megatron alone would cut off their gradients.
 
 Import only after launcher.train.nemo_aligner.standins.install().
 """
@@ -13,11 +13,11 @@ from launcher.train.nemo_aligner.divergence import megatron_gpt
 
 
 def keep_gradients(model: Any) -> None:
-    """Have the embedding's output require a gradient, where activations are recomputed and the embedding is frozen.
+    """Make the embedding's output require a gradient if activations are recomputed and the embedding is frozen.
 
     Megatron's CheckpointFunction, like torch's, returns outputs that require a gradient only if an input does. With
     model.activations_checkpoint_granularity=full the input of the first layers is the embedding's output, and the
-    frozen embedding of LoRA gives one without: "element 0 of tensors does not require grad".
+    embedding, frozen with LoRA, has an output that requires none: "element 0 of tensors does not require grad".
     """
     embedding = getattr(megatron_gpt(model), "embedding", None)  # later pipeline stages have none
     if not model.cfg.get("activations_checkpoint_granularity") or embedding is None:

@@ -1,4 +1,4 @@
-"""Rotary frequencies that NeMo 2.1 cannot be configured to: Llama 3.2 scales them with 32, NeMo with 8 always."""
+"""Sets rotary frequencies that NeMo 2.1 has no option for: Llama 3.2 scales them by 32, NeMo always by 8."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from launcher.nemo.nemo_file import ROPE_SCALING
 
 
 def scale_frequencies(model: Any, config: Any) -> None:
-    """Scale the frequencies of a model that was just built, where its config has a scaling of its own.
+    """Scale the frequencies of a newly built model, if its config has its own scaling.
 
-    By Megatron's own function, which has these numbers as arguments, but is only ever called with the defaults.
+    This calls Megatron's own function, which takes these numbers but is otherwise only called with the defaults.
     """
     scaling = config.get(ROPE_SCALING)
     if scaling is None:

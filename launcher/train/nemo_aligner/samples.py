@@ -1,4 +1,4 @@
-"""Greedy answers of reference policy and policy to the same prompts: what a beta does to the text, seen.
+"""Greedy answers of reference policy and policy to the same prompts, to show what a beta does to the text.
 
 Import only after launcher.train.nemo_aligner.standins.install().
 """
@@ -21,7 +21,7 @@ def prompts(pairs: Any, count: int) -> list[tuple[list[int], list[int]]]:
             break
         pair = pairs[index]
         labels = pair["chosen_labels"]
-        # Labels are shifted by one and those of the prompt are -100, so that one of the prompt's is missing.
+        # Labels are shifted by one and the prompt's are -100, so the prompt has one token more than -100s.
         begin = int((labels > -1).int().argmax()) + 1
         prompt = tuple(pair["chosen"][:begin].tolist())
         found.setdefault(prompt, labels[labels > -1].tolist())
@@ -33,7 +33,7 @@ def greedy(
 ) -> list[tuple[list[int], bool]]:
     """The most likely continuation of every sequence of tokens, up to `length` tokens; (tokens, whether it ended).
 
-    The whole sequence is computed anew for every token: few and short answers need no cache. `beat` is called with the
+    Every token recomputes the whole sequence: with a few short answers no cache is needed. `beat` is called with the
     number of tokens made.
     """
     eos = model.tokenizer.eos_id
