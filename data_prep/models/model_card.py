@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from data_prep.models import small_models
-from launcher import redact
-from launcher.sweep import checkpoints
+from launcher import redact, whole_file
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 
@@ -78,7 +77,7 @@ def data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for path in map(Path, config["model"]["data"]["data_prefix"].get(split) or ()):
             described, entry = _described(path)
             known = f", {entry['rows']} pairs" if "rows" in entry else ""
-            sha = entry.get("sha256") or (checkpoints.sha256(path) if path.is_file() else "")
+            sha = entry.get("sha256") or (whole_file.sha256(path) if path.is_file() else "")
             yield f"{split} data", f"{described}{path.name}{known}, SHA-256 {sha or 'unknown: the file is gone'}"
 
 

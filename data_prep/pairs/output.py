@@ -13,7 +13,7 @@ from typing import Any
 from data_prep.pairs import packed, splits
 from data_prep.scratch import alive
 from launcher.findings import Finding, Refused
-from launcher.sweep.checkpoints import sha256
+from launcher.whole_file import sha256
 
 RECORD = "dataset.json"
 PAIRS = tuple(f"{name}.jsonl" for name in splits.NAMES)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from data_prep.pairs.pair_tokens import PairTokenizer
 from launcher.findings import Finding, Refused
-from launcher.sweep.checkpoints import sha256
+from launcher.whole_file import sha256
 
 OPEN = 128  # packs begun and not yet full
 _BATCH = 256

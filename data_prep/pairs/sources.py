@@ -22,7 +22,7 @@ from data_prep.pairs.forms import KEYS
 from data_prep.pairs.hub import HH_NAME, HH_REVISION, HH_SUBSETS, Opener
 from data_prep.pairs.jsonl import Record
 from launcher.findings import Finding, Refused
-from launcher.sweep.checkpoints import sha256
+from launcher.whole_file import sha256
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample" / "pairs.jsonl"
 NAMES = {"sample": "sample", "hh_rlhf": "hh_rlhf", HH_NAME: "hh_rlhf", "hh-rlhf": "hh_rlhf"}

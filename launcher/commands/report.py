@@ -17,6 +17,7 @@ from pathlib import Path
 
 from launcher import whole_file
 from launcher.findings import Finding, Refused
+from launcher.plain_data import at
 from launcher.report import gather, markdown, recorded, table_csv, text, trial_files
 from launcher.status import states
 from launcher.sweep import find
@@ -104,7 +105,7 @@ def evaluate(sweep: Sweep) -> list[Trial]:
     for place, trial in enumerate(todo, 1):
         print(f"evaluating trial {trial.name}, {place} of {len(todo)}", flush=True)
         config = trial_files.read_config(trial)
-        ranks = recorded.integer(trial_files.at(config, "model.tensor_model_parallel_size")) or 1
+        ranks = recorded.integer(at(config, "model.tensor_model_parallel_size")) or 1
         command = [sys.executable, "-m", "launcher.train.nemo_aligner.evaluate", str(trial.folder)]
         if ranks > 1:
             run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]

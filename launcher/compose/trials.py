@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from launcher.compose.command_line import plain
 from launcher.findings import Finding, Refused
 from launcher.nemo import lora
-from launcher.trial_config.config import TrialConfig, at
+from launcher.plain_data import at
+from launcher.trial_config.config import TrialConfig
 from launcher.trial_config.types import NO_VALUE
 from launcher.trial_config.validate import validate
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from launcher import whole_file
 
 RECORD = "dataset.json"
 KEY = "model.data.data_prefix"
@@ -73,11 +74,7 @@ class FileRecord:
             return False
         if self.written_after:
             return True
-        digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest() == self.sha256
+        return whole_file.sha256(path) == self.sha256
 
 
 def record(path: Path) -> FileRecord | None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from launcher.plain_data import at
 from launcher.report import costs, measures, recorded, trial_files
 from launcher.report.costs import Course
 from launcher.report.measures import Measure
 from launcher.report.pools import Pool, pooled
-from launcher.report.trial_files import Config, Unreadable, at
+from launcher.report.trial_files import Config, Unreadable
 from launcher.report.trials import TrialReport
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import BETA, Trial

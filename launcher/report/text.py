@@ -8,12 +8,12 @@ from pathlib import Path
 
 from launcher import estimates, units
 from launcher.estimates import LEVEL
+from launcher.plain_data import at
 from launcher.report import costs, measures
 from launcher.report.gather import Report
 from launcher.report.judge import Judgement
 from launcher.report.measures import Measure
 from launcher.report.pools import Pool, progress
-from launcher.report.trial_files import at
 
 _MOST_COLUMNS = 12
 _MOST_NAMED = 6

@@ -132,14 +132,6 @@ def _part(text: str) -> dict[str, Any]:
     return {str(name): value for name, value in loaded.items()} if isinstance(loaded, dict) else {}
 
 
-def at(config: Config, key: str) -> Any:
-    """The value of a dotted key, None where there is none."""
-    node: Any = config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node
-
-
 def differences(configs: Mapping[int, Config]) -> list[tuple[str, dict[int, str]]]:
     """(key, its value in each trial by number) where the configs differ; secrets hidden. {} counts as not known."""
     known = {number: config for number, config in configs.items() if config}

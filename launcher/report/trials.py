@@ -8,11 +8,12 @@ from functools import cached_property
 
 from launcher import redact
 from launcher.estimates import Estimate
+from launcher.plain_data import at
 from launcher.report import measures, recorded
 from launcher.report.costs import Course, TrialCost
 from launcher.report.measures import Measure
 from launcher.report.recorded import Pairs, Result, Sample, Validation
-from launcher.report.trial_files import Config, at
+from launcher.report.trial_files import Config
 from launcher.sweep.trial import Trial
 
 

@@ -9,7 +9,6 @@ checkpoint. A checkpoint is whole only if its files match the manifest byte for 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,6 @@ from launcher import whole_file
 
 FOLDER = Path("results") / "checkpoints"
 SUFFIX = ".manifest.json"
-_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def matches(folder: Path, manifest: Mapping[str, Any], hashes: bool = True) -> b
     """Whether all files of a manifest exist and match its sizes and (with `hashes`) SHA-256."""
     try:
         for name, (size, digest) in manifest["files"].items():
-            if (folder / name).stat().st_size != size or (hashes and sha256(folder / name) != digest):
+            if (folder / name).stat().st_size != size or (hashes and whole_file.sha256(folder / name) != digest):
                 return False
     except FileNotFoundError:
         return False
@@ -105,7 +103,7 @@ def describe(file: Path) -> tuple[int, str]:
     """(bytes, SHA-256) of a file. Before returning, syncs the file to the disk."""
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
-    return file.stat().st_size, sha256(file)
+    return file.stat().st_size, whole_file.sha256(file)
 
 
 def write_manifest(path: Path, files: Mapping[str, tuple[int, str]], step: int, consumed_samples: int) -> None:
@@ -113,14 +111,6 @@ def write_manifest(path: Path, files: Mapping[str, tuple[int, str]], step: int, 
     name = path.with_suffix("").name if path.with_suffix("").is_dir() else path.name
     manifest = {"name": name, "step": step, "consumed_samples": consumed_samples, "time": time.time(), "files": files}
     whole_file.write_json(manifest_of(path), manifest)
-
-
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def all_of(folder: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from typing import Any
 
 from launcher import whole_file
 from launcher.findings import Finding, Refused
+from launcher.plain_data import at
 from launcher.slurm import client
 from launcher.sweep.trial import BETA, Trial, labels
 
@@ -238,10 +239,8 @@ def _entry(number: int, overrides: Sequence[str], config: dict[str, Any]) -> dic
 
 
 def _beta(config: dict[str, Any]) -> float | None:
-    node: Any = config
-    for key in BETA.split("."):
-        node = node.get(key) if isinstance(node, dict) else None
-    return float(node) if isinstance(node, (int, float)) and not isinstance(node, bool) else None
+    beta = at(config, BETA)
+    return float(beta) if isinstance(beta, (int, float)) and not isinstance(beta, bool) else None
 
 
 def _write_configs(folder: Path, configs: Iterable[tuple[int, dict[str, Any]]]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
 
+from launcher.plain_data import at
 from launcher.trial_config.cluster import Cluster
 from launcher.trial_config.model import Model, PretrainedCheckpoint
 from launcher.trial_config.trainer import ExpManager, Trainer
@@ -148,11 +148,3 @@ class TrialConfig(Section):
         """The file of each split: pairs (.jsonl), or packs of them (.npy)."""
         prefix = self.model.data.data_prefix
         return {"train": Path(prefix.train[0]), "validation": Path(prefix.validation[0]), "test": Path(prefix.test[0])}
-
-
-def at(config: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key in a config of plain data; None where there is none."""
-    node: Any = config
-    for name in key.split("."):
-        node = node.get(name) if isinstance(node, Mapping) else None
-    return node

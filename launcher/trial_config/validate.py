@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from launcher.findings import Finding, Refused
-from launcher.trial_config.config import TrialConfig, at
+from launcher.plain_data import at
+from launcher.trial_config.config import TrialConfig
 from launcher.trial_config.types import NO_VALUE, Section, allowed
 
 #: Habits from other NeMo files (SFT, NeMo-Framework-Launcher, HF) -> what to use here.

@@ -17,7 +17,8 @@ import launcher.main as main_module
 from launcher.compose.resolvers import register_resolvers
 from launcher.compose.trials import ComposedConfig, UnresolvedError, checked, unresolved
 from launcher.findings import Finding, Refused
-from launcher.trial_config.config import TrialConfig, at
+from launcher.plain_data import at
+from launcher.trial_config.config import TrialConfig
 from launcher.trial_config.validate import validate
 from tests.unit.prepare_tools import Prepare, Refusal
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.pairs import sources, splits
-from launcher.sweep.checkpoints import sha256
+from launcher.whole_file import sha256
 from tests.unit.prepare_tools import FILES, ROOT, Prepare, hh, many, prompts, record_of, rows_of, write
 
 

@@ -19,7 +19,7 @@ from data_prep.pairs.lengths import Lengths
 from data_prep.pairs.pair_filter import Options, PairFilter
 from data_prep.pairs.prompt_formats import HH
 from data_prep.progress import Progress
-from launcher.sweep.checkpoints import sha256
+from launcher.whole_file import sha256
 from tests.unit.prepare_tools import Prepare, Refusal, characters_as_tokens, hh, many, record_of, rows_of, write
 
 
