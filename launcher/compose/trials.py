@@ -29,6 +29,8 @@ _NUMBER = re.compile(
     r"\+\+(?P<key>[a-z][a-z_0-9]*(\.[a-z][a-z_0-9]*)+)=(?P<number>(?P<whole>-?(0|[1-9]\d*))|-?(0|[1-9]\d*)\.\d+)",
     re.ASCII,
 )
+#: Resolved configs that are kept, each of some 100 kB.
+_MOST_KEPT = 16
 _REFERENCE = re.compile(r"\$\{(\.*)([\w.]+)\}")
 
 
@@ -107,8 +109,8 @@ class UnresolvedError(Exception):
 class ComposedConfig:
     """A config that Hydra has composed, from which the plain configs of trials are made.
 
-    OmegaConf takes some 20 ms to copy and resolve a config. That is needed only if an interpolation may refer to a
-    key that is set. Any other key can be set in the config after it was resolved.
+    OmegaConf takes some 20 ms to copy and resolve a config. That is needed once for all trials that set the same values
+    at keys to which an interpolation may refer. Any other key is set in a copy of the resolved config.
     """
 
     def __init__(self, config: DictConfig) -> None:
@@ -117,20 +119,27 @@ class ComposedConfig:
         self._config = config
         self._unresolved = _container(config, resolve=False)
         self._interpolations = list(_interpolations(self._unresolved))
-        self._resolved: dict[str, Any] | None = None
-        """None until first needed."""
+        self._resolved: dict[str, dict[str, Any]] = {}
+        """By the values that were set before the config was resolved."""
 
     def with_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The resolved config with these values at dotted keys. Raises UnresolvedError."""
-        if not all(self._may_be_set_afterwards(key, value) for key, value in values.items()):
+        early = {key: value for key, value in values.items() if not self._may_be_set_afterwards(key, value)}
+        late = {key: value for key, value in values.items() if key not in early}
+        if any(key.startswith(f"{node}.") for node in early for key in late) or any(
+            _may_refer(text, key) for text in _interpolations(early) for key in late
+        ):
+            early, late = dict(values), {}
+        known = repr(early)  # which tells 1 from 1.0 and from True
+        if known not in self._resolved:
             config = self._config.copy()
-            for key, value in values.items():
+            for key, value in early.items():
                 OmegaConf.update(config, key, value, merge=True, force_add=True)
-            return _resolve(config)
-        if self._resolved is None:
-            self._resolved = _resolve(self._config)
-        result = copy.deepcopy(self._resolved)
-        for key, value in values.items():
+            if len(self._resolved) >= _MOST_KEPT:
+                self._resolved.clear()
+            self._resolved[known] = _resolve(config)
+        result = copy.deepcopy(self._resolved[known])
+        for key, value in late.items():
             section, _, name = key.rpartition(".")
             at(result, section)[name] = value
         return result

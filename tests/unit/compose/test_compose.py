@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import launcher.main as main_module
+from launcher.compose import trials as trials_module
 from launcher.compose.resolvers import register_resolvers
 from launcher.compose.trials import ComposedConfig, UnresolvedError, _value, checked, trial_configs
 from launcher.findings import Refused
@@ -98,6 +99,32 @@ def test_a_swept_beta_needs_no_second_resolving() -> None:
     config = ComposedConfig(composed())
     assert config._may_be_set_afterwards("model.dpo.ref_policy_kl_penalty", 0.2)
     assert not config._may_be_set_afterwards("model.micro_batch_size", 2)
+
+
+def test_an_interpolation_among_the_values_is_resolved_with_the_other_values() -> None:
+    config = ComposedConfig(composed())
+    for seed in (7, 8):
+        values = {"model.seed": seed, "experiment.name": "seed_${model.seed}", "model.micro_batch_size": 2}
+        assert fast(config, values) == whole(_without_hydra(), values)
+
+
+def test_trials_that_share_an_early_value_are_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved = []
+    monkeypatch.setattr(
+        trials_module, "_resolve", lambda config: resolved.append(1) or OmegaConf.to_container(config, resolve=True)
+    )
+    config = ComposedConfig(composed())
+    for beta in (0.1, 0.2, 0.3):
+        made = config.with_values({"model.micro_batch_size": 2, "model.dpo.ref_policy_kl_penalty": beta})
+        assert (made["model"]["micro_batch_size"], made["model"]["dpo"]["ref_policy_kl_penalty"]) == (2, beta)
+    assert len(resolved) == 1
+
+
+def _without_hydra() -> Any:
+    config = composed()
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra")
+    return config
 
 
 def test_findings_of_all_trials_in_one() -> None:
