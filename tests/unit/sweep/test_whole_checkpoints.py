@@ -48,7 +48,7 @@ def test_one_that_has_changed_is_not(tmp_path, parts):
     for damage in (whole[:-1], whole + b"\0", b""):
         file.write_bytes(damage)
         assert checkpoints.last_good(tmp_path, hashes=False).step == 4
-    file.write_bytes(b"\0" + whole[1:])
+    file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     assert checkpoints.last_good(tmp_path, hashes=False).step == 8
     assert checkpoints.last_good(tmp_path).step == 4
     file.unlink()
