@@ -41,8 +41,11 @@ data/sample/dataset.json: data_prep/sample/pairs.jsonl | $(VENV)/.installed
 sweep: setup
 	$(PYTHON_IN) launcher/main.py -m model.dpo.ref_policy_kl_penalty=0.05,0.1,0.5 cluster=local
 
+# The tests on Slurm in one process, those with NeMo in the other, then the rest in whichever is free (tests/conftest.py).
+TWO_AT_ONCE := --numprocesses 2 --dist loadgroup --durations 25
+
 test: setup models/tiny.nemo lint
-	$(PYTHON_IN) -m pytest -m "not slow"
+	$(PYTHON_IN) -m pytest -m "not slow" $(TWO_AT_ONCE)
 
 test-all: setup models/tiny.nemo lint
 	$(PYTHON_IN) -m pytest

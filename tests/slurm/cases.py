@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,8 @@ from tests.slurm.existing import Existing
 from tests.slurm.faults import Result, Row
 from tests.slurm.victim import WORDS, Sweeping
 
-rows: list[Row] = []
-"""Of this test run, for the table at its end."""
+ROW = "fault"
+"""The property of a test's report that holds a row of the table at the end of a test run."""
 References = Callable[..., Result]
 
 
@@ -55,6 +55,8 @@ class Case:
 
     sweep: Sweeping
     references: References
+    record: Callable[[str, object], None]
+    """pytest's record_property: what it gets travels with the test's report, also from another process."""
     words: tuple[str, ...] = ()
 
     def submit(self, *words: str, trials: tuple[str, ...] = ()) -> None:
@@ -70,19 +72,25 @@ class Case:
         """Wait for the end; the row of the table."""
         look = self.sweep.wait_ended(seconds)
         found = faults.row(fault, self.sweep, look, self.references(*self.words), trial, note)
-        rows.append(found)
+        self.record(ROW, asdict(found))
         faults.keep(found)
         print(faults.text([found]))
         return found
 
 
 @pytest.fixture
-def case(own_cluster: Cluster, cluster: Existing, references: References, tmp_path: Path) -> Iterator[Case]:
+def case(
+    own_cluster: Cluster,
+    cluster: Existing,
+    references: References,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> Iterator[Case]:
     """A sweep to be submitted and hurt, with a minute of grace for preempted jobs; the cluster is whole afterwards."""
     desk = Desk(own_cluster, tmp_path / "desk")
     desk.set_up()
     own_cluster.sacctmgr("modify", "qos", "normal", "set", "GraceTime=60")
-    made = Case(Sweeping(desk), references)
+    made = Case(Sweeping(desk), references, record_property)
     try:
         with made.sweep.watched():
             yield made

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm import cases, faults
-from tests.slurm.cases import case, references  # noqa: F401
+from tests.slurm import faults
+from tests.slurm.cases import ROW, case, references  # noqa: F401
 from tests.slurm.cluster import Cluster
 from tests.slurm.desk import Desk
 from tests.slurm.existing import Existing
@@ -31,9 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if cases.rows:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    recorded = [pair for report in reports if report.when == "call" for pair in report.user_properties]
+    if rows := [faults.Row(**row) for name, row in recorded if name == ROW]:
         terminalreporter.write_sep("=", "what faults cost a trial")
-        terminalreporter.write_line(faults.text(cases.rows))
+        terminalreporter.write_line(faults.text(rows))
 
 
 @pytest.fixture(scope="session")
