@@ -23,36 +23,36 @@ class Answers:
     """What Slurm answered about a sweep."""
 
     time: float
-    """When it was asked, in seconds since 1970."""
+    """When Slurm was asked, in seconds since 1970."""
     queue: Mapping[str, QueueRow] | None = field(default_factory=dict)
-    """By name, `69_2`; None: squeue did not answer."""
+    """By element, `69_2`; None: squeue did not answer."""
     account: Mapping[str, AccountRow] | None = None
-    """By name; None: sacct did not answer, or was not asked."""
+    """By element; None: sacct did not answer, or was not asked."""
     troubles: tuple[str, ...] = ()
-    """What did not answer, a line each."""
+    """Which commands did not answer, one line each."""
     claimed: Mapping[str, str] = field(default_factory=dict)
-    """Ids of arrays whose sbatch was ended before it could write them, by the name of their script."""
+    """Ids of arrays whose sbatch was killed before their ids could be recorded, by the name of their script."""
     reused: frozenset[str] = frozenset()
-    """Names of the sweep's elements that Slurm has given to other jobs since."""
+    """The sweep's elements whose job ids Slurm has since given to other jobs."""
     cluster: str = ""
-    """This machine's cluster, if it had to be asked for: a job may be on another one of a multi-cluster site."""
+    """This machine's cluster; set only if a job may be on another cluster of a multi-cluster site."""
 
     def jobs(self, sweep: Sweep) -> list[Mapping[str, Any]]:
-        """What was submitted for the sweep, with the ids that are known."""
+        """The jobs recorded in sweep.json, with the ids that were found since."""
         return [
             {**job, "id": self.claimed[job["script"]]} if not job["id"] and job.get("script") in self.claimed else job
             for job in sweep.submitted()
         ]
 
-    def elsewhere(self, part: Element) -> bool:
-        """Whether the element is on another cluster than this machine's, which is not asked."""
+    def on_other_cluster(self, part: Element) -> bool:
+        """Whether the element is on another cluster than this machine's; that cluster is not asked."""
         return part.job.get("cluster", "") not in ("", self.cluster)
 
 
 def ask(sweep: Sweep) -> Answers:
-    """One squeue for all arrays that have a trial without a result, one sacct if that is not enough.
+    """Run one squeue for all arrays that have a trial without a result, and one sacct if that is not enough.
 
-    Only where an sbatch has left no id does another squeue look for its array by the sweep's name for it.
+    If an sbatch left no id, another squeue looks for its array by the job name of the sweep.
     """
     claimed = _claim(sweep)
     now = time.time()
@@ -60,45 +60,45 @@ def ask(sweep: Sweep) -> Answers:
     jobs = answers.jobs(sweep)
     if any(job.get("cluster") for job in jobs):
         answers = Answers(now, claimed=claimed, cluster=_cluster_name())
-    parts = elements(jobs)
-    asked = [
-        [part for part in parts.get(trial.number, []) if part.in_slurm and not answers.elsewhere(part)]
+    elements_of = elements(jobs)
+    parts_by_trial = [
+        [part for part in elements_of.get(trial.number, []) if part.in_slurm and not answers.on_other_cluster(part)]
         for trial in sweep.trials
         if trial.result() is None
     ]
-    ids = sorted({int(part.job["id"]) for those in asked for part in those})
+    ids = sorted({int(part.job["id"]) for parts in parts_by_trial for part in parts})
     if not ids:
         return answers
     troubles = []
     queue: dict[str, QueueRow] | None = None
     account: dict[str, AccountRow] | None = None
     reused: set[str] = set()
-    submitted = {part.name: part for those in asked for part in those}
+    submitted = {part.name: part for parts in parts_by_trial for part in parts}
     try:
         rows = client.squeue(ids, ended=True)
         reused = {row.name for row in rows if row.name in submitted and not _is_ours(row, submitted[row.name])}
         queue = {row.name: row for row in rows if row.name not in reused}
     except run.SlurmError as error:
-        troubles.append(f"squeue does not answer ({_words(error)}): what waits and what runs is not known for certain")
-    if queue is None or any(those and not _alive(those, queue) for those in asked):
+        troubles.append(f"squeue does not answer ({_words(error)}): which trials wait or run is not certain")
+    if queue is None or any(parts and not _alive(parts, queue) for parts in parts_by_trial):
         try:
             account = {row.name: row for row in client.sacct(ids) if row.name not in reused}
         except run.SlurmError as error:
-            troubles.append(f"sacct does not answer ({_words(error)}): how trials ended is not known in full")
+            troubles.append(f"sacct does not answer ({_words(error)}): it is not fully known how trials ended")
     return Answers(now, queue, account, tuple(troubles), claimed, frozenset(reused), answers.cluster)
 
 
 def _is_ours(row: QueueRow, part: Element) -> bool:
-    """Whether the job in the queue is the one that was submitted: Slurm's numbers start again one day.
+    """Whether the job in the queue is the one that was submitted: Slurm reuses job ids when its counter wraps around.
 
     A requeue gives a job a new time of submission.
     """
     if row.submitted is None:
         return True
-    late = row.submitted - datetime.fromisoformat(part.job["submitted"]).timestamp()
-    if late > _SUBMITTED_SLACK_S:
+    delay = row.submitted - datetime.fromisoformat(part.job["submitted"]).timestamp()
+    if delay > _SUBMITTED_SLACK_S:
         return row.restarts > 0
-    return late > -_SUBMITTED_SLACK_S or "first" in part.job  # the times of continuations are those of copied files
+    return delay > -_SUBMITTED_SLACK_S or "first" in part.job  # a continuation's time is that of a copied file
 
 
 def _cluster_name() -> str:
@@ -110,9 +110,9 @@ def _cluster_name() -> str:
 
 
 def _claim(sweep: Sweep) -> dict[str, str]:
-    """The array of an sbatch that was killed, or took too long, after the controller had taken its job.
+    """Find the array of an sbatch that was killed, or timed out, after the controller had accepted its job.
 
-    It has the sweep's own name. Nothing is reported where Slurm is away: the question for the others reports that.
+    It is found by the job name of the sweep. If Slurm does not answer, the squeue for the other arrays reports that.
     """
     known = sweep.submitted()
     nameless = [job for job in known if job["kind"] == "slurm" and not job["id"] and job.get("name")]

@@ -14,7 +14,7 @@ from typing import Any
 
 @contextmanager
 def single_keys() -> Iterator[None]:
-    """Have keys come one by one, unshown; afterwards the terminal is as it was before, whatever happens."""
+    """Read keys one by one, without echo; the terminal's settings are restored afterwards, whatever happens."""
     global _before
     _before = termios.tcgetattr(sys.stdin)
     try:
@@ -29,7 +29,7 @@ _before: list[Any] = []
 
 @contextmanager
 def line_mode() -> Iterator[None]:
-    """The terminal as it was before, for another program that runs on it."""
+    """Restore the terminal's settings while another program uses it."""
     now = termios.tcgetattr(sys.stdin)
     termios.tcsetattr(sys.stdin, termios.TCSADRAIN, _before)
     try:
@@ -39,7 +39,7 @@ def line_mode() -> Iterator[None]:
 
 
 def read_key(seconds: float) -> str:
-    """The key that is pressed within so many seconds, an arrow as its escape sequence; "" for none."""
+    """The key that is pressed within `seconds`; an arrow is its escape sequence; "" if none was pressed."""
     try:
         ready, _, _ = select.select([sys.stdin], [], [], seconds)
     except InterruptedError:

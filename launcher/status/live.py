@@ -1,8 +1,7 @@
-"""The live view of trials: a table that is drawn anew on a terminal, plain lines elsewhere.
+"""The live view of trials: a table that is redrawn on a terminal, and plain lines where there is none.
 
-It shows the states that it is called with; the progress of running trials is read from their folders when it is time
-to show it. A view that can no longer be written (a closed pipe, a terminal that is gone) stops itself: it never ends
-the trials.
+The caller passes the states; the view reads the progress of running trials from their folders when it is about to show
+it. If the view can no longer write (a closed pipe, a terminal that is gone), it stops; the trials go on.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from launcher.units import clock, when
 if TYPE_CHECKING:
     from rich.console import Group
 
-WIDTH = 80  # columns that every line fits in
-_TABLE_S = 0.5  # between two pictures
-_OVERVIEW_S = 4.0  # between two lines about all that run: a run is never silent for more than 5 s
-_OLD_S = 60.0  # from then on the age of Slurm's last answer is shown
+WIDTH = 80  # no line is longer
+_TABLE_S = 0.5  # between two drawings of the table
+_OVERVIEW_S = 4.0  # between two lines about all running trials: something is printed at least every 5 s
+_OLD_S = 60.0  # the age of Slurm's last answer is shown if it is older
 _BUSY = ("RUNNING", "STOPPING")
 
 
 class LiveView(AbstractContextManager["LiveView"]):
-    """Called with the states of all trials as often as one likes; shows them when it is time."""
+    """Call it with the states of all trials as often as you like; it shows them when it is time."""
 
     def __init__(self, trials: Sequence[Trial], stream: TextIO) -> None:
         self.labels = labels(trials)
@@ -43,7 +42,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         self.broken = False
 
     def __call__(self, states: Sequence[TrialState], troubles: Sequence[str] = (), age: float = 0.0) -> None:
-        """`troubles`: what did not answer, a line each; `age`: seconds since the last full answer of Slurm."""
+        """`troubles`: commands that did not answer, one line each; `age`: seconds since Slurm last answered in full."""
         if self.broken:
             return
         try:
@@ -55,10 +54,10 @@ class LiveView(AbstractContextManager["LiveView"]):
         raise NotImplementedError
 
     def give_up(self, error: Exception) -> None:
-        """Show nothing more, and report that where it is still possible."""
+        """Stop showing anything, and report that if stderr still works."""
         self.broken = True
-        with contextlib.suppress(OSError, ValueError):  # the same terminal, mostly
-            print(f"the progress can no longer be shown ({error}); the trials go on", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # stderr is mostly the same terminal
+            print(f"cannot show the progress any more ({error}); the trials go on", file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -74,15 +73,15 @@ class LiveView(AbstractContextManager["LiveView"]):
 
 
 def live_view(trials: Sequence[Trial], stream: TextIO | None = None) -> LiveView:
-    """A table that is drawn anew where `stream` (stdout) is a terminal that can do that, else plain lines."""
+    """A table if `stream` (by default stdout) is a terminal that can be redrawn, else plain lines."""
     stream = stream or sys.stdout
     return TableView(trials, stream) if can_redraw(stream) else LineView(trials, stream)
 
 
 class LineView(LiveView):
-    """A line for every change of a trial's state and every validation; regularly one about all trials that run.
+    """A line for every change of a trial's state and every validation, and regularly one about all running trials.
 
-    Without escape codes. `every`: seconds between two lines about all.
+    It writes no escape codes. `every`: seconds between two lines about all running trials.
     """
 
     def __init__(self, trials: Sequence[Trial], stream: TextIO, every: float = _OVERVIEW_S) -> None:
@@ -121,7 +120,7 @@ class LineView(LiveView):
     def change(self, state: TrialState, first: bool) -> str:
         trial = " ".join(filter(None, ("trial", state.trial.name, self.labels.get(state.trial.number, ""))))
         if state.state == "DONE" and first:
-            return f"{trial} was done before"
+            return f"{trial} is already done"
         where = f" on {state.nodes}" if state.state == "RUNNING" and state.nodes else ""
         took = f" after {clock(state.elapsed)}" if state.elapsed is not None and state.state not in LIVE else ""
         why = f": {state.remark}" if state.remark else f": {state.error}" if state.error else ""
@@ -138,7 +137,7 @@ class LineView(LiveView):
             self.write(text + accuracy)
 
     def overview(self, states: Sequence[TrialState], running: Sequence[TrialState]) -> list[str]:
-        """All running trials, in lines of 80 columns; more than three lines become one of counts."""
+        """All running trials, in lines of 80 columns; if they need more than three lines, one line with counts."""
         etas = [state.progress.eta for state in running]
         left = [f"{clock(max(eta for eta in etas if eta is not None))} left"] if etas and None not in etas else []
         lines = _pack([cell(state) for state in running] + left, WIDTH - len("00:00:00 "))
@@ -149,7 +148,7 @@ class LineView(LiveView):
 
 
 class TableView(LiveView):
-    """A table of the trials, drawn anew twice a second; as many rows as the terminal has room for."""
+    """A table of the trials, redrawn twice a second, with as many rows as fit on the terminal."""
 
     def __init__(self, trials: Sequence[Trial], stream: TextIO) -> None:
         from rich.console import Console
@@ -157,7 +156,7 @@ class TableView(LiveView):
 
         super().__init__(trials, stream)
         self.console = Console(file=stream)  # honours NO_COLOR
-        # Drawn from the caller's loop: a thread of rich's own would run beside the starting of processes.
+        # Drawn from the caller's loop: rich's own thread would run while this process forks others.
         self.live = Live(console=self.console, auto_refresh=False, vertical_overflow="crop")
         self.last: tuple[Sequence[TrialState], Sequence[str]] | None = None
 
@@ -181,7 +180,7 @@ class TableView(LiveView):
             self.live.update(self.draw(states, troubles), refresh=True)
 
     def draw(self, states: Sequence[TrialState], troubles: Sequence[str] = ()) -> Group:
-        """The table, why trials failed, what does not answer, and a line of counts."""
+        """The table, why trials failed, which commands do not answer, and a line of counts."""
         from rich.console import Group
         from rich.text import Text
 
@@ -202,13 +201,13 @@ def _with_progress(state: TrialState) -> TrialState:
 
 
 def _attention(state: TrialState) -> int:
-    """What is shown first where there is no room for all."""
+    """The order in which trials are shown if there is no room for all."""
     order = ("RUNNING", "STOPPING", "FAILED", "UNKNOWN", "DONE", "CANCELLED", "UNSUBMITTED", "WAITING")
     return order.index(state.state)
 
 
 def _pack(cells: Sequence[str], room: int) -> list[str]:
-    """The cells in as few lines as they fit in."""
+    """Join the cells into as few lines of `room` characters as possible."""
     lines: list[str] = []
     for text in cells:
         if lines and len(lines[-1]) + len(text) + 3 <= room:

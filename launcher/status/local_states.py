@@ -1,4 +1,4 @@
-"""The state of a trial that was started on this machine, by the lock of its controller and what its ranks left."""
+"""The state of a trial that was started on this machine, from its controller's lock and the files of its ranks."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def state(trial: Trial, job: Mapping[str, Any]) -> TrialState:
         if launcher_lives:
             return replace(base, state="WAITING", reason="waits for the trials before it")
         if not here:
-            why = f"has not started; whether its launcher on {host} lives cannot be seen from here"
+            why = f"has not started; cannot see from here whether its launcher on {host} still runs"
             return replace(base, reason=why)
         return replace(base, state="CANCELLED", reason="its launcher ended before it started")
     last = starts[-1]
     if last.exits() is None:
-        if launcher_lives:  # between its start and its lock, or its end and its note
+        if launcher_lives:  # it has started but not yet locked, or ended but not yet written its note
             return replace(base, state="RUNNING", nodes=host, node_count=1)
         if not here:
-            return replace(base, reason=f"ran on {host}; whether and how it has ended is not known here")
+            return replace(base, reason=f"ran on {host}; cannot see from here whether and how it ended")
         return replace(base, state="FAILED", reason="its launcher was killed while it ran")
     return ended(base, last)
 
 
 def ended(base: TrialState, start: logs.StartLogs) -> TrialState:
-    """The state of a trial without a result, whose controller has noted how its ranks ended."""
+    """The state of a trial without a result whose controller has recorded how its ranks ended."""
     failures = logs.local_failures(start)
     if not failures:
-        return replace(base, state="FAILED", reason="ended well, but left no result.json", exit_code="0:0")
+        return replace(base, state="FAILED", reason="all ranks exited with 0, but left no result.json", exit_code="0:0")
     if all(failure.code == -signal.SIGTERM and not failure.error for failure in failures):
         return replace(base, state="CANCELLED", reason="stopped while it ran")
     first = failures[0]
@@ -66,7 +66,7 @@ def ended(base: TrialState, start: logs.StartLogs) -> TrialState:
 
 
 def died(code: int) -> str:
-    """How a process ended, by the exit code that Python gives: below 0 the signal that killed it."""
+    """How a process ended, from Python's exit code: below 0, a signal killed it."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -77,7 +77,7 @@ def died(code: int) -> str:
 
 
 def alive(pid: int, before: float) -> bool:
-    """Whether the process lives, and is not a younger one of the same number."""
+    """Whether the process still runs. A process that started after `before` is another one with the same pid."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
@@ -88,7 +88,7 @@ def alive(pid: int, before: float) -> bool:
 
 
 def is_own(pid: int, word: str = "python") -> bool:
-    """Whether the process is this user's, with the word in its command line: before it is sent a signal."""
+    """Whether the process is this user's and has `word` in its command line. Check this before you signal it."""
     process = Path(f"/proc/{pid}")
     try:
         return process.stat().st_uid == os.geteuid() and word.encode() in (process / "cmdline").read_bytes()
@@ -113,10 +113,10 @@ def holder(lock: Path) -> int | None:
 
 
 def locked(lock: Path) -> bool:
-    """Whether a process on this machine or (where the disk's locks are shared) another one holds the lock.
+    """Whether a process holds the lock, on this machine or (if the disk shares locks) on another one.
 
-    The lock is taken to find out only where /proc/locks does not list it, and for microseconds: a controller that
-    starts at that very moment would believe that another launcher runs the trial.
+    If /proc/locks does not list the lock, it is taken for microseconds to find out: a controller that starts at that
+    very moment would believe that another launcher runs the trial.
     """
     if holder(lock) is not None:
         return True

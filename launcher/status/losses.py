@@ -1,4 +1,4 @@
-"""The training loss over the steps, as a line of small blocks."""
+"""The training loss over the steps, as a line of block characters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Losses:
         self._histories: dict[Path, _History] = {}
 
     def of(self, folder: Path) -> list[float]:
-        """In the order of the steps; steps that a restart has done again replace the ones before."""
+        """The losses in the order of the steps; steps that a restart repeated replace the earlier ones."""
         path = folder / "metrics.jsonl"
         history = self._histories.setdefault(path, _History())
         try:
@@ -35,7 +35,7 @@ class Losses:
                 new = stream.read()
         except OSError:
             new = b""
-        whole, _, _ = new.rpartition(b"\n")  # a line that is being written is read when it is whole
+        whole, _, _ = new.rpartition(b"\n")  # the rest of a line that is being written is read next time
         history.position += len(whole) + 1 if whole else 0
         for raw in whole.splitlines():
             if b'"train/loss"' not in raw:
@@ -45,12 +45,12 @@ class Losses:
                 loss = line["train/loss"]
                 history.losses[int(line["step"])] = math.nan if loss is None else float(loss)
             except (ValueError, KeyError, TypeError, OverflowError):
-                continue  # cut in two by a crash
+                continue  # a line that a crash cut in two
         return [history.losses[step] for step in sorted(history.losses)]
 
 
 def sparkline(values: Sequence[float], width: int, levels: str = BLOCKS) -> str:
-    """The values in so many characters, each the mean of its share of them; `x` where one is not finite."""
+    """The values in `width` characters, each the mean of its part of them; `x` if that is not finite."""
     if not values or width < 1:
         return ""
     count = min(width, len(values))

@@ -1,4 +1,4 @@
-"""One trial as a row of a live table, or as a few words in a line: shared by `watch`, local runs and `wait=true`."""
+"""One trial as a row of a live table, or as a part of a line; `watch`, local runs and `wait=true` share it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ COLOURS = {
     "DONE": "green", "FAILED": "red", "UNSUBMITTED": "red", "CANCELLED": "yellow", "STOPPING": "yellow",
     "WAITING": "dim", "UNKNOWN": "magenta",
 }  # fmt: skip
-WIDE = 100  # columns from which on a row shows more
-_CELL = 60  # characters a trial may take of a plain line
-_SILENT_S = 60.0  # a running trial that has written nothing for so long is shown as silent
+WIDE = 100  # from this many columns on, a row shows more
+_CELL = 60  # characters of one trial in a plain line, at most
+_SILENT_S = 60.0  # a running trial that has written nothing for longer is shown as silent
 
 
 def rows_table(
@@ -31,9 +31,9 @@ def rows_table(
     losses: Losses | None = None,
     selected: int | None = None,
 ) -> Table:
-    """A table of rich. `names`: by trial number, what tells trials apart besides beta; `selected`: place of a row.
+    """A table of rich. `names`: overrides that differ besides beta, by trial number; `selected`: index of a row.
 
-    Text from trials goes in as rich's Text, in which brackets are no markup.
+    Text from trials is wrapped in rich's Text, so that brackets in it are not read as markup.
     """
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -87,7 +87,7 @@ def doing(state: TrialState) -> str:
 
 
 def phase(progress: TrialProgress) -> str:
-    """The phase of a running trial, how long it has taken so far, and how far it is."""
+    """The phase of a running trial, for how long it has been in it, and its progress."""
     if not progress.phase:
         return "starting"
     if progress.phase == "done":
@@ -101,7 +101,7 @@ def phase(progress: TrialProgress) -> str:
 
 
 def cell(state: TrialState) -> str:
-    """One running trial in some 30 characters: `#0 13/24 loss 0.612 acc 0.75`."""
+    """One running trial in about 30 characters: `#0 13/24 loss 0.612 acc 0.75`."""
     progress, number = state.progress, state.trial.number
     if progress.phase != "training" or not progress.step:
         return f"#{number} {printable(phase(progress))}"[:_CELL]
@@ -114,7 +114,7 @@ def cell(state: TrialState) -> str:
 
 
 def time_left(state: TrialState) -> str:
-    """Until the last step of a trial that runs; of one that waits, when Slurm expects it to start."""
+    """Of a running trial, the time until its last step; of a waiting one, when Slurm expects it to start."""
     if state.state == "WAITING" and state.expected:
         return f"~{when(state.expected)}"
     eta = state.progress.eta

@@ -1,4 +1,4 @@
-"""The live picture of a sweep on a terminal, and its keys."""
+"""The full-screen view of a sweep on a terminal, and its keys."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def draw(
     message: str = "",
     height: int | None = None,
 ) -> RenderableType:
-    """The picture, as wide as the console. `selected`: place of the row that keys act on; `height`: lines at most."""
+    """The view, as wide as the console. `selected`: index of the row that keys act on; `height`: lines at most."""
     width = console.width
     height = height or console.height
     room = max(1, height - 6)
@@ -67,11 +67,11 @@ def _title(look: Look, width: int) -> str:
 
 
 def _freshness(look: Look, age: float) -> str:
-    asked = bool(look.answers.queue or look.answers.account)
+    answered = bool(look.answers.queue or look.answers.account)
     if look.answers.troubles:
-        old = f"Slurm's last answer is {clock(age)} old; " if asked else ""
+        old = f"Slurm's last answer is {clock(age)} old; " if answered else ""
         return f"{time.strftime('%H:%M:%S')} {old}{look.answers.troubles[0]}"
-    return f"{time.strftime('%H:%M:%S')}" + (f" Slurm asked {clock(age)} ago" if asked and age > 1 else "")
+    return f"{time.strftime('%H:%M:%S')}" + (f" Slurm asked {clock(age)} ago" if answered and age > 1 else "")
 
 
 def _where(state: TrialState) -> str:
@@ -87,7 +87,7 @@ def _where(state: TrialState) -> str:
 
 
 class TrialActions(Protocol):
-    """What the keys do to a trial. Each returns what was done, in words, and raises LauncherError or OSError."""
+    """What the keys do to a trial. Each method returns a message, and raises LauncherError or OSError."""
 
     def cancel(self, sweep: Sweep, trial: Trial) -> str: ...
 
@@ -95,7 +95,7 @@ class TrialActions(Protocol):
 
 
 class Screen:
-    """Draws until q is pressed. Needs a terminal on stdin and stdout."""
+    """Draws the view until q is pressed. Needs a terminal on stdin and stdout."""
 
     def __init__(self, sweep: Sweep, actions: TrialActions) -> None:
         self.actions = actions
@@ -105,10 +105,10 @@ class Screen:
         self.selected = 0
         self.message = ""
         self.pending: tuple[str, TrialState] | None = None
-        """What waits for a yes: cancel or retry, and which trial."""
+        """The action that waits for confirmation: cancel or retry, and which trial."""
 
     def run(self) -> int:
-        """Returns the exit code of `status`."""
+        """Draw until q is pressed; returns the exit code of `status`."""
         self.console.print("asking Slurm ...", end="\r")
         look = self.watcher.first()
         with single_keys(), self._live() as live:
@@ -126,7 +126,7 @@ class Screen:
                     self.selected = min(self.selected, max(0, len(look.trials) - 1))
                     live.update(self.picture(look), refresh=True)
                     drawn = time.monotonic()
-                    pause = max(1.0, 5 * (drawn - began))  # a thousand trials on a slow disk: look more seldom
+                    pause = max(1.0, 5 * (drawn - began))  # a thousand trials on a slow disk: look less often
 
     def _live(self) -> Live:
         return Live(console=self.console, screen=True, auto_refresh=False)
@@ -138,7 +138,7 @@ class Screen:
         return draw(look, self.losses, self.console, age=self.watcher.age, selected=self.selected, message=message)
 
     def press(self, key: str, look: Look, live: Live) -> None:
-        """Act on a key; what it did is said in the last line."""
+        """Act on a key; the last line shows what it did."""
         self.message = ""
         if self.pending:
             what, state = self.pending
@@ -168,11 +168,11 @@ class Screen:
             done = action(Sweep.load(self.watcher.sweep.folder), state.trial)
         except (LauncherError, OSError) as error:
             return f"{what}: {printable(str(error))}"
-        self.watcher.soon()
+        self.watcher.ask_soon()
         return f"trial {state.trial.name}: {done}"
 
     def _log(self, state: TrialState, live: Live) -> str:
-        """In the pager; of a failed trial what `logs` says, else the log itself, from its end."""
+        """Open the pager: for a failed trial with the output of `logs`, else with the log itself, from its end."""
         if not state.log:
             return f"trial {state.trial.name} has printed nothing yet"
         pager = shutil.which(os.environ.get("PAGER", "")) or shutil.which("less") or shutil.which("more")
@@ -183,8 +183,8 @@ class Screen:
             with line_mode():
                 if state.state in ENDED_BADLY:
                     command = [sys.executable, "-m", "launcher", "logs", str(state.trial.number)]
-                    told = subprocess.run([*command, str(self.watcher.sweep.folder)], stdout=subprocess.PIPE)
-                    subprocess.run([pager], input=told.stdout)
+                    logs = subprocess.run([*command, str(self.watcher.sweep.folder)], stdout=subprocess.PIPE)
+                    subprocess.run([pager], input=logs.stdout)
                 else:
                     options = ["-R", "+G"] if os.path.basename(pager) == "less" else []
                     subprocess.run([pager, *options, str(state.log)])

@@ -1,4 +1,4 @@
-"""The state of a trial that Slurm has, by its result, the answers of squeue and sacct, and its own starts."""
+"""The state of a trial that was submitted to Slurm, from its result, squeue, sacct, and its own starts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from launcher.sweep.trial import Trial
 
 
 def state(trial: Trial, parts: Sequence[Element], answers: Answers) -> TrialState | None:
-    """By result.json, squeue and sacct, in this order; None where the trial's last start was on this machine.
+    """The state by result.json, squeue and sacct, in this order; None if the trial's last start was on this machine.
 
-    `parts`: what was submitted for the trial, oldest first.
+    `parts`: the elements that were submitted for the trial, oldest first.
     """
     done = finished(TrialState(trial=trial, state="UNSUBMITTED", job=_last_name(parts)))
     if done:
@@ -32,17 +32,17 @@ def state(trial: Trial, parts: Sequence[Element], answers: Answers) -> TrialStat
             return _live(trial, answers.queue[part.name])
     taken = [part for part in parts if part.job["id"]]
     if not taken:
-        why = "sbatch gave it no id: it refused, or was stopped too early"
+        why = "sbatch returned no job id: it refused the job, or was killed too early"
         return TrialState(trial=trial, state="UNSUBMITTED", reason=why)
     last = taken[-1]  # a later retry that sbatch refused has left nothing but its record
     if last.job["kind"] != "slurm":
         return None
-    if answers.elsewhere(last):
+    if answers.on_other_cluster(last):
         cluster = last.job["cluster"]
-        why = f"is on the cluster {cluster}, which is not asked from here: squeue -M {cluster} -j {last.job['id']}"
+        why = f"is on the cluster {cluster}; to see its state: squeue -M {cluster} -j {last.job['id']}"
         return TrialState(trial=trial, state="UNKNOWN", reason=why, job=f"{last.name};{cluster}")
     if last.name in answers.reused:
-        why = f"has ended without a result; Slurm's job {last.name} is another job now"
+        why = f"has ended without a result; Slurm has given the job id {last.name} to another job"
         return TrialState(trial=trial, state="FAILED", reason=why, job=last.name)
     account = (answers.account or {}).get(last.name)
     if answers.queue is None:
@@ -56,7 +56,7 @@ def state(trial: Trial, parts: Sequence[Element], answers: Answers) -> TrialStat
 
 
 def finished(state: TrialState) -> TrialState | None:
-    """The state of a trial that has its result; None where it has none."""
+    """The state of a trial that has its result; None if it has none."""
     if not state.trial.has_result():
         return None
     result = state.trial.result()
@@ -71,9 +71,9 @@ def result_seconds(result: dict[str, object]) -> float | None:
 
 
 def beside_others(state: TrialState, parts: Sequence[Element]) -> TrialState:
-    """The state of a trial that shares its job with others: its own end counts, which the job outlives.
+    """The state of a trial that shares its job with others: its own end counts, since the job goes on after it.
 
-    The ends of starts before a retry say nothing about the retry's job.
+    How starts before a retry ended does not matter for the retry's job.
     """
     chain = _chain(parts, state.job)
     known = [start for start in starts.read(state.trial.folder) if start.chain == chain]
@@ -87,12 +87,12 @@ def beside_others(state: TrialState, parts: Sequence[Element]) -> TrialState:
 
 
 def batch_output(sweep: Path, job: str) -> Path:
-    """What the batch script of an element printed."""
+    """The file with the output of an element's batch script."""
     return sweep / "slurm" / f"{job}.out"
 
 
 def _with_row(done: TrialState, parts: Sequence[Element], answers: Answers) -> TrialState:
-    """A done trial, with where it ran, if the answers have it."""
+    """A done trial, with the nodes where it ran if Slurm's answers have them."""
     row: AccountRow | QueueRow | None = None
     if parts:
         row = (answers.account or {}).get(parts[-1].name) or (answers.queue or {}).get(parts[-1].name)
@@ -130,7 +130,7 @@ def _live(trial: Trial, row: QueueRow) -> TrialState:
 
 
 def _chain(parts: Sequence[Element], name: str) -> str:
-    """The element that was submitted, which the element `name` is or continues."""
+    """The submitted element at the start of the chain that the element `name` belongs to."""
     chain = ""
     for part in parts:
         chain = chain if "first" in part.job else part.name
@@ -140,7 +140,7 @@ def _chain(parts: Sequence[Element], name: str) -> str:
 
 
 def _without_queue(trial: Trial, name: str, account: AccountRow | None) -> TrialState:
-    """squeue does not answer: use the accounting, which may be old for a trial that runs."""
+    """squeue does not answer: use the accounting, which may be out of date for a running trial."""
     if account is None:
         return TrialState(trial=trial, state="UNKNOWN", reason="Slurm does not answer", job=name)
     if account.state.ended:
@@ -149,7 +149,7 @@ def _without_queue(trial: Trial, name: str, account: AccountRow | None) -> Trial
     return TrialState(
         trial=trial,
         state="WAITING" if waits else "RUNNING",
-        reason="by the accounting; squeue does not answer",
+        reason="according to the accounting; squeue does not answer",
         slurm=account.state.word,
         slurm_reason=account.reason,
         job=name,
@@ -161,10 +161,10 @@ def _without_queue(trial: Trial, name: str, account: AccountRow | None) -> Trial
 
 
 def _ended(trial: Trial, name: str, row: AccountRow | QueueRow) -> TrialState:
-    """The job has ended and there is no result, whatever Slurm calls it."""
+    """The job has ended without a result, whatever Slurm calls its state."""
     reason, word = reasons.ended(row), row.state.word
     if not row.state.ended:  # the accounting missed its end: it was away when the job ended
-        reason = f"is no longer in the queue; how it ended is not known (the accounting still says {word})"
+        reason = f"is no longer in the queue; it is not known how it ended (the accounting still says {word})"
     return TrialState(
         trial=trial,
         state="CANCELLED" if word == "CANCELLED" else "FAILED",
@@ -182,9 +182,9 @@ def _ended(trial: Trial, name: str, row: AccountRow | QueueRow) -> TrialState:
 
 
 def _forgotten(trial: Trial, part: Element, answers: Answers) -> TrialState:
-    """squeue answers and does not know the job, so it neither waits nor runs. sacct does not know it, or is away."""
+    """squeue answers and does not list the job, so it does not wait or run. sacct does not know it, or is away."""
     if answers.account is None:
-        why = "has ended without a result; how it ended is not known while the accounting does not answer"
+        why = "has ended without a result; the accounting, which knows how, does not answer"
         return TrialState(trial=trial, state="FAILED", reason=why, job=part.name)
     if not _left_logs_since(trial, part) and not batch_output(trial.folder.parent, part.name).exists():
         why = "cancelled before it started (Slurm keeps no record of that)"

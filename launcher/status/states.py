@@ -1,7 +1,7 @@
-"""The states of all trials of a sweep: Slurm's answers joined with the folders. Read at every call, kept nowhere.
+"""The states of all trials of a sweep: Slurm's answers joined with the folders. Nothing is cached between calls.
 
 `ask` runs one squeue, and at most one sacct, for the whole sweep; `join` joins the answers with the folders. The states
-of trials that ran on this machine come from their folders alone (`local_states`).
+of trials that ran on this machine come from their folders only (`local_states`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from launcher.sweep.metrics import TrialProgress, read_progress
 from launcher.sweep.starts import Start
 from launcher.sweep.trial import Trial
 
-_LARGE = 100  # trials from which on less is read of each one's metrics
-_SHORT = 4096  # bytes, some eight steps
-_MOST_ERRORS = 50  # failed trials whose logs are searched in one look
+_LARGE = 100  # with more trials, only the end of each trial's metrics is read
+_SHORT = 4096  # bytes, about eight steps
+_MOST_ERRORS = 50  # search the logs of at most so many failed trials
 _BATCH_TAIL = 16384  # bytes
 
 
@@ -32,9 +32,9 @@ def look(sweep: Sweep) -> Look:
 
 
 def join(sweep: Sweep, answers: Answers, max_errors: int = _MOST_ERRORS) -> Look:
-    """The answers and the folders together. The logs of at most `max_errors` failed trials are searched for why."""
+    """Join the answers with the folders. The logs of at most `max_errors` failed trials are searched for the error."""
     parts = elements(answers.jobs(sweep))
-    trials_of = Counter(part.name for each in parts.values() for part in each)
+    trials_of = Counter(part.name for of_trial in parts.values() for part in of_trial)
     trials = sweep.trials
     large = len(trials) > _LARGE
     states = []
@@ -46,7 +46,7 @@ def join(sweep: Sweep, answers: Answers, max_errors: int = _MOST_ERRORS) -> Look
         elif state.state in LIVE and trials_of[state.job] > 1:
             state = slurm_states.beside_others(state, submitted)
         if state.state in ENDED_BADLY or state.state in ("RUNNING", "STOPPING", "UNKNOWN"):
-            # It may have finished since Slurm was asked. Listing the folder makes NFS look anew.
+            # It may have finished since Slurm was asked. Listing the folder refreshes NFS's cache.
             state = slurm_states.finished(state) or state
         states.append(_with_folder(state, large))
     searched = 0
@@ -58,9 +58,9 @@ def join(sweep: Sweep, answers: Answers, max_errors: int = _MOST_ERRORS) -> Look
 
 
 def batch_log(sweep: Sweep, state: TrialState) -> list[str]:
-    """The last lines that the trial's batch script printed: the complaints of srun and Slurm.
+    """The last lines that the trial's batch script printed: error messages of srun and Slurm.
 
-    For a trial that shares its job with others, what its own srun printed: the batch script's output is about all.
+    For a trial that shares its job with others, the output of its own srun: the batch script's is about all of them.
     """
     known = starts.read(state.trial.folder)
     own = logs.srun_log(state.trial.folder, known[-1].name) if known else None
@@ -70,7 +70,7 @@ def batch_log(sweep: Sweep, state: TrialState) -> list[str]:
 
 
 def _with_folder(state: TrialState, large: bool) -> TrialState:
-    """With what the trial's folder has: its progress, how often it started, its log."""
+    """Add what the trial's folder has: its progress, how often it started, its log."""
     if state.state in ENDED_BADLY and not state.trial.folder.is_dir():
         return replace(state, state="FAILED", reason="its folder was deleted")
     printed = logs.by_start(state.trial.folder)
@@ -89,14 +89,14 @@ def _with_folder(state: TrialState, large: bool) -> TrialState:
 
 
 def _progress(trial: Trial, large: bool) -> TrialProgress:
-    """For a large sweep by the last few lines of the metrics, unless those lack a step."""
+    """Read the progress; in a large sweep from the last lines of the metrics only, unless those have no step."""
     path = trial.folder / "metrics.jsonl"
     progress = read_progress(path, tail_size=_SHORT) if large else None
     return progress if progress and progress.step else read_progress(path)
 
 
 def _reason(state: TrialState, known: Sequence[Start]) -> str:
-    """The state's reason, with what happened to the trial before."""
+    """The state's reason, with what happened to the trial's earlier starts."""
     ended = [start for start in known if start.kind]
     if not ended:
         return state.reason
@@ -114,13 +114,13 @@ def _reason(state: TrialState, known: Sequence[Start]) -> str:
 
 
 def _with_error(sweep: Sweep, state: TrialState) -> TrialState:
-    """With the line that says why it failed, from its ranks' logs or what the batch script printed."""
+    """Add the line with the error, from the ranks' logs or the batch script's output."""
     if state.state != "FAILED" or state.error:
         return state
     printed = logs.by_start(state.trial.folder)
-    at_limit = bool(state.starts) and state.starts[-1].kind == "timeout"  # then its script has ended the ranks
+    at_limit = bool(state.starts) and state.starts[-1].kind == "timeout"  # then the batch script ended the ranks
     if at_limit or state.slurm in ("TIMEOUT", "NODE_FAIL", "PREEMPTED", "COMPLETED"):
-        # srun's complaints about ranks that Slurm itself ended say nothing
+        # srun's messages about ranks that Slurm itself ended do not explain the failure
         failure = logs.failure(printed[-1]) if printed else None
         return replace(state, error=failure.error, log=failure.log, rank=failure.rank) if failure else state
     batch = batch_log(sweep, state)
@@ -128,11 +128,11 @@ def _with_error(sweep: Sweep, state: TrialState) -> TrialState:
     memory = logs.out_of_memory_line(batch)
     reported = logs.srun_reported(batch)
     if state.reason.startswith(starts.GAVE_UP):
-        pass  # the reason says how often it was tried, and why not again
+        pass  # the reason already gives the number of starts, and why there is no other
     elif memory:
         state = replace(state, reason="ran out of memory")
     elif reported:
-        # Slurm's exit code is that of the ranks that srun ended after the first one had failed
+        # Slurm reports the exit code of the ranks that srun ended after the first one had failed
         state = replace(state, reason=f"rank {reported.rank}: {reported.how}", rank=reported.rank)
         if reported.how.startswith("User defined signal 2"):
             state = replace(state, reason="ended by USR2, Slurm's warning before the time limit")

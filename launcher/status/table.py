@@ -1,4 +1,4 @@
-"""The states of a sweep's trials as a table of text, in 80 columns or as many as there are.
+"""The states of a sweep's trials as a table of text, in 80 columns or more.
 
 Plain strings, no rich: a thousand rows take milliseconds.
 """
@@ -23,7 +23,7 @@ COLOURS = {
     "DONE": "32", "FAILED": "31", "CANCELLED": "33", "STOPPING": "33", "WAITING": "2", "UNKNOWN": "35",
     "UNSUBMITTED": "31",
 }  # fmt: skip
-_MANY_WAITING = 8  # rows that say the same become one
+_MANY_WAITING = 8  # more equal rows become one row
 _MOST_REMARKS = 12
 
 
@@ -32,12 +32,12 @@ class Column:
     head: str
     cell: Callable[[TrialState], str]
     left_out: int
-    """Where there is no room, the column with the highest number goes first; 0 stays."""
+    """If there is no room, the column with the highest number is left out first; 0: never."""
     right: bool = True
 
 
 def table(look: Look, width: int = 80, *, colour: bool = False, full: bool = False) -> str:
-    """Head line, a row a trial, and why those that do not run do not. No line is wider than `width` (80 or more)."""
+    """A head line, a row for each trial, and why trials wait or failed. No line is wider than `width` (at least 80)."""
     names = labels([state.trial for state in look.trials])
     groups = _grouped(look.trials, full)
     lines = [_title(look, width), *_body(groups, names, width, colour)]
@@ -46,14 +46,14 @@ def table(look: Look, width: int = 80, *, colour: bool = False, full: bool = Fal
 
 
 def _title(look: Look, width: int) -> str:
-    asked = time.strftime("%H:%M:%S", time.localtime(look.answers.time))
+    asked_at = time.strftime("%H:%M:%S", time.localtime(look.answers.time))
     name = f"{look.sweep.experiment.get('name', '')} {look.sweep.shown}"
-    rest = f" | {counts_text(look.trials)} | {asked}"
+    rest = f" | {counts_text(look.trials)} | {asked_at}"
     return cut(printable(name), max(20, width - len(rest)), middle=True) + rest
 
 
 def _grouped(states: Sequence[TrialState], full: bool) -> list[list[TrialState]]:
-    """A row each; many in a row that wait for the same reason and have not started become one row."""
+    """One row for each trial; many neighbours that wait for the same reason and have not started become one row."""
 
     def alike(state: TrialState) -> object:
         if state.state not in ("WAITING", "UNSUBMITTED") or state.log:
@@ -107,7 +107,7 @@ def _body(groups: list[list[TrialState]], names: dict[int, str], width: int, col
         keep.remove(least)
     for place in sorted(set(range(len(shown))) - set(keep), key=lambda place: shown[place].left_out):
         if place in widths and needed() + widths[place] + 2 <= width:
-            keep = sorted([*keep, place])  # a narrow one may fit where a wide one had to go
+            keep = sorted([*keep, place])  # a narrow column may fit in place of a wide one
 
     def line(number: str, row: Sequence[str], state: str = "") -> str:
         text = number.rjust(first)
@@ -152,25 +152,25 @@ def _alive(state: TrialState) -> str:
 
 
 def _remarks(look: Look) -> list[str]:
-    """What did not answer; why trials wait, when they are expected; why they failed. One line for those alike."""
-    told: dict[tuple[str, str], list[TrialState]] = {}
+    """Which commands did not answer; why trials wait and until when; why they failed. Equal remarks share a line."""
+    trials_by_remark: dict[tuple[str, str], list[TrialState]] = {}
     for state in look.trials:
         text = state.remark
         if text:
-            told.setdefault((state.state, text), []).append(state)
+            trials_by_remark.setdefault((state.state, text), []).append(state)
     order = {"FAILED": 0, "UNKNOWN": 1, "CANCELLED": 2, "UNSUBMITTED": 2}
     lines = []
-    for (word, text), those in sorted(told.items(), key=lambda item: order.get(item[0][0], 3)):
-        expected = [state.expected for state in those if state.expected]
+    for (word, text), states in sorted(trials_by_remark.items(), key=lambda item: order.get(item[0][0], 3)):
+        expected = [state.expected for state in states if state.expected]
         soon = f"; expected {when(min(expected))}" if expected else ""
-        lines.append(f"{array_spec([state.trial.number for state in those])} {word.lower()}: {text}{soon}")
+        lines.append(f"{array_spec([state.trial.number for state in states])} {word.lower()}: {text}{soon}")
     rest = len(lines) - _MOST_REMARKS
-    lines = lines[:_MOST_REMARKS] + ([f"... and {rest} more; --full shows all, --json says all"] if rest > 0 else [])
+    lines = lines[:_MOST_REMARKS] + ([f"... and {rest} more; see --full, or --json for everything"] if rest > 0 else [])
     failed = next((state for state in look.trials if state.state == "FAILED" and state.log), None)
     if failed:
         lines.append(f"why: python -m launcher logs {failed.trial.number} {look.sweep.shown}")
     for node in bad_nodes.read(look.sweep.folder):
-        lines.append(f"keeps away from {node.name} (trial {node.trial}): {node.why}")
+        lines.append(f"avoids node {node.name} since trial {node.trial}: {node.why}")
     return [f"! {trouble}" for trouble in look.answers.troubles] + lines
 
 

@@ -30,38 +30,38 @@ class TrialState:
     trial: Trial
     state: StateName
     reason: str = ""
-    """Why it waits or how it ended, in words; "" where there is nothing to say."""
+    """Why the trial waits or how it ended; "" if there is nothing to report."""
     error: str = ""
-    """The error of the rank that failed first, in one line. In a local run, also what failed after a trial was done."""
+    """The error of the rank that failed first, in one line. In a local run, also an error after the trial was done."""
     rank: int | None = None
-    """The rank that failed first, where that is known."""
+    """The rank that failed first, if that is known."""
     slurm: str = ""
     """Slurm's own word, such as TIMEOUT."""
     slurm_reason: str = ""
     """Slurm's own reason, such as JobArrayTaskLimit."""
     exit_code: str = ""
-    """As sacct writes it, `3:0` (code:signal), with the steps' where that differs; "" where it is not known."""
+    """As sacct writes it, `3:0` (code:signal), with the steps' code if that differs; "" if it is not known."""
     job: str = ""
-    """`69_2` for scancel, `host:pid` of a local launcher."""
+    """`69_2`, as scancel takes it, or `host:pid` of a local launcher."""
     nodes: str = ""
     node_count: int | None = None
     elapsed: float | None = None
-    """Seconds of its last start; of a done trial, the seconds that its result gives."""
+    """Seconds since its last start began; for a done trial, the seconds in its result."""
     limit: float | None = None
     """The time limit in seconds; inf: none."""
     restarts: int = 0
-    """How often it was started again: requeues and retries."""
+    """How often the trial was started again, by requeues and retries."""
     expected: float | None = None
     """When Slurm expects it to start, in seconds since 1970."""
     progress: TrialProgress = field(default_factory=TrialProgress)
     log: Path | None = None
-    """The log to read: that of the rank that failed, else rank 0's, of the last start."""
+    """The log to read, from the last start: that of the rank that failed, else rank 0's."""
     starts: tuple[Start, ...] = ()
-    """On Slurm: what happened to each of its starts, oldest first."""
+    """On Slurm: its starts, oldest first."""
 
     @property
     def remark(self) -> str:
-        """Why the trial is in its state: the error of its rank, and what Slurm or the launcher reports."""
+        """Why the trial is in its state: the error of a rank, and the reason that Slurm or the launcher gives."""
         if self.state not in ENDED_BADLY or self.error in self.reason:
             return self.reason
         return f"{self.error}; {self.reason}" if self.reason else self.error
@@ -81,13 +81,13 @@ class Look:
 
     @property
     def exit_code(self) -> int:
-        """0: all trials are done; 3: some may still become done; 1: all have ended, some without a result."""
+        """0: all trials are done; 3: some may still become done; 1: all have ended, and some have no result."""
         names = set(self.counts)
         return 3 if names & LIVE else 1 if names & ENDED_BADLY else 0
 
 
 def count(states: list[TrialState]) -> dict[StateName, int]:
-    """How many trials are in each state, for the states that occur."""
+    """The number of trials in each state that occurs."""
     counts = Counter(state.state for state in states)
     return {name: counts[name] for name in STATE_NAMES if counts[name]}
 

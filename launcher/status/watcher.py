@@ -1,4 +1,4 @@
-"""Looking at a sweep again and again: at Slurm seldom, in the background; at the trials' folders often."""
+"""Observe a sweep: ask Slurm rarely, in the background; read the trials' folders often."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from launcher.sweep.folder import Sweep
 
 ASK_S = 30.0  # between two questions to Slurm, each of at most two commands
 COMMANDS_A_MINUTE = 4
-AWAY_S = 300.0  # longest wait between two questions while Slurm does not answer
-_SETTLE_S = 2.0  # after an action, until Slurm's answer shows it
+AWAY_S = 300.0  # longest time between two questions while Slurm does not answer
+_SETTLE_S = 2.0  # from an action until Slurm's answer shows it
 
 
 class Watcher:
-    """The look at a sweep now: the newest answers of Slurm joined with the folders as they are.
+    """Joins Slurm's newest answers with the folders as they are now.
 
-    Slurm is asked in a thread, because it takes 18 s to report that its controller is away. While it does not answer,
-    the last answer is kept, with its age, and the questions become rarer.
+    Slurm is asked in a thread, because squeue takes 18 s to report that the controller is away. While Slurm does not
+    answer, the last answer is kept, with its age, and Slurm is asked less often.
     """
 
     def __init__(self, sweep: Sweep, ask: Callable[[Sweep], Answers] = ask) -> None:
@@ -39,22 +39,22 @@ class Watcher:
         self._cost = 2
 
     def first(self) -> Look:
-        """The first look, which waits for Slurm's answer."""
-        self._question()
+        """Ask Slurm, wait for its answer, and join."""
+        self._ask_slurm()
         return self.look()
 
     def look(self) -> Look:
-        """A look that does not wait for Slurm."""
+        """Join without waiting for Slurm."""
         self._reload()
         if self._thread is not None and not self._thread.is_alive():
             self._thread = None
-        if self._thread is None and time.monotonic() >= self._due and self._affordable():
-            self._thread = threading.Thread(target=self._question, daemon=True)
+        if self._thread is None and time.monotonic() >= self._due and self._within_budget():
+            self._thread = threading.Thread(target=self._ask_slurm, daemon=True)
             self._thread.start()
         return states.join(self.sweep, self._answers or Answers(time.time(), queue=None))
 
-    def soon(self) -> None:
-        """Ask again as soon as the budget of commands allows: something was done, or seen."""
+    def ask_soon(self) -> None:
+        """Ask Slurm again as soon as the budget of commands allows: something was done or seen."""
         self._due = min(self._due, time.monotonic() + _SETTLE_S)
 
     @property
@@ -62,20 +62,20 @@ class Watcher:
         """Seconds since Slurm last answered in full."""
         return time.time() - self._answers.time if self._answers else 0.0
 
-    def _affordable(self) -> bool:
+    def _within_budget(self) -> bool:
         while self._commands and time.monotonic() - self._commands[0] > 60:
             self._commands.popleft()
         return len(self._commands) + self._cost <= COMMANDS_A_MINUTE
 
-    def _question(self) -> None:
+    def _ask_slurm(self) -> None:
         before = sum(run.count.values())
-        asked = time.monotonic()
+        asked_at = time.monotonic()
         answers = self._start_held(self._ask(self.sweep))
         self._cost = max(2, sum(run.count.values()) - before)
-        self._commands.extend([asked] * (sum(run.count.values()) - before))
+        self._commands.extend([asked_at] * (sum(run.count.values()) - before))
         old = self._answers
         if answers.troubles and old is not None:
-            # the old answers, with their age, are better than none; what sacct reported about an end stays true
+            # The old answers, with their age, are better than none; what sacct reported about an end stays true.
             known = answers.queue is not None
             queue = answers.queue if known else old.queue
             account = {**(old.account or {}), **(answers.account or {})} or answers.account
@@ -87,21 +87,21 @@ class Watcher:
         self._due = time.monotonic() + self._every
 
     def _start_held(self, answers: Answers) -> Answers:
-        """Have the sweep's requeued trials start without Slurm's hold; a failure of that is one more trouble."""
+        """Release the sweep's requeued trials from Slurm's two-minute hold; a failure becomes one more trouble."""
         if not answers.queue or not self.sweep.own:
             return answers
         try:
             requeued.start_held(answers.queue.values())
         except run.SlurmError as error:
-            trouble = f"requeued trials wait for two minutes: {error}"
+            trouble = f"cannot start requeued trials at once, they wait for two minutes: {error}"
             return replace(answers, troubles=(*answers.troubles, trouble))
         return answers
 
     def _reload(self) -> None:
-        """Read sweep.json anew where another command, such as a retry, has changed it."""
+        """Reload sweep.json if another command, such as a retry, has changed it."""
         written = (self.sweep.folder / "sweep.json").stat().st_mtime
         if written != self._written:
             if self._written:
                 self.sweep = Sweep.load(self.sweep.folder)
-                self.soon()
+                self.ask_soon()
             self._written = written

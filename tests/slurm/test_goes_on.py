@@ -141,7 +141,7 @@ def test_a_bad_node(cluster: Existing, tmp_path: Path, capsys: pytest.CaptureFix
     assert second.nodes != first.nodes and look.trials[0].nodes == second.nodes
     capsys.readouterr()
     main(["status", str(sweep.folder)])
-    assert f"keeps away from {first.nodes} (trial 0): Exited with exit code 3" in capsys.readouterr().out
+    assert f"{first.nodes} since trial 0: Exited with exit code 3" in capsys.readouterr().out
     main(["status", "--json", str(sweep.folder)])
     assert [node["name"] for node in json.loads(capsys.readouterr().out)["bad_nodes"]] == [first.nodes]
     until(other, lambda look: words(look) == ["FAILED"])

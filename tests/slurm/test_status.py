@@ -121,7 +121,7 @@ def test_slurm_away_is_said_and_never_taken_for_an_end(own_cluster: Cluster, clu
         look = states.look(Sweep.load(sweep.folder))
         assert "squeue does not answer" in look.answers.troubles[0] and len(look.answers.troubles) == 1
         assert [state.state for state in look.trials] == before
-        assert look.trials[1].reason == "by the accounting; squeue does not answer"
+        assert look.trials[1].reason == "according to the accounting; squeue does not answer"
     finally:
         own_cluster.restart("slurmdbd")
         own_cluster.restart("slurmctld")

@@ -176,7 +176,7 @@ FAILURES: list[tuple[dict[str, str], str, str]] = [
     ({"0": "deaf", "1": "kill"}, "rank 1: killed by SIGKILL", "local1_1_log.out"),
     ({"0": "hang", "1": "segfault"}, "rank 1: killed by SIGSEGV", "local1_1_log.out"),
     ({"0": "hang", "1": "refuse"}, "data.jsonl:3: is not JSON; rank 1: exit code 1", "local1_1_log.out"),
-    ({"all": "nothing"}, "ended well, but left no result.json", "local1_0_log.out"),
+    ({"all": "nothing"}, "all ranks exited with 0, but left no result.json", "local1_0_log.out"),
     ({"0": "exit", "1": "hang"}, "SystemExit: 3; rank 0: exit code 3", "local1_0_log.out"),
     ({"0": "vanish", "1": "hang"}, "RuntimeError: said before leaving; rank 0: exit code 3", "local1_0_log.out"),
 ]

@@ -60,7 +60,7 @@ def test_a_held_lock_is_a_running_trial(tmp_path: Path) -> None:
         ((-15, -15), (), "CANCELLED", "stopped while it ran", ""),
         ((3, -15), (1,), "FAILED", "rank 0: exit code 3", "3:0"),
         ((-15, -11), (0,), "FAILED", "rank 1: killed by SIGSEGV", "0:11"),
-        ((0, 0), (), "FAILED", "ended well, but left no result.json", "0:0"),
+        ((0, 0), (), "FAILED", "all ranks exited with 0, but left no result.json", "0:0"),
     ],
 )
 def test_how_a_local_trial_ended(

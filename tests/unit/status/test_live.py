@@ -108,7 +108,7 @@ def test_what_was_done_before_is_not_said_to_have_run(tmp_path: Path) -> None:
     one = trials(tmp_path, 1)
     stream = io.StringIO()
     LineView(one, stream)(states(one, "DONE", elapsed=5.0))
-    assert stream.getvalue()[8:] == " trial 0 (beta 0.1) was done before\n"
+    assert stream.getvalue()[8:] == " trial 0 (beta 0.1) is already done\n"
 
 
 def test_cells() -> None:

@@ -72,7 +72,7 @@ def test_bad_nodes_are_seen(tmp_path: Path) -> None:
     sweep = make(tmp_path / "s")
     bad_nodes.add(sweep.folder, "lab", "node7", "2 GPUs of 4 are there", 1)
     look = join(sweep, answers([queued(number, "PENDING") for number in range(3)]))
-    assert "keeps away from node7 (trial 1): 2 GPUs of 4 are there" in table(look)
+    assert "node7 since trial 1: 2 GPUs of 4 are there" in table(look)
     assert json.loads(json.dumps(as_json(look)))["bad_nodes"][0]["name"] == "node7"
 
 

@@ -106,15 +106,15 @@ def one(
         ([], [accounted(0, "FAILED", exit_code=9, derived_signal=9)], "FAILED", "a rank was killed by SIGKILL"),
         ([], [accounted(0, "CANCELLED")], "CANCELLED", "cancelled after 1:03"),
         ([], [accounted(0, "CANCELLED", nodes="")], "CANCELLED", "cancelled before it started"),
-        ([], [accounted(0, "RUNNING")], "FAILED", "is no longer in the queue; how it ended is not known"),
+        ([], [accounted(0, "RUNNING")], "FAILED", "is no longer in the queue; it is not known how it ended"),
         ([queued(0, "FAILED")], [accounted(0, "RUNNING")], "FAILED", "ended with another exit code than 0"),
         ([queued(1, "RUNNING")], [], "CANCELLED", "cancelled before it started (Slurm keeps no record of that)"),
         ([], [], "CANCELLED", "cancelled before it started (Slurm keeps no record of that)"),
-        ([], None, "FAILED", "has ended without a result; how it ended is not known while"),
+        ([], None, "FAILED", "has ended without a result; the accounting, which knows how, does not answer"),
         (None, None, "UNKNOWN", "Slurm does not answer"),
         (None, [], "UNKNOWN", "Slurm does not answer"),
-        (None, [accounted(0, "RUNNING")], "RUNNING", "by the accounting; squeue does not answer"),
-        (None, [accounted(0, "PENDING")], "WAITING", "by the accounting; squeue does not answer"),
+        (None, [accounted(0, "RUNNING")], "RUNNING", "according to the accounting; squeue does not answer"),
+        (None, [accounted(0, "PENDING")], "WAITING", "according to the accounting; squeue does not answer"),
         (None, [accounted(0, "TIMEOUT")], "FAILED", "reached its time limit"),
     ],
 )
@@ -203,7 +203,7 @@ def test_what_sbatch_never_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [state.state for state in states.look(sweep).trials] == ["UNSUBMITTED"] * 2
     sweep.record_job("slurm", "", [0, 1], script="0.sbatch", name="tune")
     look = states.look(sweep)
-    assert look.exit_code == 1 and look.trials[0].reason.startswith("sbatch gave it no id")
+    assert look.exit_code == 1 and look.trials[0].reason.startswith("sbatch returned no job id")
 
 
 def test_an_array_that_sbatch_could_not_tell_is_found_by_its_name(

@@ -84,7 +84,7 @@ def test_fewer_than_five_commands_a_minute(tmp_path: Path, clock: Clock) -> None
     watched(watcher, clock, 600)
     assert 19 <= ask.asked <= 21, "two commands each half minute"
     for _ in range(60):
-        watcher.soon()
+        watcher.ask_soon()
         watched(watcher, clock, 1)
     assert ask.asked <= 23, "actions do not break the budget"
 

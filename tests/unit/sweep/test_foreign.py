@@ -121,7 +121,7 @@ def test_a_number_that_slurm_has_given_to_another_job(
     monkeypatch.setattr(client, "squeue", lambda *ids, **how: [queued(n, "PENDING", **held) for n in range(3)])
     look = states.look(sweep)
     assert [state.state for state in look.trials] == ["FAILED"] * 3
-    assert "another job now" in look.trials[0].reason and "deleted" not in table(look)
+    assert "to another job" in look.trials[0].reason and "deleted" not in table(look)
     assert main(["cancel", "-y", str(sweep.folder)]) == 0 and slurm == []
     ours = [queued(0, "RUNNING", restarts=2), queued(1, "RUNNING", submitted=None)]
     monkeypatch.setattr(client, "squeue", lambda *ids, **how: ours)
