@@ -56,9 +56,9 @@ def _run(words: list[str]) -> int:
         print(f"error: {name}: no such command; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     if name == "sweep":  # Hydra parses its words
-        from launcher import main as app
+        from launcher.compose import hydra_app
 
-        return app.main(rest, program=f"{program()} sweep")
+        return hydra_app.main(rest, program=f"{program()} sweep")
     command = load(name)
     args = command.parser.parse_args(rest)
     return command.run(args)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 GB = 1e9
 _CGROUP = Path("/sys/fs/cgroup")
+#: Instruction sets for bfloat16 arithmetic (two of x86, one of Arm), as /proc/cpuinfo names them.
+BF16_UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 @dataclass(frozen=True)
@@ -79,3 +81,25 @@ def gpus() -> tuple[str, ...]:
         valid = names.index("-1") if "-1" in names else len(names)  # CUDA ignores the list from -1 on
         return tuple(name for name in names[:valid] if name)
     return tuple(str(place) for place, _ in enumerate(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has bfloat16 units; without them bf16 is several times slower than fp32. False if unknown."""
+    flags = _cpuinfo("flags") or _cpuinfo("Features")
+    return not BF16_UNITS.isdisjoint(flags.split())
+
+
+def cpu_name() -> str:
+    return _cpuinfo("model name") or os.uname().machine
+
+
+def _cpuinfo(field: str) -> str:
+    """The first value of a field of Linux's /proc/cpuinfo, "" if there is none."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return ""
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""

@@ -7,88 +7,13 @@ Exit codes: 0 all trials done (or submitted), 1 a trial failed, 2 refused before
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == HERE:
-    # Run as a script, Python puts this folder first; the package `launcher` lies one above.
-    sys.path[0] = str(HERE.parent)
-sys.path.insert(1, str(HERE / "plugins"))  # Hydra takes plugins from the namespace hydra_plugins only
+if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # run as a script: the package lies one folder above
 
-from launcher import terminal  # noqa: E402
-from launcher.compose import hydra_state  # noqa: E402
-from launcher.compose.config_files import config_root  # noqa: E402
-from launcher.findings import LauncherError, Refused  # noqa: E402
-
-
-def main(argv: list[str] | None = None, program: str = "") -> int:
-    """Run the words of a command line. `program` is how sweep.json names this program, by default the script."""
-    from launcher.compose import command_line
-
-    words = sys.argv[1:] if argv is None else argv
-    terminal.never_refuse_a_letter()
-    try:
-        line = command_line.prepare(words, config_root())
-        hydra_state.forced = line.forced
-        hydra_state.command = [*(program.split() or [Path(sys.argv[0]).name]), *words]
-        if line.note:
-            print(line.note, file=sys.stderr)
-        return _run_hydra(line.argv)
-    except Refused as refused:
-        return _refuse(refused)
-    except BrokenPipeError:
-        return terminal.after_broken_pipe()
-
-
-def _run_hydra(argv: list[str]) -> int:
-    import hydra
-    import yaml
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from launcher.compose.resolvers import register_resolvers
-
-    register_resolvers()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, to be said in one line
-    sys.argv = [sys.argv[0], *argv]
-    app = hydra.main(version_base="1.3", config_path=str(config_root()), config_name="config")(_never)
-    try:
-        app()
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(_interrupted(hydra_state.folder), file=sys.stderr)
-        return 130
-    except Refused:
-        raise
-    except LauncherError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return hydra_state.exit_code
-
-
-def _interrupted(folder: Path | None) -> str:
-    """What Ctrl-C left: nothing, or a sweep whose trials may have been submitted by then."""
-    if folder is None:
-        return "interrupted, nothing was started"
-    return f"interrupted; see what was started: python -m launcher status {shlex.quote(str(folder))}"
-
-
-def _never(config: object) -> None:
-    raise AssertionError("trials are started by the Hydra launchers in launcher/plugins, never by Hydra's own")
-
-
-def _refuse(refused: Refused) -> int:
-    for finding in refused.findings:
-        print(f"error: {finding}", file=sys.stderr)
-    count = len(refused.findings)
-    print(f"refused: {count} finding{'s' if count != 1 else ''}, nothing was started", file=sys.stderr)
-    return Refused.exit_code
-
+from launcher.compose.hydra_app import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,7 +21,6 @@ from pathlib import Path
 from launcher import gpus, machine, units
 from launcher.check import disk
 from launcher.nemo import versions
-from launcher.train.ranks import cpu_has_bf16
 
 OK, WARNING, MISSING = "ok", "warning", "missing"
 
@@ -139,7 +138,7 @@ def devices() -> Iterator[Line]:
         yield Line("GPUs", WARNING, f"{error}: trials here would run on the CPU", "see to the driver, or reboot")
         return
     if not cards:
-        fast = cpu_has_bf16()
+        fast = machine.cpu_has_bf16()
         units = "has bf16 units" if fast else "has no bf16 units, so trials compute in fp32 (trainer.precision=auto)"
         yield Line("GPUs", OK, f"none here: trials on this machine run on its CPU, which {units}")
         return

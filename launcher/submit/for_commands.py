@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launcher.compose import hydra_state
+from launcher.compose import hydra_app, hydra_state
 from launcher.findings import Finding, Refused
 from launcher.trial_config.config import TrialConfig
 
@@ -31,7 +31,6 @@ def trials(line: Sequence[str], command: Sequence[str], take: Callable[[Any, Any
 
     `command` is what sweep.json says that was called. What `take` raises is said as launcher/main.py says it.
     """
-    from launcher.main import main
 
     def taken(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Any:
         from launcher.submit.to_slurm import needs_values
@@ -44,7 +43,7 @@ def trials(line: Sequence[str], command: Sequence[str], take: Callable[[Any, Any
 
     hydra_state.take = taken
     try:
-        return main([*line, "hydra/launcher=preference_handover"])
+        return hydra_app.main([*line, "hydra/launcher=preference_handover"])
     finally:
         hydra_state.take = None
 

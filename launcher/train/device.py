@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from launcher import gpus
 from launcher.findings import Finding, Refused
-from launcher.train.ranks import Device, Ranks, cpu_has_bf16, cpu_name
+from launcher.machine import cpu_has_bf16, cpu_name
+from launcher.train.ranks import Device, Ranks
 
 #: Variables that Slurm sets in a step that has GPUs (srun(1), gres.conf(5)).
 SLURM_GPUS = ("SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS")

@@ -6,10 +6,6 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-
-#: Instruction sets for bfloat16 arithmetic (two of x86, one of Arm), as /proc/cpuinfo names them.
-BF16_UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 @dataclass(frozen=True)
@@ -86,28 +82,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU has bfloat16 units; without them bf16 is several times slower than fp32. False if unknown."""
-    flags = _cpuinfo("flags") or _cpuinfo("Features")
-    return not BF16_UNITS.isdisjoint(flags.split())
-
-
-def cpu_name() -> str:
-    return _cpuinfo("model name") or os.uname().machine
-
-
-def _cpuinfo(field: str) -> str:
-    """The first value of a field of Linux's /proc/cpuinfo, "" if there is none."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return ""
-    for line in path.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == field:
-            return value.strip()
-    return ""
 
 
 def _free_port() -> int:

@@ -39,13 +39,14 @@ def write_trial(
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    from launcher import main  # which lets Hydra find the project's plugins
+    from launcher.compose import hydra_app  # noqa: F401  # which lets Hydra find the project's plugins
+    from launcher.compose.config_files import config_root
     from launcher.compose.resolvers import register_resolvers
     from launcher.nemo.lora import nemo_modules
 
     register_resolvers()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(main.config_root()), version_base="1.3"):
+    with initialize_config_dir(str(config_root()), version_base="1.3"):
         config = compose("config", overrides=["cluster=local", f"model={model}"])
     OmegaConf.set_struct(config, False)
     settings = {

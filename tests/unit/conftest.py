@@ -13,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-import launcher.main as main_module
+from launcher.compose.config_files import config_root
 from launcher.compose.resolvers import register_resolvers
 from launcher.compose.trials import ComposedConfig, UnresolvedError, checked, unresolved
 from launcher.findings import Finding, Refused
@@ -30,7 +30,7 @@ def composed() -> Any:
 
     def build(*overrides: str) -> tuple[TrialConfig | None, list[Finding]]:
         GlobalHydra.instance().clear()
-        with initialize_config_dir(str(main_module.config_root()), version_base="1.3"):
+        with initialize_config_dir(str(config_root()), version_base="1.3"):
             made = ComposedConfig(compose("config", overrides=["cluster=local", *overrides]))
         try:
             return checked(made.with_values({})), []

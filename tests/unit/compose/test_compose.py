@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import launcher.main as main_module
 from launcher.compose import trials as trials_module
+from launcher.compose.config_files import config_root
 from launcher.compose.resolvers import register_resolvers
 from launcher.compose.trials import ComposedConfig, UnresolvedError, _value, checked, trial_configs
 from launcher.findings import Refused
@@ -42,7 +42,7 @@ KEYS: dict[str, st.SearchStrategy[Any]] = {
 def _composed() -> tuple[Any, Any]:
     register_resolvers()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(main_module.config_root()), version_base="1.3"):
+    with initialize_config_dir(str(config_root()), version_base="1.3"):
         config = compose("config", overrides=["cluster=local", "model=tiny"], return_hydra_config=True)
         return config, GlobalHydra.instance().config_loader()
 

@@ -85,7 +85,7 @@ def of_pairs(config: Any, split: str, notes: Path) -> dict[str, Any]:
 def _device(accelerator: str) -> str:
     import torch
 
-    from launcher.train.ranks import cpu_name
+    from launcher.machine import cpu_name
 
     return torch.cuda.get_device_name() if accelerator == "gpu" else cpu_name()
 
