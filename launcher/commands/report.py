@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from launcher import whole_file
 from launcher.findings import Finding, Refused
@@ -91,16 +93,14 @@ def write(report: gather.Report, out: Path, formats: list[str]) -> list[Path]:
 
 
 def evaluate(sweep: Sweep) -> list[Trial]:
-    """Evaluate the trials that are done and have no evaluation, one after the other; returns those that failed.
+    """Evaluate the trials that are done, but have no evaluation or a failed one. Returns those that failed again.
 
     Raises Refused for somebody else's sweep: loading its adapters could run its code.
     """
     if not sweep.own:
         why = "belongs to somebody else: evaluating it would load, and write into, what is theirs"
         raise Refused([Finding(str(sweep.folder), "--evaluate", why, "ask them to evaluate it")])
-    todo = [
-        trial for trial in sweep.trials if (result := trial_files.read_result(trial)) and "evaluation" not in result
-    ]
+    todo = [trial for trial in sweep.trials if _lacks_evaluation(trial_files.read_result(trial))]
     failed = []
     for place, trial in enumerate(todo, 1):
         print(f"evaluating trial {trial.name}, {place} of {len(todo)}", flush=True)
@@ -113,6 +113,11 @@ def evaluate(sweep: Sweep) -> list[Trial]:
         if subprocess.run(command, check=False).returncode:
             failed.append(trial)
     return failed
+
+
+def _lacks_evaluation(result: Mapping[str, Any] | None) -> bool:
+    """Whether a trial is done and was not evaluated, or its evaluation failed."""
+    return result is not None and bool(at(result, "evaluation.failed") or "evaluation" not in result)
 
 
 def _formats(asked: str) -> list[str]:

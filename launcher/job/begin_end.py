@@ -28,7 +28,7 @@ from launcher.job import slurm_job
 from launcher.job.how_it_ended import MARK, cluster_of, ending_of, last_step
 from launcher.job.policy import Decision, Ending, decide
 from launcher.job.slurm_job import JobRecord, OwnJob
-from launcher.sweep import bad_nodes
+from launcher.sweep import bad_nodes, result_file
 from launcher.sweep import starts as history
 from launcher.sweep.starts import GAVE_UP, SAID, Start
 
@@ -71,6 +71,8 @@ def begin(trial: Path, job: OwnJob, beside: bool = False) -> int:
     decision = Decision(True, "")
     if chain and chain[-1].kind is None and chain[-1].name != job.start_name:
         chain[-1], decision = _how_last_start_ended(trial, chain, step, cluster, job)
+        if not decision.go_on:
+            result_file.finish_without_evaluation(trial, decision.why)
     if beside and (trial / "result.json").exists():
         return DONE
     if beside and chain and chain[-1].gave_up:
@@ -165,6 +167,10 @@ def end(trial: Path, job: OwnJob, code: int, script: Sequence[str] = ()) -> int:
     for node in bad:
         if node.name in decision.cleared:
             bad_nodes.remove(trial.parent, node)
+    failed = ending.kind in ("failure", "refused") or not decision.go_on
+    if failed and result_file.finish_without_evaluation(trial, ending.why):
+        history.ended(trial, job.start_name, "done", "", ending.step)
+        return 0
     if not decision.go_on:
         print(f"gives up: {decision.why}", flush=True)
         history.ended(trial, job.start_name, ending.kind, ending.why, ending.step, then=f"{GAVE_UP}{decision.why}")

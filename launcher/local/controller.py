@@ -19,6 +19,7 @@ from submitit.local.local import Controller
 
 from launcher import whole_file
 from launcher.local.parent import PARENT, die_with_parent
+from launcher.sweep import result_file
 
 JOB_ID = "SUBMITIT_LOCAL_JOB_ID"
 GRACE = "LAUNCHER_GRACE_S"
@@ -51,6 +52,10 @@ class TrialController(Controller):
                     seen.setdefault(rank, now)
             if all(code is not None for code in codes):
                 self._note(codes, seen, ended_by_us)
+                first = min(seen, key=lambda rank: (not codes[rank], seen[rank]))
+                if codes[first] not in (0, -signal.SIGTERM):  # TERM: the launcher, or somebody, stops the trial
+                    why = f"rank {first} ended with exit code {codes[first]}"
+                    result_file.finish_without_evaluation(self.folder.parent, why)
                 return codes
             if failed_at is None and any(codes):
                 failed_at = now

@@ -3,6 +3,7 @@
 SWEEP/sweep.json         what was run, by whom, when, with which versions; the submitted jobs
 SWEEP/<n>/config.yaml    the whole config of trial n
 SWEEP/<n>/metrics.jsonl  written as training goes
+SWEEP/<n>/trained.json   between training and the end of the evaluation: the result so far
 SWEEP/<n>/result.json    written at the very end, only on success: a trial is done only if it is there
 SWEEP/<n>/log/           what each rank printed
 """

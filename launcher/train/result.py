@@ -6,11 +6,9 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from launcher import whole_file
 from launcher.sweep.metrics import STARTING, Line
 
 PACKAGES = (
@@ -53,11 +51,6 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
         "final": {**_metrics(trained[-1] if trained else None), **_metrics(train.get(steps))},
         "best": _metrics(min(known, key=lambda line: line["val/loss"], default=None)),
     }
-
-
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write the file atomically: a reader never sees half of it."""
-    whole_file.write_json(path, {**result, "finished": datetime.now().astimezone().isoformat(timespec="seconds")})
 
 
 def read_result(path: Path) -> dict[str, Any] | None:

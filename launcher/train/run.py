@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.findings import Finding, Refused
-from launcher.sweep import metrics
+from launcher.sweep import metrics, result_file
 from launcher.train import engine, ownership, result, signals, watchdog
 from launcher.train.engine import Session, Settled
 from launcher.train.metrics_file import MetricsFile
@@ -69,30 +69,39 @@ def _run(trial_dir: Path) -> dict[str, Any]:
             signals.write_note(trial_dir, stopped, step)
         trained_by.shut_down()
         return {"stopped": stopped, "step": step}
-    evaluation = _evaluate(session, progress)
+    if ranks.rank == 0:
+        ownership.check(trial_dir)
+        result_file.write_trained(trial_dir, _outcome(session, settled, ranks, trial_dir))
+    evaluation = _evaluate(session, progress, ranks, trial_dir)
     listener = signals.listener()
     if listener:
         listener.ignore()
-    outcome: dict[str, Any] = {}
     if ranks.rank == 0:
         progress.phase("done")
-        outcome = {**_outcome(session, settled, ranks, trial_dir), "evaluation": evaluation}
         ownership.check(trial_dir)
-        result.write_result(trial_dir / "result.json", outcome)
+        outcome = _outcome(session, settled, ranks, trial_dir)
+        result_file.write_result(trial_dir, outcome, evaluation)
         print(f"done: {outcome['steps']} steps in {outcome['seconds']:.0f} s, {trial_dir / 'result.json'}", flush=True)
     trained_by.shut_down()
-    return outcome
+    return {**outcome, "evaluation": evaluation} if ranks.rank == 0 else {}
 
 
-def _evaluate(session: Session, progress: MetricsFile) -> dict[str, Any]:
-    """The session's evaluation. Training is complete by now, so an error here is recorded and does not fail the trial;
-    `python -m launcher report --evaluate` can repeat the evaluation.
+def _evaluate(session: Session, progress: MetricsFile, ranks: Ranks, trial_dir: Path) -> dict[str, Any]:
+    """The session's evaluation. Training is complete by now, so an error here does not fail the trial.
+
+    The other ranks would wait in a collective for a rank that failed alone. So it records the result and raises: the
+    exit code of a failed rank makes srun, or the local controller, end the others.
     """
     try:
         return session.evaluate(progress)
     except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        if ranks.world_size > 1:
+            ownership.check(trial_dir)
+            result_file.finish_without_evaluation(trial_dir, f"rank {ranks.rank}: {why}")
+            raise
         traceback.print_exc()
-        return {"skipped": f"it failed with {type(error).__name__}: {' '.join(str(error).split())}"[:400]}
+        return {"failed": True, "skipped": f"it failed: {' '.join(why.split())}"[:400]}
 
 
 def _banner(session: Session, settled: Settled, ranks: Ranks, trial_dir: Path) -> str:

@@ -16,7 +16,7 @@ from launcher.job import begin_end, how_it_ended, slurm_job
 from launcher.job.policy import Ending
 from launcher.job.slurm_job import JobRecord, OwnJob
 from launcher.slurm import client
-from launcher.sweep import bad_nodes, starts
+from launcher.sweep import bad_nodes, result_file, starts
 from launcher.sweep.starts import Start
 
 JOB = OwnJob(element="8_1", start_name="9.0", restarts=0, nodes="node[1-2]", chain="8_1", cluster="lab")
@@ -234,6 +234,37 @@ def test_done_is_done_whatever_the_ranks_said_after(trial: Path, monkeypatch: py
     world = Slurm(monkeypatch)
     (trial / "result.json").write_text("{}")
     assert ends(trial, 137) == 0 and world.done == []
+
+
+def test_a_failure_in_the_evaluation_ends_a_trial_well(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed or hanging rank cannot record the result itself."""
+    world = Slurm(monkeypatch)
+    starts.take_over(trial, "9.0")
+    result_file.write_trained(trial, {"steps": 8})
+    printed(trial, "srun: error: node2: task 1: Killed")
+    assert ends(trial, 137) == 0 and world.done == []
+    result = json.loads((trial / "result.json").read_text())
+    assert result["steps"] == 8 and result["evaluation"]["failed"] and "Killed" in result["evaluation"]["skipped"]
+    assert starts.read(trial)[0].kind == "done" and not (trial / "trained.json").exists()
+
+
+def test_a_trial_that_is_preempted_in_its_evaluation_evaluates_again(
+    trial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = Slurm(monkeypatch, replace(RUNNING, preempted=True))
+    starts.take_over(trial, "9.0")
+    result_file.write_trained(trial, {"steps": 8})
+    assert ends(trial, 0) == 0 and world.done == ["continuation"]
+    assert not (trial / "result.json").exists()
+
+
+def test_an_evaluation_that_is_interrupted_too_often_is_left_out(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Slurm(monkeypatch, replace(RUNNING, state="COMPLETING", reason="TimeLimit"))
+    (trial / "config.yaml").write_text("cluster:\n  max_timeouts: 0\n")
+    starts.take_over(trial, "9.0")
+    result_file.write_trained(trial, {"steps": 8})
+    assert ends(trial, 124) == 0 and world.done == []
+    assert "time limit" in json.loads((trial / "result.json").read_text())["evaluation"]["skipped"]
 
 
 def test_without_requeue_another_job_goes_on(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,7 +56,18 @@ def build(settled, trial_dir, progress):
 
     session.run = run
     session.banner = lambda: {"beta": f"{config.beta:g}"}
-    session.evaluate = lambda progress: {"skipped": "a bag of words has no exact KL"}
+
+    def evaluate(progress):
+        fault = config.get("fault_in_evaluation")
+        if fault and os.environ["RANK"] == "0":
+            time.sleep(600)  # as in a collective that the other rank never enters
+        if fault == "raise":
+            raise RuntimeError("no room for the logits")
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"skipped": "a bag of words has no exact KL"}
+
+    session.evaluate = evaluate
     session.facts = lambda: {"beta": config.beta, "pairs": {"train": len(pairs), "validation": len(pairs)}}
     return session
 

@@ -43,6 +43,33 @@ def test_a_second_engine_trains_a_sweep_through_the_local_runner(tmp_path: Path,
         assert result["evaluation"] == {"skipped": "a bag of words has no exact KL"}
 
 
+@pytest.mark.parametrize(
+    ("fault", "why"), [("raise", "rank 1: RuntimeError: no room for the logits"), ("kill", "rank 1 ended with")]
+)
+def test_a_rank_that_fails_alone_in_the_evaluation_fails_no_trial(
+    tmp_path: Path, monkeypatch, fault: str, why: str
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    pairs = write_pairs(tmp_path / "train.jsonl", 16)
+    config = {
+        "engine": "tests.unit.train.second_engine",
+        "lr": 0.5,
+        "batch": 4,
+        "epochs": 2,
+        "beta": 0.1,
+        "data": {"train": str(pairs)},
+        "trainer": {"devices": 2, "num_nodes": 1},
+        "fault_in_evaluation": fault,
+    }
+    sweep = Sweep.create(tmp_path / "sweep", command=[], experiment={}, trials=[([], config)])
+    outcomes = local.run(sweep, slots=1, grace_s=1.0, machine=Machine(cores=2, memory_gb=8.0))
+    assert [outcome.state for outcome in outcomes] == ["DONE"], outcomes
+    result = sweep.trials[0].result()
+    assert result["steps"] == 8 and result["final"]["val/loss"] < 0.69
+    assert result["evaluation"]["failed"] and why in result["evaluation"]["skipped"]
+    assert not (sweep.trials[0].folder / "trained.json").exists()
+
+
 def test_an_unknown_engine_is_refused_with_those_there_are() -> None:
     with pytest.raises(Refused, match=r"engine=nemo_alinger: .*nemo_aligner"):
         engine.load(OmegaConf.create({"engine": "nemo_alinger"}))
