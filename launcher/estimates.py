@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 LEVEL = 0.05
-"""Two-sided significance level: what differs counts where the probability of chance alone is below it."""
+"""Two-sided significance level: a difference counts if its p-value is below it."""
 _POWER = 0.84  # standard errors beyond the threshold that make a true difference significant in 4 of 5 experiments
 _MOST_SEEDS = 100
 
@@ -22,7 +22,7 @@ class Estimate:
 
     value: float
     error: float | None = None
-    """Standard error; None where it cannot be known."""
+    """Standard error; None if it cannot be known."""
     at_most: bool = False
     """Whether `error` is an upper bound only."""
     pairs: int | None = None
@@ -52,7 +52,7 @@ class Estimate:
         return over_pairs + (seeds * student_tail(t, self.seeds - 1) if seeds else 0.0)
 
     def needed(self, level: float = LEVEL) -> str:
-        """What would make a difference of this size significant in 4 of 5 experiments; "" where that is unknown."""
+        """How many pairs or seeds make a difference of this size significant in 4 of 5 experiments; "": unknown."""
         if not self.error or self.at_most or not self.pairs or not self.value:
             return ""
         over_pairs = self.error**2 - self.seed_error**2
@@ -60,11 +60,11 @@ class Estimate:
             for seeds in range(self.seeds + 1, _MOST_SEEDS + 1):
                 allowed = self.value / (quantile(level / 2, seeds - 1) + _POWER)
                 if over_pairs + self.seeds * self.seed_error**2 / seeds <= allowed**2:
-                    return f"about {seeds} seeds a beta"
+                    return f"about {seeds} seeds per beta"
         allowed = self.value / (quantile(level / 2, self.freedom) + _POWER)
         if allowed**2 > self.seed_error**2:
             return f"about {_round_up(self.pairs * over_pairs / (allowed**2 - self.seed_error**2)):,} pairs"
-        return f"more than {_MOST_SEEDS} seeds a beta, or more pairs and seeds,"
+        return f"more than {_MOST_SEEDS} seeds per beta, or more pairs and seeds,"
 
 
 def mean(values: Sequence[float]) -> Estimate:
@@ -76,7 +76,7 @@ def ratio(sums: Sequence[float], sizes: Sequence[float]) -> Estimate:
     """Sum of `sums` over sum of `sizes`, such as a mean over all tokens from each pair's sum and number of tokens.
 
     The tokens of a pair depend on each other, so the pair is the unit: the ratio estimator (Cochran 1977, eq. 6.9).
-    With sizes of 1 it is the mean and its ordinary standard error. Raises ZeroDivisionError where all sizes are 0.
+    With sizes of 1 it is the mean and its ordinary standard error. Raises ZeroDivisionError if all sizes are 0.
     """
     n, size = len(sums), math.fsum(sizes)
     value = math.fsum(sums) / size
@@ -89,24 +89,24 @@ def ratio(sums: Sequence[float], sizes: Sequence[float]) -> Estimate:
 def share_error(share: float, pairs: int) -> float:
     """Standard error of a share of `pairs`, by Agresti and Coull's rule of two more successes and failures (1998).
 
-    The textbook's formula says 0 where all pairs are right, which on 32 pairs nobody can know.
+    The textbook's formula gives 0 if all pairs are right, which is more certainty than 32 pairs can give.
     """
     share = (share * pairs + 2) / (pairs + 4)
     return math.sqrt(share * (1 - share) / (pairs + 4))
 
 
 def matched_error(gained: float, lost: float, pairs: int) -> float:
-    """Standard error of a difference of two shares of the same pairs, not 0 where both are right on the same ones.
+    """Standard error of a difference of two shares of the same pairs, not 0 even if both are right on the same ones.
 
     Half a pair is added to each of the four cells (Agresti and Min 2005, Statistics in Medicine 24). `gained` and
-    `lost` may be fractions, where a pair's answers were averaged over seeds; the error is then an upper bound.
+    `lost` may be fractions, if a pair's answers were averaged over seeds; the error is then an upper bound.
     """
     up, down, all_pairs = gained + 0.5, lost + 0.5, pairs + 2
     return math.sqrt(up + down - (up - down) ** 2 / all_pairs) / all_pairs
 
 
 def over_seeds(values: Sequence[float], over_pairs: Estimate) -> Estimate:
-    """The mean of what several seeds gave. `over_pairs` is the estimate of that mean with its error over pairs alone.
+    """The mean over several seeds. `over_pairs` is the estimate of that mean with the error over pairs only.
 
     The variance is the sum of the two (seeds and pairs are crossed; their interaction is in both parts, so that the
     sum is never too small).
@@ -120,7 +120,7 @@ def over_seeds(values: Sequence[float], over_pairs: Estimate) -> Estimate:
 
 
 def holm(chances: Sequence[float]) -> list[float]:
-    """p-values adjusted for being several (Holm 1979): at most LEVEL of the families hold a false one below LEVEL."""
+    """p-values adjusted for multiple tests (Holm 1979): with probability 1 - LEVEL, none below LEVEL is false."""
     adjusted = [1.0] * len(chances)
     largest = 0.0
     for rank, place in enumerate(sorted(range(len(chances)), key=lambda it: chances[it])):
@@ -153,7 +153,7 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
     """The regularised incomplete beta function by its continued fraction (DLMF 8.17.22, Lentz's method)."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly
+    if x > (a + 1) / (a + b + 2):  # here the fraction converges slowly
         return 1 - _incomplete_beta(b, a, 1 - x)
     front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
     c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
@@ -180,6 +180,6 @@ def shown(value: float, error: float | None, form: str, at_most: bool = False) -
 
 
 def _round_up(count: float) -> int:
-    """To two digits: what is needed is known no better."""
+    """Round up to two digits: the need is not known more precisely."""
     step: int = 10 ** max(0, math.floor(math.log10(max(1.0, count))) - 1)
     return math.ceil(count / step) * step

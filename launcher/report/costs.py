@@ -1,4 +1,4 @@
-"""What trials took: time, ranks, waiting, restarts."""
+"""What trials cost: time, ranks, waiting, restarts."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from launcher.sweep.trial import Trial
 
 @dataclass(frozen=True)
 class TrialCost:
-    """What a trial took. Seconds of wall time."""
+    """What a trial cost, in seconds of wall time."""
 
     seconds: float | None
-    """Of all its starts, without the gaps between them."""
+    """The sum over its starts, without the gaps between them."""
     ranks: int | None
     device: str
-    """"gpu", "cpu"; "" where it is not known."""
+    """"gpu", "cpu"; "" if it is not known."""
     waited: float | None
-    """From its submission to its first sign of life; trials that run one after the other wait for each other."""
+    """From its submission to its first line of metrics; trials that run one after another wait for each other."""
     restarts: int
 
     @property
     def hours(self) -> float | None:
-        """Rank-hours: of GPUs, or of processes on a CPU."""
+        """Rank-hours: GPU-hours, or process-hours on a CPU."""
         return None if self.seconds is None or self.ranks is None else self.seconds * self.ranks / 3600
 
 
 @dataclass
 class Course:
-    """What metrics.jsonl tells about a trial's course."""
+    """The course of a trial, as metrics.jsonl shows it."""
 
     starts: list[list[float]] = field(default_factory=list)
-    """[first sign of life, last one] of each of its starts."""
+    """[time of the first line, time of the last] of each of its starts."""
     validations: dict[int, Validation] = field(default_factory=dict)
-    """By step; of a step that was made twice, the last."""
+    """By step; if a step was made twice, the last."""
     step: int | None = None
     max_steps: int | None = None
 
@@ -48,7 +48,7 @@ class Course:
 
 
 def read_course(lines: Iterable[Line]) -> Course:
-    """In one pass, so that a file of any size takes little memory."""
+    """Read the lines in one pass, so that a file of any size takes little memory."""
     course, before = Course(), ""
     for line in lines:
         phase = str(line.get("phase", "training"))
@@ -61,15 +61,15 @@ def read_course(lines: Iterable[Line]) -> Course:
             continue
         course.step = max(step, course.step or 0)
         course.max_steps = integer(line.get("max_steps")) or course.max_steps
-        if "val/loss" in line and (found := validation(line)):
-            course.validations[step] = found
+        if "val/loss" in line and (seen := validation(line)):
+            course.validations[step] = seen
     return course
 
 
 def cost(
     trial: Trial, result: Result | None, course: Course, ranks: int | None, restarts: int, jobs: Submitted
 ) -> TrialCost:
-    """`ranks` are those that the config asks for; `restarts` as Slurm knows them."""
+    """`ranks`: as the config asks for; `restarts`: as Slurm counts them."""
     waited = None
     if course.starts and (submitted := jobs.get(trial.number)) is not None:
         waited = max(0.0, course.starts[0][0] - submitted)
@@ -87,18 +87,18 @@ Submitted = dict[int, float]
 
 
 def submitted(sweep: Sweep) -> Submitted:
-    found: Submitted = {}
+    times: Submitted = {}
     for job in sweep.jobs:
         try:
             when = datetime.fromisoformat(job["submitted"]).timestamp()
         except (KeyError, TypeError, ValueError):
             continue
         for number in job.get("trials", ()):
-            found.setdefault(number, when)
-    return found
+            times.setdefault(number, when)
+    return times
 
 
 def unit(costs: Sequence[TrialCost]) -> str:
-    """What ranks are in these trials."""
+    """What a rank-hour is in these trials."""
     devices = frozenset(cost.device for cost in costs) - {""}
     return {frozenset({"gpu"}): "GPU-hours", frozenset({"cpu"}): "CPU-hours"}.get(devices, "rank-hours")

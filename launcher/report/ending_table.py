@@ -1,4 +1,4 @@
-"""The table that is printed after a run: the report in short, with the report's own sentences and verdicts."""
+"""The table that is printed after a run: a short report, with the report's own sentences and verdicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_REASON = 90
 
 
 def render(sweep: Sweep, states: Iterable[TrialState] = ()) -> str:
-    """At most 80 columns wide but for reasons and other overrides. `states` say why a trial has no result."""
+    """At most 80 columns wide, except for reasons and other overrides. `states` explain why a trial has no result."""
     report = gather(sweep, list(states))
     return "\n".join(
         [*_table(report), *(textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in _lines(report))]
@@ -47,9 +47,9 @@ def _lines(report: Report) -> list[str]:
     lines += [*text.unequal(report), *report.troubles]
     judgement = judge.judge(report)
     for verdict in judgement.verdicts:
-        why = [verdict.why, *(f"{it.about}: {it.word}. {it.sentence}." for it in verdict.findings)]
-        lines.append(f"{verdict.heading} ({verdict.claim}): {verdict.word.upper()}. {' '.join(filter(None, why))}")
-    lines += [f"{it.about}: {it.word.upper()}. {it.sentence}." for it in judgement.theory]
+        why = [verdict.why, *(f"{it.about}: {it.outcome}. {it.sentence}." for it in verdict.findings)]
+        lines.append(f"{verdict.heading} ({verdict.claim}): {verdict.outcome.upper()}. {' '.join(filter(None, why))}")
+    lines += [f"{it.about}: {it.outcome.upper()}. {it.sentence}." for it in judgement.theory]
     if judgement.findings:
         lines.append(text.rule(judgement))
     return lines

@@ -1,4 +1,4 @@
-"""From a sweep folder to what the report shows. Everything is read anew, at any moment: what is not there is None."""
+"""Reads a sweep's folder into a Report. It can be read at any moment: what is not there yet is None."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from launcher.status.trial_state import TrialState
 
 VARIED = (BETA, "model.seed")
-"""Overrides that have a place of their own in the report: beta, and the seed, over which it averages."""
+"""Overrides that the report shows in columns of their own: beta, and the seed, over which it averages."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Report:
     trials: tuple[TrialReport, ...]
     """By beta, then number."""
     pools: tuple[Pool, ...]
-    """The rows of the comparison, by beta: trials that differ in their seed alone are one."""
+    """The rows of the comparison, by beta: trials that differ only in their seed are one row."""
     differences: tuple[tuple[str, dict[int, str]], ...]
     """(config key, its value in each trial by number) where the trials' configs differ."""
     troubles: tuple[str, ...] = ()
@@ -53,16 +53,16 @@ class Report:
 
     @cached_property
     def groups(self) -> dict[tuple[str, ...], list[Pool]]:
-        """Pools that differ in beta alone, by what else tells them apart."""
-        found: dict[tuple[str, ...], list[Pool]] = {}
+        """Pools that differ only in beta, by their other overrides."""
+        groups: dict[tuple[str, ...], list[Pool]] = {}
         for pool in self.pools:
             if pool.beta is not None:
-                found.setdefault(pool.trials[0].setting, []).append(pool)
-        return found
+                groups.setdefault(pool.trials[0].setting, []).append(pool)
+        return groups
 
     @cached_property
     def drift_measure(self) -> Measure:
-        """How far policies have left the reference: the exact KL where all that is done has it, else the drift."""
+        """How far policies are from the reference: the exact KL if every done trial has it, else the drift."""
         exact = bool(self.done) and all("kl" in trial.estimates for trial in self.done)
         return measures.REGISTRY["kl" if exact else "drift"]
 
@@ -70,20 +70,20 @@ class Report:
 def gather(
     sweep: Sweep, states: Iterable[TrialState] = (), troubles: Sequence[str] = (), now: float | None = None
 ) -> Report:
-    """Read a sweep. `states` say why a trial has no result."""
+    """Read a sweep. `states` explain why a trial has no result."""
     known = {state.trial.number: state for state in states}
     trials = sweep.trials
     shared = set.intersection(*(set(trial.overrides) for trial in trials)) if trials else set()
     jobs = costs.submitted(sweep)
     unreadable: list[str] = []
-    found = [_trial(trial, shared, known.get(trial.number), jobs, unreadable) for trial in trials]
-    found.sort(key=lambda it: (math.inf if it.beta is None else it.beta, it.trial.number))
+    reports = [_trial(trial, shared, known.get(trial.number), jobs, unreadable) for trial in trials]
+    reports.sort(key=lambda it: (math.inf if it.beta is None else it.beta, it.trial.number))
     return Report(
         sweep=sweep,
         made=time.time() if now is None else now,
-        trials=tuple(found),
-        pools=tuple(pooled(found)),
-        differences=tuple(trial_files.differences({it.trial.number: it.config for it in found})),
+        trials=tuple(reports),
+        pools=tuple(pooled(reports)),
+        differences=tuple(trial_files.differences({it.trial.number: it.config for it in reports})),
         troubles=(*troubles, *dict.fromkeys(unreadable)),
     )
 
@@ -102,13 +102,13 @@ def _trial(
     except Unreadable as error:
         unreadable.append(str(error))
     devices, nodes = (recorded.integer(at(config, f"trainer.{key}")) for key in ("devices", "num_nodes"))
-    asked = devices * nodes if devices is not None and nodes is not None else None
+    ranks = devices * nodes if devices is not None and nodes is not None else None
     return TrialReport(
         trial=trial,
         result=result,
         config=config,
         course=course,
-        cost=costs.cost(trial, result, course, asked, state.restarts if state else 0, jobs),
+        cost=costs.cost(trial, result, course, ranks, state.restarts if state else 0, jobs),
         setting=tuple(
             word.lstrip("+")
             for word in trial.overrides

@@ -1,12 +1,12 @@
-"""Verdicts: does a hypothesis hold, on which estimates does that rest, how sure is it. The only engine of verdicts.
+"""Verdicts: whether a hypothesis holds, on which estimates that rests, and how sure it is. All verdicts are made here.
 
 A hypothesis of the config may say which measures its claim is about:
 
     experiment.hypotheses: [{beta: 0.05, name: unstable, claim: drifts furthest, expect: {drift: highest}}]
 
-A finding counts where the probability that chance alone made it is below LEVEL, after Holm's correction for all the
-findings of the report; what does not count either way cannot be told. Errors are over held-out pairs, and over seeds
-where a beta has several: with one seed a beta nothing is known about how another seed would have come out.
+A finding is significant if its p-value is below LEVEL after Holm's correction for all findings of the report; one that
+is significant in neither direction is inconclusive. Errors are over held-out pairs, and over seeds if a beta has
+several: with one seed per beta, it is not known how much another seed would differ.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from launcher.report.measures import Measure
 from launcher.report.pools import Pool, difference
 from launcher.report.trials import TrialReport
 
-Word = Literal["supported", "contradicted", "cannot be told"]
+Outcome = Literal["supported", "contradicted", "inconclusive"]
 EXPECTATIONS = ("highest", "lowest", "not highest", "not lowest", "above chance")
 _MOST_NAMED = 8  # trials or comparisons named in one sentence
 
@@ -38,15 +38,15 @@ class Judged:
     text: str
     """The estimates it rests on, with their errors."""
     chance_for: float = 1.0
-    """One-sided p-value: how likely chance alone supports the claim as well as this."""
+    """One-sided p-value: the probability that chance alone supports the claim at least this well."""
     chance_against: float = 1.0
     """The same for contradicting it."""
     decides: Estimate | None = None
-    """The difference that the word hangs on; None where more pairs or seeds would not tell."""
+    """The difference that decides the outcome; None if more pairs or seeds would not decide it."""
     adjusted: float = 1.0
     """Two-sided p-value after Holm's correction."""
     family: int = 1
-    """How many findings it was corrected for."""
+    """The number of findings that it was corrected for."""
 
     @property
     def chance(self) -> float:
@@ -54,36 +54,37 @@ class Judged:
         return min(1.0, 2 * min(self.chance_for, self.chance_against))
 
     @property
-    def word(self) -> Word:
+    def outcome(self) -> Outcome:
         if self.adjusted >= LEVEL:
-            return "cannot be told"
+            return "inconclusive"
         return "supported" if self.chance_for < self.chance_against else "contradicted"
 
     @property
     def sentence(self) -> str:
-        """The estimates, how sure the word is, and where it cannot be told, what would tell."""
-        sure = f"; p {_p(self.adjusted)}" if self.chance < 1 else ""
-        needed = self.decides.needed(LEVEL / self.family) if self.decides and self.word == "cannot be told" else ""
-        return f"{self.text}{sure}{f'; {needed} would tell a difference of this size' if needed else ''}"
+        """The estimates, the p-value, and if it is inconclusive, how many pairs or seeds would decide it."""
+        p_value = f"; p {_p(self.adjusted)}" if self.chance < 1 else ""
+        undecided = self.decides if self.outcome == "inconclusive" else None
+        needed = undecided.needed(LEVEL / self.family) if undecided else ""
+        return f"{self.text}{p_value}{f'; {needed} would decide a difference of this size' if needed else ''}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """On one hypothesis."""
+    """The verdict on one hypothesis."""
 
     beta: float | None
     name: str
     claim: str
     findings: tuple[Judged, ...] = ()
     why: str = ""
-    """Where there is no finding: why not."""
+    """If there is no finding: why not."""
 
     @property
-    def word(self) -> Word:
-        words = {finding.word for finding in self.findings}
-        if "contradicted" in words:
+    def outcome(self) -> Outcome:
+        outcomes = {finding.outcome for finding in self.findings}
+        if "contradicted" in outcomes:
             return "contradicted"
-        return "supported" if words == {"supported"} else "cannot be told"
+        return "supported" if outcomes == {"supported"} else "inconclusive"
 
     @property
     def heading(self) -> str:
@@ -94,12 +95,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judgement:
-    """All verdicts of a report, corrected for being several."""
+    """All verdicts of a report, corrected for multiple comparisons."""
 
     verdicts: tuple[Verdict, ...]
     """One for each hypothesis of the experiment and each set of other overrides."""
     theory: tuple[Judged, ...]
-    """Whether a smaller beta drifts further, as DPO's theory says; one for each set of other overrides."""
+    """Whether a smaller beta drifts further, as DPO's theory says: one finding for each set of other overrides."""
 
     @property
     def findings(self) -> list[Judged]:
@@ -107,7 +108,7 @@ class Judgement:
 
 
 def judge(report: Report) -> Judgement:
-    """Every verdict that the report's figures allow."""
+    """All verdicts that the report's figures allow."""
     groups = list(report.groups.values())
     raw = [
         _verdict(report, hypothesis, group)
@@ -127,36 +128,36 @@ def judge(report: Report) -> Judgement:
 
 
 def problem(expect: Any) -> str:
-    """What is wrong with a hypothesis's `expect`; "" where nothing is."""
+    """What is wrong with a hypothesis's `expect`; "" if nothing is."""
     known = measures.REGISTRY
     if not isinstance(expect, dict) or not expect:
-        return f"must say what is expected of a measure, such as {{drift: highest}}; measures: {', '.join(known)}"
-    for key, word in expect.items():
+        return f"must name a measure and an expectation, such as {{drift: highest}}; measures: {', '.join(known)}"
+    for key, expected in expect.items():
         if key not in known:
-            return f"knows no measure '{key}'; there are {', '.join(known)}"
-        if word not in EXPECTATIONS:
-            return f"cannot expect '{word}' of {key}; it can {', '.join(EXPECTATIONS)}"
-        if word == "above chance" and known[key].chance is None:
+            return f"has the unknown measure '{key}'; there are {', '.join(known)}"
+        if expected not in EXPECTATIONS:
+            return f"has '{expected}' for {key}; allowed are {', '.join(EXPECTATIONS)}"
+        if expected == "above chance" and known[key].chance is None:
             levels = " and ".join(name for name, measure in known.items() if measure.chance is not None)
-            return f"knows no chance level of {key}, only of {levels}"
-        if word != "above chance" and not known[key].across_betas:
+            return f"compares {key} with a chance level, which only {levels} have"
+        if expected != "above chance" and not known[key].across_betas:
             return f"cannot rank betas by {key}, which depends on beta itself"
     return ""
 
 
 def best(report: Report, key: str) -> tuple[TrialReport, str]:
-    """The trial that is done and does best by the measure `key`, and why; of equals, the one that drifted least.
+    """The done trial that is best by the measure `key`, and why; of equals, the one that drifted least.
 
-    Trials that differ in their seed alone are ranked by their mean, and the best of them is taken. Raises ValueError
-    where no trial is done that has the measure, or where the measure does not rank betas.
+    Trials that differ only in their seed are ranked by their mean, and the best of them is taken. Raises ValueError if
+    no done trial has the measure, or if the measure does not rank betas.
     """
     measure = measures.REGISTRY[key]
     sign = -1 if measure.better == "lower" else 1
     known = [pool for pool in report.pools if pool.done and key in pool.estimates]
     if not known:
-        raise ValueError(f"no trial is done and has its {measure.title}")
+        raise ValueError(f"no trial that is done has its {measure.title}")
     if not measure.across_betas and len({pool.beta for pool in known}) > 1:
-        raise ValueError(f"the trials have different betas, and {measure.title} depends on beta itself: it ranks none")
+        raise ValueError(f"{measure.title} depends on beta itself, so it cannot rank trials of different betas")
     highest = max(sign * pool.estimates[key].value for pool in known)
     equal = [pool for pool in known if sign * pool.estimates[key].value == highest]
     chosen = min(equal, key=lambda pool: pool.estimates["drift"].value if "drift" in pool.estimates else math.inf)
@@ -165,7 +166,7 @@ def best(report: Report, key: str) -> tuple[TrialReport, str]:
     if len(chosen.done) > 1:
         why += f", mean of {len(chosen.done)} seeds, of which this is the best"
     if len(equal) > 1:
-        why += f", as {_some([pool.name for pool in equal if pool is not chosen])}; the least drift of these"
+        why += f", equal to {_some([pool.name for pool in equal if pool is not chosen])}; it drifted least of these"
     return max(chosen.done, key=lambda trial: sign * trial.estimates[key].value), why
 
 
@@ -178,7 +179,7 @@ def _verdict(report: Report, hypothesis: Mapping[str, Any], group: Sequence[Pool
         return replace(verdict, why="no trial of this sweep has this beta")
     expect = hypothesis.get("expect")
     if expect is None:
-        return replace(verdict, why="the hypothesis does not say which measure it is about (key `expect`)")
+        return replace(verdict, why="the hypothesis does not name the measure that it is about (key `expect`)")
     if wrong := problem(expect):
         return replace(verdict, why=f"`expect` {wrong}")
     if not own.done:
@@ -196,7 +197,7 @@ def _finding(report: Report, measure: Measure, expected: str, own: Pool, group: 
     value = f"{_value(own, measure, report)} at {own.name}"
     if expected == "above chance" and measure.chance is not None:
         over = replace(estimate, value=estimate.value - measure.chance)
-        text = f"{value}, chance is {measure.chance:g}; difference {_sureness(over)}"
+        text = f"{value}, chance is {measure.chance:g}; difference {_certainty(over)}"
         return Judged(about, text, over.chance(1), over.chance(-1), over)
     others = [pool for pool in group if pool is not own and not _same(pool.beta, own.beta)]
     known = [pool for pool in others if pool.done and measure.key in pool.estimates]
@@ -204,15 +205,15 @@ def _finding(report: Report, measure: Measure, expected: str, own: Pool, group: 
         return Judged(about, f"{value}; there is nothing to compare it with")
     direction = 1 if expected.endswith("highest") else -1
     compared = [(pool, difference(measure, own, pool)) for pool in known]
-    # It is the highest if it is above every other one, and it is not if it is below any.
+    # It is the highest if it is above all others, and it is not if it is below any of them.
     all_above = max(it.chance(direction) for _, it in compared)
     any_below = min(1.0, len(compared) * min(it.chance(-direction) for _, it in compared))
     absent = [pool.name for pool in others if pool not in known]
     if absent:
-        all_above = 1.0  # a beta that is still missing may be higher yet; one that is higher already stays so
+        all_above = 1.0  # a missing beta may still turn out higher; one that is already higher stays higher
     nearest, nearest_difference = min(compared, key=lambda it: direction * it[1].value)
-    text = f"{value}; {_value(nearest, measure, report)} at {nearest.name}; difference {_sureness(nearest_difference)}"
-    text += f"; nothing is known of {_some(absent)} yet" if absent else ""
+    text = f"{value}; {_value(nearest, measure, report)} at {nearest.name}; difference {_certainty(nearest_difference)}"
+    text += f"; nothing is known about {_some(absent)} yet" if absent else ""
     decides = None if absent else nearest_difference
     if expected.startswith("not "):
         return Judged(about, text, any_below, all_above, decides)
@@ -230,11 +231,11 @@ def _theory(report: Report, group: Sequence[Pool]) -> Judged:
     ]
     shown = done if len(done) <= _MOST_NAMED else [done[0], done[-1]]
     values = ", ".join(f"{_value(pool, measure, report)} at {pool.name}" for pool in shown)
-    text = f"{measure.title}: {values}" if values else f"{measure.title} is not known of any trial"
-    text += "".join(f"; {low.name} less {high.name}: {_sureness(step)}" for low, high, step in steps[:_MOST_NAMED])
+    text = f"{measure.title}: {values}" if values else f"{measure.title} is not known for any trial"
+    text += "".join(f"; {low.name} minus {high.name}: {_certainty(step)}" for low, high, step in steps[:_MOST_NAMED])
     absent = [pool.name for pool in group if pool not in done]
     if absent:
-        text += f"; nothing is known of {_some(absent)} yet"
+        text += f"; nothing is known about {_some(absent)} yet"
     if not steps:
         return Judged(about, text)
     falls = 1.0 if absent else max(step.chance(1) for _, _, step in steps)
@@ -243,7 +244,7 @@ def _theory(report: Report, group: Sequence[Pool]) -> Judged:
     return Judged(about, text, falls, rises, None if absent else weakest)
 
 
-def _sureness(difference: Estimate) -> str:
+def _certainty(difference: Estimate) -> str:
     """`+2.861 ± 0.310 (9.2 standard errors; 32 pairs, pair by pair; 3 seeds)`"""
     if difference.error is None:
         return f"{difference.value:+.3g}, of unknown standard error"
@@ -274,5 +275,5 @@ def _some(names: Sequence[str]) -> str:
     )
 
 
-def _same(one: float | None, other: Any) -> bool:
-    return one is not None and isinstance(other, (int, float)) and math.isclose(one, other, rel_tol=1e-9)
+def _same(beta: float | None, other: Any) -> bool:
+    return beta is not None and isinstance(other, (int, float)) and math.isclose(beta, other, rel_tol=1e-9)

@@ -12,7 +12,7 @@ _MARKUP = re.compile(r"([\\`*_<\[\]|])")
 
 
 def render(report: Report, picture: str | None = None) -> str:
-    """`picture` is the name of the PNG beside it."""
+    """`picture` is the name of the PNG in the same folder."""
     lines = [f"# {_escaped(text.heading(report))}", "", f"{_escaped(text.summary(report))}. {text.when(report)}", ""]
     if warnings := text.warnings(report):
         lines += [*(f"> **{_escaped(warning)}**" for warning in warnings), ""]
@@ -49,13 +49,13 @@ def _table(report: Report) -> list[str]:
 
 def _verdicts(judgement: judge.Judgement) -> list[str]:
     if not judgement.findings and not judgement.verdicts:
-        return ["Nothing to judge: no hypothesis, and fewer than two betas."]
+        return ["There is no verdict: the sweep has no hypothesis and fewer than two betas."]
     lines = []
     for verdict in judgement.verdicts:
         claim = f"{_escaped(verdict.heading)}** ({_escaped(verdict.claim)})"
-        lines.append(f"- **{claim}: **{verdict.word}**. {_escaped(verdict.why)}".rstrip())
-        lines += [f"  - {_escaped(it.about)}: {it.word}. {_escaped(it.sentence)}" for it in verdict.findings]
-    lines += [f"- {_escaped(it.about)}: **{it.word}**. {_escaped(it.sentence)}" for it in judgement.theory]
+        lines.append(f"- **{claim}: **{verdict.outcome}**. {_escaped(verdict.why)}".rstrip())
+        lines += [f"  - {_escaped(it.about)}: {it.outcome}. {_escaped(it.sentence)}" for it in verdict.findings]
+    lines += [f"- {_escaped(it.about)}: **{it.outcome}**. {_escaped(it.sentence)}" for it in judgement.theory]
     return [*lines, "", text.rule(judgement)]
 
 
@@ -64,5 +64,5 @@ def _pipes(cells: Sequence[str]) -> str:
 
 
 def _escaped(value: str) -> str:
-    """Names and claims are shown as they are written: no markup, no HTML."""
+    """Show names and claims as they are written: no markup, no HTML."""
     return _MARKUP.sub(r"\\\1", value)

@@ -1,8 +1,8 @@
-"""What trials are compared by. A measure is one entry of REGISTRY, which tables, plots, verdicts and CSV are made from.
+"""What trials are compared by. A measure is one entry of REGISTRY; tables, plots, verdicts and CSV are made from it.
 
 NeMo-Aligner's `rewards_*` are mean log-ratios log pi(y|x) - log pi_ref(y|x) of whole responses, in nats, and are not
 multiplied by beta, whatever their name says; here they are shown as what they are. The implicit reward of DPO is beta
-times that (Rafailov et al. 2023, section 4), so the reward margin is beta x (log-ratio of chosen - of rejected).
+times that (Rafailov et al. 2023, section 4), so the reward margin is beta x (log-ratio of chosen - that of rejected).
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from launcher.report.recorded import Pairs, Validation
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One measure. New columns of the evaluation are available under their names as soon as it writes them."""
+    """One measure. A new column of the evaluation can be used by its name as soon as the evaluation writes it."""
 
     key: str
     """Its name in `expect`, in `export --by` and in the CSV."""
     title: str
     note: str
-    """What it is, in a sentence for the line below the tables. `{per}` as in `unit`."""
+    """A sentence that explains it below the tables. `{per}` as in `unit`."""
     form: str
-    """Python's format of its value."""
+    """Python's format for its value."""
     columns: tuple[str, ...]
     """The evaluation's columns that `each_pair` and `sizes` read."""
     each_pair: Callable[[Pairs, float | None], Sequence[float]]
-    """(columns, beta) -> a value a pair, whose mean is the measure; with `sizes`, a sum a pair."""
+    """(columns, beta) -> one value per pair, whose mean is the measure; with `sizes`, one sum per pair."""
     sizes: Callable[[Pairs], Sequence[float]] | None = None
-    """The number of tokens a pair, for a mean over tokens."""
+    """The number of tokens of each pair, for a mean over tokens."""
     logged: Callable[[Validation, float | None], float | None] | None = None
-    """(validation, beta) -> its value, where NeMo-Aligner's own validation knows it; else the evaluation's is taken."""
+    """(validation, beta) -> its value, if NeMo-Aligner's validation logs it; None: the evaluation gives it."""
     bound: Callable[[float, float | None], float | None] | None = None
-    """(the most that the standard error of the mean of both log-ratios can be, beta) -> the most of its own."""
+    """(upper bound of the error of the mean of both log-ratios, beta) -> upper bound of the measure's error."""
     unit: str = ""
-    """`{per}` stands for what log-ratios are counted by: "response" or "token"."""
+    """`{per}` is replaced by what log-ratios are counted by: "response" or "token"."""
     better: Literal["higher", "lower", ""] = ""
-    """"" for one that is neither better nor worse."""
+    """"": neither is better."""
     chance: float | None = None
     """Its value for a policy that has learned nothing."""
     share: bool = False
-    """Whether it is a share of the pairs: its error then is Agresti and Coull's."""
+    """Whether it is a share of the pairs; its error is then Agresti and Coull's."""
     across_betas: bool = True
     """Whether trials of different betas may be ranked by it."""
     brief: bool = False
@@ -64,12 +64,12 @@ class Measure:
         return self.note.format(per=per)
 
     def label(self, per: str) -> str:
-        """With its unit, for an axis."""
+        """The title with its unit, for an axis."""
         unit = self.unit_of(per)
         return f"{self.title}, {unit}" if unit else self.title
 
     def terms(self, pairs: Pairs | None, beta: float | None) -> tuple[Sequence[float], Sequence[float]] | None:
-        """(a value a pair, its weight); None where the evaluation has no such columns, or no token."""
+        """(a value for each pair, their weights); None if the evaluation lacks such columns, or has no token."""
         if pairs is None or any(name not in pairs for name in self.columns):
             return None
         values = self.each_pair(pairs, beta)
@@ -79,11 +79,11 @@ class Measure:
     def estimate(
         self, validation: Validation | None, pairs: Pairs | None, beta: float | None, std: float | None
     ) -> Estimate | None:
-        """Its value and standard error; None where it is not known.
+        """Its value and standard error; None if it is not known.
 
-        `pairs` are the evaluation's columns, None also where they do not describe what was logged. Without them the
-        error has an upper bound at most, from `std`, the standard deviation of both log-ratios together, which is
-        all that NeMo-Aligner logs: the two kinds have so much variance, var(c) + var(r) <= 2 std^2.
+        `pairs` are the evaluation's columns, or None if they do not describe what was logged. Without them only an
+        upper bound of the error is known. It follows from `std`, the standard deviation of both log-ratios together
+        (all that NeMo-Aligner logs), because var(chosen) + var(rejected) <= 2 std^2.
         """
         terms = self.terms(pairs, beta)
         own = estimates.ratio(*terms) if terms else None
@@ -97,7 +97,7 @@ class Measure:
             error = estimates.share_error(value, count) if 0 <= value <= 1 else None
             return Estimate(value, error, pairs=count)
         if own is not None and own.error is not None and own.pairs:
-            # The spread of the evaluated pairs, on the number of pairs that were validated.
+            # The spread is that of the evaluated pairs, the number of pairs that of the validation.
             return Estimate(value, own.error * math.sqrt(own.pairs / count), pairs=count, freedom=own.freedom)
         bound = self.bound(std / math.sqrt(count), beta) if self.bound and std is not None else None
         return Estimate(value, bound, at_most=bound is not None, pairs=count)
@@ -119,10 +119,10 @@ def _accuracy(pairs: Pairs, beta: float | None) -> list[float]:
 
 
 def _drift(pairs: Pairs, beta: float | None) -> list[float]:
-    """Drift is the mean of the sizes of the two mean log-ratios, so each counts with the sign of its mean."""
+    """Drift is the mean of the sizes of the two mean log-ratios, so each log-ratio counts with the sign of its mean."""
     chosen, rejected = pairs["log_ratio_chosen"], pairs["log_ratio_rejected"]
     signs = [math.copysign(1.0, math.fsum(values)) for values in (chosen, rejected)]
-    return [(signs[0] * one + signs[1] * other) / 2 for one, other in zip(chosen, rejected, strict=True)]
+    return [(signs[0] * first + signs[1] * second) / 2 for first, second in zip(chosen, rejected, strict=True)]
 
 
 def _both(name: str) -> Callable[[Pairs], list[float]]:
@@ -147,7 +147,7 @@ _ENTRIES = (
     Measure(
         key="loss", title="loss", form=".4f", better="lower", across_betas=False, brief=True, over_steps=True,
         note="Loss: the preference loss; it depends on beta itself, so compare its course over the steps, not its "
-             "height between betas.",
+             "level between betas.",
         columns=_LOG_RATIOS, each_pair=_loss, logged=lambda it, beta: it.get("loss"),
     ),
     Measure(
@@ -159,30 +159,30 @@ _ENTRIES = (
     Measure(
         key="margin", title="reward margin", form="+.4f", better="higher", chance=0.0,
         brief=True, glance=True, over_steps=True,
-        note="Reward margin: beta x (log-ratio of chosen - of rejected).",
+        note="Reward margin: beta x (log-ratio of chosen - log-ratio of rejected).",
         columns=_LOG_RATIOS, each_pair=_margin, logged=_logged_margin,
         bound=lambda error, beta: None if beta is None else 2 * beta * error,
     ),
     Measure(
-        key="chosen", title="log-ratio chosen", form="+.3f", unit="nats a {per}", brief=True,
-        note="Log-ratio: mean log-probability ratio of a held-out response to the reference policy, nats a {per}, not "
-             "multiplied by beta (NeMo-Aligner's rewards_*).",
+        key="chosen", title="log-ratio chosen", form="+.3f", unit="nats per {per}", brief=True,
+        note="Log-ratio: mean log-probability ratio of a held-out response to the reference policy, nats per {per}, "
+             "not multiplied by beta (NeMo-Aligner's rewards_*).",
         columns=_LOG_RATIOS, each_pair=lambda pairs, beta: pairs["log_ratio_chosen"],
         logged=lambda it, beta: it.get("rewards_chosen_mean"), bound=lambda error, beta: math.sqrt(2) * error,
     ),
     Measure(
-        key="rejected", title="log-ratio rejected", form="+.3f", unit="nats a {per}", brief=True, note="",
+        key="rejected", title="log-ratio rejected", form="+.3f", unit="nats per {per}", brief=True, note="",
         columns=_LOG_RATIOS, each_pair=lambda pairs, beta: pairs["log_ratio_rejected"],
         logged=lambda it, beta: it.get("rewards_rejected_mean"), bound=lambda error, beta: math.sqrt(2) * error,
     ),
     Measure(
-        key="drift", title="drift", form=".3f", unit="nats a {per}", better="lower",
+        key="drift", title="drift", form=".3f", unit="nats per {per}", better="lower",
         glance=True, against_beta=True, over_steps=True,
         note="Drift: mean size of the two log-ratios.",
         columns=_LOG_RATIOS, each_pair=_drift, logged=_logged_drift, bound=lambda error, beta: error,
     ),
     Measure(
-        key="kl", title="KL", form=".4f", unit="nats a token", better="lower", glance=True, against_beta=True,
+        key="kl", title="KL", form=".4f", unit="nats per token", better="lower", glance=True, against_beta=True,
         note="KL: KL(policy || reference) on the held-out responses, exact, over the whole vocabulary.",
         columns=("kl_chosen", "kl_rejected", "tokens_chosen", "tokens_rejected"),
         each_pair=lambda pairs, beta: _both("kl")(pairs), sizes=_both("tokens"),
@@ -194,5 +194,5 @@ REGISTRY: dict[str, Measure] = {measure.key: measure for measure in _ENTRIES}
 
 
 def ranked() -> list[Measure]:
-    """The measures of which one end is the better one."""
+    """The measures that have a better end."""
     return [measure for measure in REGISTRY.values() if measure.better]

@@ -1,4 +1,4 @@
-"""The report as one HTML file that opens offline: styles and plots are in it, and it loads nothing."""
+"""The report as one HTML file that opens offline: it contains its styles and plots, and loads nothing."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class FigureLine(NamedTuple):
     label: str
     shown: str
     bar: float | None
-    """Percent of its width; None: no bar."""
+    """Length of the bar, in percent; None: no bar."""
     chance: float | None
-    """Where on the bar chance lies, in percent."""
+    """Position of the chance level on the bar, in percent."""
 
 
 class Card(NamedTuple):
-    """A pool at a glance."""
+    """The main figures of a pool."""
 
     pool: Pool
     colour: str
@@ -40,7 +40,7 @@ class Card(NamedTuple):
 
 
 class SampleLine(NamedTuple):
-    """One answer to a sample's prompt. `colour` is "" where no policy wrote it."""
+    """One answer to a sample's prompt. `colour` is "" if no policy wrote it."""
 
     name: str
     colour: str
@@ -49,7 +49,7 @@ class SampleLine(NamedTuple):
 
 
 def render(report: Report) -> str:
-    """The page. Raises Refused where matplotlib is missing."""
+    """The page. Raises Refused if matplotlib is missing."""
     plots.check()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -89,12 +89,12 @@ def render(report: Report) -> str:
 
 
 def samples(report: Report, colours: dict[Pool, str]) -> list[tuple[str, list[SampleLine]]]:
-    """(prompt, the chosen response, the reference policy's answer, every policy's). Of several seeds, the first's."""
-    found: dict[str, list[SampleLine]] = {}
+    """(prompt, answers: the chosen response, the reference policy's, every policy's). Of several seeds, the first's."""
+    answers_by_prompt: dict[str, list[SampleLine]] = {}
     sampled = [(pool, trials[0]) for pool in report.pools if (trials := [it for it in pool.trials if it.samples])]
     for pool, trial in sampled[:_MOST_COMPARED]:
         for sample in trial.samples:
-            answers = found.setdefault(
+            answers = answers_by_prompt.setdefault(
                 sample.prompt,
                 [
                     SampleLine("chosen in the data", "", sample.chosen, True),
@@ -102,11 +102,11 @@ def samples(report: Report, colours: dict[Pool, str]) -> list[tuple[str, list[Sa
                 ],
             )
             answers.append(SampleLine(pool.name, colours[pool], sample.policy, sample.policy_ended))
-    return list(found.items())
+    return list(answers_by_prompt.items())
 
 
 def printable(value: str) -> str:
-    """Without control characters, which HTML does not allow and untrained models write."""
+    """Replace control characters, which HTML does not allow and untrained models write."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", value).strip()
 
 
@@ -130,7 +130,7 @@ def _card(report: Report, pool: Pool, colour: str) -> Card:
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
-    """What it was made with: of the sweep, and of its first result."""
+    """Facts about the sweep and its first result: command, commit, device, versions."""
     data = report.sweep.data
     git = data.get("git") or {}
     facts = [

@@ -1,4 +1,4 @@
-"""What each plot shows, drawn on matplotlib's axes. The panels follow from the registry of measures."""
+"""Draws each plot on matplotlib's axes. Which plots there are follows from the registry of measures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MARKS = "osD^vP*X"
 _SCALE = ("#2f6fd6", "#b8408f", "#d98324")  # visible on white and on black; distinct to the colour-blind
 _GREY = "#888"
 _MOST_DRAWN = 100  # pools drawn as lines; more are drawn as pixels
-_MOST_MARKED = 8  # pools that get a mark of their own; of more, only the colour differs
+_MOST_MARKED = 8  # pools that get marks of their own; if there are more, only the colour differs
 _MOST_TICKS = 8
 
 
@@ -35,14 +35,14 @@ class Panel:
 
 
 def panels(report: Report) -> list[Panel]:
-    """All of them, in order."""
+    """All panels, in order."""
     entries = list(measures.REGISTRY.values())
     return [
         *(_against_beta_panel(measure, report.per) for measure in entries if measure.against_beta),
         Panel(
             "frontier",
             f"Accuracy against {report.drift_measure.title}",
-            "How much is learned for how much drift: up and to the left is better.",
+            "Accuracy gained for drift: up and to the left is better.",
             _frontier,
         ),
         *(_over_steps_panel(measure, report.per) for measure in entries if measure.over_steps),
@@ -50,7 +50,7 @@ def panels(report: Report) -> list[Panel]:
 
 
 def colours(report: Report) -> dict[Pool, str]:
-    """A colour for each pool: blue for the smallest beta to orange for the largest."""
+    """A colour for each pool, from blue for the smallest beta to orange for the largest."""
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     scale = LinearSegmentedColormap.from_list("betas", _SCALE)
@@ -100,7 +100,7 @@ def _against_beta(axes: Axes, report: Report, measure: Measure) -> bool:
 
 
 def _known(pools: Sequence[Pool], measure: Measure) -> list[tuple[Pool, float, Estimate]]:
-    """(pool, beta, estimate) of those that have both."""
+    """(pool, beta, estimate) of the pools that have both."""
     return [
         (pool, pool.beta, pool.estimates[measure.key]) for pool in pools if pool.beta and measure.key in pool.estimates
     ]
@@ -145,9 +145,9 @@ def _over_steps(axes: Axes, report: Report, measure: Measure) -> bool:
 
 
 def _points(axes: Axes, report: Report, points: Sequence[tuple[Pool, float, float | None, Estimate]]) -> None:
-    """(pool, x, its error, y): with bars of one standard error; hollow where the pool has no result."""
+    """Draw (pool, x, its error, y) with bars of one standard error; hollow if the pool has no result."""
     look = looks(report)
-    if len(points) > _MOST_MARKED:  # in one go: a call for each takes minutes for a thousand
+    if len(points) > _MOST_MARKED:  # in one call: a thousand calls take minutes
         inks = [look[pool][0] for pool, *_ in points]
         faces = [ink if pool.done else "none" for ink, (pool, *_) in zip(inks, points, strict=True)]
         x, y = [x for _, x, _, _ in points], [estimate.value for *_, estimate in points]

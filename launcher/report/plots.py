@@ -1,4 +1,4 @@
-"""The plots, as SVG that takes its page's colours, and all of them on one sheet as PNG. Needs matplotlib."""
+"""The plots as SVG, which takes the page's colours, and all of them on one sheet as PNG. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_NAMED = 12  # pools in the PNG's key
 
 
 def check() -> None:
-    """Raises Refused where matplotlib is missing."""
+    """Raises Refused if matplotlib is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -26,7 +26,7 @@ def check() -> None:
 
 
 def svgs(report: Report) -> list[tuple[Panel, str]]:
-    """Each panel that has something to show, as an <svg> element without XML header."""
+    """Each panel that has something to show, as an <svg> element without an XML header."""
     return [(panel, drawn) for panel in panels(report) if (drawn := _svg(panel, report))]
 
 
@@ -53,7 +53,7 @@ def png(report: Report, dpi: int = 100) -> bytes:
 
 
 def _literal(name: str) -> str:
-    """For matplotlib, which takes what stands between two `$` for a formula."""
+    """Escape `$`: matplotlib reads text between two of them as a formula."""
     return name.replace("$", r"\$")
 
 
@@ -76,7 +76,7 @@ def _svg(panel: Panel, report: Report) -> str:
 
 
 def _for_page(svg: str, panel: Panel) -> str:
-    """Inline SVG: text in the page's colour and font, ids that no other plot has, as wide as its place."""
+    """Inline SVG: text in the page's colour and font, ids that no other plot has, no width of its own."""
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for before in ('id="', 'href="#', "url(#"):

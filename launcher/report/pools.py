@@ -1,4 +1,4 @@
-"""The rows of the comparison: trials that differ in their seed alone are one row, and how two rows compare."""
+"""The rows of the comparison (trials that differ only in their seed are one row), and differences between rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launcher.report.trials import TrialReport
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """One beta with one set of other overrides; one trial, or several that differ in their seed alone."""
+    """One beta with one set of other overrides: one trial, or several that differ only in their seed."""
 
     trials: tuple[TrialReport, ...]
 
@@ -34,7 +34,7 @@ class Pool:
 
     @property
     def numbers(self) -> str:
-        """Of its trials: `0, 3, 6`."""
+        """The numbers of its trials: `0, 3, 6`."""
         return ", ".join(str(trial.trial.number) for trial in self.trials)
 
     @property
@@ -43,7 +43,7 @@ class Pool:
 
     @property
     def why(self) -> str:
-        """Why results are missing, "" where none is."""
+        """Why results are missing, "" if none is."""
         missing = [trial for trial in self.trials if not trial.done]
         if len(self.trials) == 1:
             return f"{missing[0].why}{progress(missing[0])}" if missing else ""
@@ -51,55 +51,55 @@ class Pool:
 
     @property
     def known(self) -> list[TrialReport]:
-        """The trials that its estimates are of: those that are done; where none is, those that have begun."""
+        """The trials that its estimates are made from: those that are done; if none is, all of them."""
         return self.done or list(self.trials)
 
     @cached_property
     def estimates(self) -> Mapping[str, Estimate]:
-        """Every measure that all of `known` have, by its key; over the seeds."""
-        found = {}
+        """Every measure that all of `known` have, by its key, averaged over the seeds."""
+        pooled = {}
         for key, measure in measures.REGISTRY.items():
-            each = [trial.estimates[key] for trial in self.known if key in trial.estimates]
-            if len(each) == 1 and len(self.known) == 1:
-                found[key] = each[0]
-            elif each and len(each) == len(self.known):
-                found[key] = estimates.over_seeds([it.value for it in each], self._over_pairs(measure, each))
-        return found
+            of_trials = [trial.estimates[key] for trial in self.known if key in trial.estimates]
+            if len(of_trials) == 1 and len(self.known) == 1:
+                pooled[key] = of_trials[0]
+            elif of_trials and len(of_trials) == len(self.known):
+                pooled[key] = estimates.over_seeds([it.value for it in of_trials], self._over_pairs(measure, of_trials))
+        return pooled
 
-    def _over_pairs(self, measure: Measure, each: Sequence[Estimate]) -> Estimate:
+    def _over_pairs(self, measure: Measure, of_trials: Sequence[Estimate]) -> Estimate:
         """The mean over the seeds with its error over the pairs, which are the same for every seed."""
         averaged = average(measure, self.known)
-        first = each[0]
-        pairs = min((it.pairs for it in each if it.pairs), default=None)
+        first = of_trials[0]
+        pairs = min((it.pairs for it in of_trials if it.pairs), default=None)
         if measure.logged is None and averaged is not None:
             return averaged
-        errors = [it.error for it in each if it.error is not None]
-        error = math.sqrt(math.fsum(it**2 for it in errors) / len(errors)) if len(errors) == len(each) else None
+        errors = [it.error for it in of_trials if it.error is not None]
+        error = math.sqrt(math.fsum(it**2 for it in errors) / len(errors)) if len(errors) == len(of_trials) else None
         if averaged and averaged.error is not None and averaged.pairs and pairs and not measure.share:
             error = averaged.error * math.sqrt(averaged.pairs / pairs)
-        at_most = any(it.at_most for it in each)
-        return Estimate(first.value, error, at_most, pairs, freedom=min(it.freedom for it in each))
+        at_most = any(it.at_most for it in of_trials)
+        return Estimate(first.value, error, at_most, pairs, freedom=min(it.freedom for it in of_trials))
 
 
 def pooled(trials: Iterable[TrialReport]) -> list[Pool]:
-    """In the order of the trials. Trials with equal seeds are repetitions of one another and stay apart."""
+    """Pool the trials, in their order. Trials with equal seeds repeat each other and stay separate."""
     together: dict[tuple[float | None, tuple[str, ...]], list[TrialReport]] = {}
     for trial in trials:
         together.setdefault((trial.beta, trial.setting), []).append(trial)
-    found = []
+    pools = []
     for alike in together.values():
         seeds = {trial.seed for trial in alike}
         if None not in seeds and len(seeds) == len(alike):
-            found.append(Pool(tuple(alike)))
+            pools.append(Pool(tuple(alike)))
         else:
-            found += [Pool((trial,)) for trial in alike]
-    return found
+            pools += [Pool((trial,)) for trial in alike]
+    return pools
 
 
 def average(measure: Measure, trials: Sequence[TrialReport]) -> Estimate | None:
     """The mean over trials with its error over pairs: each pair's value is averaged first.
 
-    None where the evaluation of one is not there, or is of other pairs.
+    None if a trial has no evaluation, or was evaluated on other pairs.
     """
     terms = [measure.terms(trial.pairs_for(measure), trial.beta) for trial in trials]
     if not terms or any(it is None for it in terms) or not _same_pairs(trials):
@@ -109,14 +109,14 @@ def average(measure: Measure, trials: Sequence[TrialReport]) -> Estimate | None:
     return estimates.ratio(sums, known[0][1])
 
 
-def difference(measure: Measure, one: Pool, other: Pool) -> Estimate:
-    """One pool less the other; both have to have the measure.
+def difference(measure: Measure, pool: Pool, other: Pool) -> Estimate:
+    """`pool` minus `other`; both must have the measure.
 
-    Taken pair by pair where both were evaluated on the same pairs, so that what makes a pair easy or hard for both
-    drops out of the error; and seed by seed where both have the same seeds.
+    It is computed pair by pair if both were evaluated on the same pairs, so that what makes a pair easy or hard for
+    both drops out of the error; and seed by seed if both have the same seeds.
     """
-    first, second = one.estimates[measure.key], other.estimates[measure.key]
-    paired = _paired(measure, one, other)
+    first, second = pool.estimates[measure.key], other.estimates[measure.key]
+    paired = _paired(measure, pool, other)
     if paired is not None:
         return paired
     known = first.error is not None and second.error is not None
@@ -131,39 +131,39 @@ def difference(measure: Measure, one: Pool, other: Pool) -> Estimate:
     )
 
 
-def _paired(measure: Measure, one: Pool, other: Pool) -> Estimate | None:
-    """None where the two were not evaluated on the same pairs, or have other seeds."""
-    if not _same_pairs([*one.known, *other.known]):
+def _paired(measure: Measure, pool: Pool, other: Pool) -> Estimate | None:
+    """The difference pair by pair; None if the two were evaluated on different pairs or have different seeds."""
+    if not _same_pairs([*pool.known, *other.known]):
         return None
-    each = []
-    for first, second in _matched(one, other):
+    differences = []
+    for first, second in _matched(pool, other):
         own, others = (measure.terms(trial.pairs_for(measure), trial.beta) for trial in (first, second))
         if own is None or others is None:
             return None
-        each.append([a - b for a, b in zip(own[0], others[0], strict=True)])
+        differences.append([a - b for a, b in zip(own[0], others[0], strict=True)])
         sizes = own[1]
-    if not each:
+    if not differences:
         return None
-    sums = [math.fsum(values) / len(each) for values in zip(*each, strict=True)]
-    found = replace(estimates.ratio(sums, sizes), paired=True)
+    sums = [math.fsum(values) / len(differences) for values in zip(*differences, strict=True)]
+    estimate = replace(estimates.ratio(sums, sizes), paired=True)
     if measure.share:
         gained, lost = (math.fsum(max(sign * value, 0.0) for value in sums) for sign in (1, -1))
-        found = replace(found, error=estimates.matched_error(gained, lost, len(sums)))
-    return estimates.over_seeds([estimates.ratio(values, sizes).value for values in each], found)
+        estimate = replace(estimate, error=estimates.matched_error(gained, lost, len(sums)))
+    return estimates.over_seeds([estimates.ratio(values, sizes).value for values in differences], estimate)
 
 
-def _matched(one: Pool, other: Pool) -> list[tuple[TrialReport, TrialReport]]:
-    """Trials of the same seed; of pools of one trial each, the two. [] where the seeds are not the same."""
-    if len(one.known) == len(other.known) == 1:
-        return [(one.known[0], other.known[0])]
+def _matched(pool: Pool, other: Pool) -> list[tuple[TrialReport, TrialReport]]:
+    """Trials of the same seed; if each pool has one trial, these two. [] if the seeds differ."""
+    if len(pool.known) == len(other.known) == 1:
+        return [(pool.known[0], other.known[0])]
     by_seed = {trial.seed: trial for trial in other.known}
-    if {trial.seed for trial in one.known} != set(by_seed):
+    if {trial.seed for trial in pool.known} != set(by_seed):
         return []
-    return [(trial, by_seed[trial.seed]) for trial in one.known]
+    return [(trial, by_seed[trial.seed]) for trial in pool.known]
 
 
 def _same_pairs(trials: Sequence[TrialReport]) -> bool:
-    """Whether all were evaluated on the same pairs, as far as their number and their tokens tell."""
+    """Whether all were evaluated on the same pairs, judged by the number of pairs and their token counts."""
     first = trials[0].pairs
     if first is None:
         return False

@@ -1,6 +1,6 @@
-"""What a trial has left behind, typed: result.json and the validations in metrics.jsonl. The only reader of their keys.
+"""Typed records of a trial: result.json and the validations in metrics.jsonl. The report reads their keys only here.
 
-Odd or damaged values are None or left out: a report is made at any moment, also of folders that others wrote.
+Odd or damaged values become None or are left out: a report can be made at any moment, also of others' folders.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Pairs = Mapping[str, Sequence[float]]
-"""Columns of what the evaluation measured, one value a held-out pair, in the data's order."""
+"""Columns that the evaluation measured: one value for each held-out pair, in the data's order."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Validation:
 
     @property
     def pairs(self) -> int | None:
-        """How many pairs it took; None where that was not written down."""
-        found = self.values.get("pairs")
-        return int(found) if found else None
+        """The number of pairs it used; None if that was not recorded."""
+        pairs = self.values.get("pairs")
+        return int(pairs) if pairs else None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Greedy answers to a held-out prompt. `ended`: the answer reached its end before it was cut short."""
+    """Greedy answers to a held-out prompt. `ended`: the model ended the answer before it was cut."""
 
     prompt: str
     chosen: str
@@ -48,10 +48,10 @@ class RecordedEvaluation:
     """What launcher.train.nemo_aligner.evaluate measured after training."""
 
     pairs: Pairs | None
-    """None where no pair was evaluated, or the columns are damaged."""
+    """None if no pair was evaluated, or the columns are damaged."""
     samples: tuple[Sample, ...]
     skipped: str
-    """Why it was skipped; "" where it was not."""
+    """Why it was skipped; "" if it was not."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Result:
     seconds: float | None
     ranks: int | None
     device: str
-    """"gpu, NVIDIA H100"; "" where it is not known."""
+    """"gpu, NVIDIA H100"; "" if it is not known."""
     precision: str
     final: Validation | None
     train_pairs: int | None
@@ -110,7 +110,7 @@ def evaluation(data: Mapping[str, Any]) -> RecordedEvaluation:
 
 
 def columns(data: Any) -> Pairs | None:
-    """The columns as they are, or None: they must be lists of finite numbers of one length, not 0."""
+    """The columns, or None unless they are non-empty lists of finite numbers, all of one length."""
     if not isinstance(data, dict) or not all(isinstance(values, list) for values in data.values()):
         return None
     lengths = {len(values) for values in data.values()}
@@ -120,7 +120,7 @@ def columns(data: Any) -> Pairs | None:
 
 
 def _finite(values: list[Any]) -> bool:
-    """Whether all are numbers with a finite sum, and so finite themselves."""
+    """Whether all are numbers with a finite sum, so that each of them is finite too."""
     try:
         return all(isinstance(value, (int, float)) for value in values) and math.isfinite(math.fsum(values))
     except (OverflowError, ValueError):
@@ -128,7 +128,7 @@ def _finite(values: list[Any]) -> bool:
 
 
 def validation(line: Mapping[str, Any]) -> Validation | None:
-    """From a line of metrics.jsonl, or a result's `final`. None where it holds no validation."""
+    """Read a line of metrics.jsonl, or a result's `final`. None if it holds no validation."""
     if not any(key.startswith("val/") for key in line):
         return None
     values = {

@@ -1,4 +1,4 @@
-"""The report as CSV: a row a trial, for a spreadsheet or a script."""
+"""The report as CSV: one row for each trial, for a spreadsheet or a script."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launcher.report.trials import TrialReport
 
 
 def render(report: Report) -> str:
-    """Errors stand in columns of their own, empty where nothing is known."""
+    """Errors have columns of their own, which are empty if an error is not known."""
     rows = [_row(trial) for trial in report.trials]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")

@@ -41,80 +41,80 @@ def summary(report: Report) -> str:
     elif betas:
         parts.append(f"{len(betas)} betas from {betas[0]:g} to {betas[-1]:g}")
     if most_seeds(report) > 1:
-        parts.append(f"{most_seeds(report)} seeds a beta")
+        parts.append(f"{most_seeds(report)} seeds per beta")
     if pairs := validated(report):
         parts.append(f"{span(pairs)} held-out pairs")
     return ", ".join(parts)
 
 
 def warnings(report: Report) -> list[str]:
-    """What a reader has to know before the figures."""
+    """What a reader must know before reading the figures."""
     missing = [trial for trial in report.trials if not trial.done]
-    found = []
+    warnings = []
     if missing:
         named = "; ".join(f"{trial.name}: {trial.why}{progress(trial)}" for trial in missing[:_MOST_NAMED])
         more = f"; and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
-        found.append(f"Partial: {len(missing)} of {len(report.trials)} trials have no result ({named}{more}).")
-    found += unequal(report)
+        warnings.append(f"Partial: {len(missing)} of {len(report.trials)} trials have no result ({named}{more}).")
+    warnings += unequal(report)
     unevaluated = [trial for trial in report.done if trial.pairs is None]
     if unevaluated:
         reasons = sorted({trial.skipped for trial in report.done if trial.skipped})
         why = f" ({'; '.join(reasons)})" if reasons else "; report --evaluate computes it"
         names = ", ".join(trial.name for trial in unevaluated[:_MOST_NAMED])
-        found.append(f"No exact KL of {names}{' and more' if len(unevaluated) > _MOST_NAMED else ''}{why}.")
-    return [*found, *report.troubles]
+        warnings.append(f"There is no exact KL of {names}{' and more' if len(unevaluated) > _MOST_NAMED else ''}{why}.")
+    return [*warnings, *report.troubles]
 
 
 def unequal(report: Report) -> list[str]:
-    """Why trials cannot be compared as they stand."""
-    found = []
+    """Why trials cannot be compared directly."""
+    reasons = []
     if len(validated(report)) > 1:
-        found.append("Not every trial was measured on as many pairs: the rows cannot be compared as they stand.")
+        reasons.append("The trials were measured on different numbers of pairs: the rows cannot be compared directly.")
     if len({trial.step for trial in report.done}) > 1:
-        found.append("Not every trial made as many steps.")
+        reasons.append("The trials made different numbers of steps.")
     if len({trial.result.precision for trial in report.done if trial.result}) > 1:
-        found.append("Not every trial was computed in the same precision.")
-    return found
+        reasons.append("The trials were computed in different precisions.")
+    return reasons
 
 
 def measured(report: Report) -> str:
-    """On how many pairs, after how many steps, with which errors."""
+    """The number of pairs and steps behind the figures, and what their errors cover."""
     steps = sorted({trial.step for trial in report.trials if trial.step is not None})
     text = f"Measured on {span(validated(report))} held-out pairs{_evaluated(report)} after {span(steps)} steps; "
     text += "± is one standard error "
     text += "over pairs and seeds" if most_seeds(report) > 1 else "over pairs"
     if any(it.at_most for pool in report.pools for it in pool.estimates.values()):
-        text += " ('≤' where only an upper bound is known)"
+        text += " ('≤': only an upper bound is known)"
     if most_seeds(report) > 1:
         return f"{text}. A row is the mean over its seeds."
-    return f"{text}. One seed a beta: the errors do not cover how another seed would have come out."
+    return f"{text}. There is one seed per beta: the errors do not cover the spread between seeds."
 
 
 def _evaluated(report: Report) -> str:
-    """How many pairs the evaluation measured, where those are not as many as were validated."""
+    """The number of pairs that the evaluation measured, if it differs from that of the validation."""
     counts = sorted({len(next(iter(trial.pairs.values()))) for trial in report.trials if trial.pairs})
     names = ", ".join(measure.title for measure in measures.REGISTRY.values() if measure.logged is None)
     return f" ({names}: on {span(counts)})" if counts and counts != validated(report) else ""
 
 
 def note(report: Report) -> str:
-    """What the columns are."""
+    """Explanations of the columns."""
     notes = [measure.note_of(report.per) for measure in measures.REGISTRY.values() if measure.note]
     return " ".join(notes) + (" Log-ratios are averaged over the tokens." if report.per == "token" else "")
 
 
 def rule(judgement: Judgement) -> str:
-    """When a verdict counts."""
+    """The rule by which a finding counts."""
     count = len(judgement.findings)
     several = f", after Holm's correction for {count} findings" if count > 1 else ""
     return (
-        f"A finding counts where p, the probability that chance alone made it, is below {LEVEL:g}{several}. "
-        "A verdict is about the measures listed, not about the words of the claim."
+        f"A finding counts if its p-value is below {LEVEL:g}{several}. "
+        "A verdict is about the measures listed, not about the wording of the claim."
     )
 
 
 def validated(report: Report) -> list[int]:
-    """The different numbers of held-out pairs that trials were validated on."""
+    """The distinct numbers of held-out pairs that trials were validated on."""
     return sorted({trial.validated for trial in report.trials if trial.validated is not None})
 
 
@@ -129,18 +129,18 @@ def span(values: Sequence[int]) -> str:
 
 
 def shown(pool: Pool, measure: Measure) -> str:
-    """`0.750 ± 0.077`, `-` where it is not known."""
+    """`0.750 ± 0.077`, `-` if it is not known."""
     it = pool.estimates.get(measure.key)
     return "-" if it is None else estimates.shown(it.value, it.error, measure.form, it.at_most)
 
 
 def besides(pool: Pool) -> str:
-    """What tells a row apart besides beta, and why results are missing."""
+    """The overrides of a row besides beta, and why results are missing."""
     return ", ".join(filter(None, (pool.label, pool.why)))
 
 
 def cost_table(report: Report) -> tuple[list[str], list[list[str]], str]:
-    """(heads, a row a trial, the sum in one line)."""
+    """(heads, one row for each trial, a line with the sums)."""
     known = [trial.cost for trial in report.trials]
     unit = costs.unit(known)
     rows = [
@@ -155,7 +155,7 @@ def cost_table(report: Report) -> tuple[list[str], list[list[str]], str]:
         for trial in report.trials
     ]
     total = f"{units.hours(sum(cost.hours or 0.0 for cost in known))} {unit} in all, "
-    total += f"{units.clock(sum(cost.seconds or 0.0 for cost in known))} of wall time of trials one after the other, "
+    total += f"{units.clock(sum(cost.seconds or 0.0 for cost in known))} of wall time summed over trials, "
     total += f"{sum(cost.restarts for cost in known)} restarts."
     if unit == "CPU-hours":
         total += " CPU-hours: wall time x ranks."
@@ -163,7 +163,7 @@ def cost_table(report: Report) -> tuple[list[str], list[list[str]], str]:
 
 
 def differences(report: Report) -> tuple[list[str], list[list[str]]]:
-    """(heads, a row a key): its value in each trial; of more trials than fit side by side, its different values."""
+    """(heads, one row for each key): its value in each trial, or if there are too many trials, its distinct values."""
     if len(report.trials) <= _MOST_COLUMNS:
         heads = [trial.name for trial in report.trials]
         return ["key", *heads], [

@@ -1,7 +1,7 @@
-"""Read a trial's files for the report: its config, metrics and result, and nothing that lies outside the sweep.
+"""Reads a trial's config, metrics and result for the report, and nothing outside the sweep's folder.
 
-A sweep may belong to somebody else. A link in it could point at a private file of the reader, whose content would then
-stand in a report that others read; a pipe would hang the reader. Only plain files of the sweep are read.
+A sweep may belong to somebody else. A link in it could point to a private file of the reader, whose content would then
+appear in a report that others read; a pipe would hang the reader. So only regular files of the sweep are read.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from launcher.sweep import metrics
 from launcher.sweep.trial import Trial
 
 _LARGEST_CONFIG = 1 << 20  # bytes
-_LEFT_OUT = ("cluster", "paths", "exp_manager", "experiment", "wait", "hydra")  # they say where, not what
+_LEFT_OUT = ("cluster", "paths", "exp_manager", "experiment", "wait", "hydra")  # where a trial runs, not what it trains
 
-_SECTION = re.compile(r"([A-Za-z_][\w.-]*):\n")  # a key with nothing but deeper lines
+_SECTION = re.compile(r"([A-Za-z_][\w.-]*):\n")  # a key followed by indented lines only
 _KEY = re.compile(r"[A-Za-z_][\w.-]*:(?: .*)?\n?\Z")
 
 Config = Mapping[str, Mapping[str, Any]]
-"""config.yaml by its sections. Trials whose sections are equal share them: never change one."""
+"""config.yaml by its sections. Trials with equal sections share the objects: never change them."""
 
 
 class Unreadable(Exception):
-    """A file of a trial that must not, or cannot, be read; the message says why."""
+    """A file of a trial that must not or cannot be read; the message gives the reason."""
 
 
 def open_file(trial: Trial, name: str) -> BinaryIO | None:
-    """A file of the trial's folder, open for reading; None where there is none. Raises Unreadable."""
+    """Open a file of the trial's folder for reading; None if there is none. Raises Unreadable."""
     path = trial.folder / name
     try:
         folder = os.open(trial.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -45,7 +45,7 @@ def open_file(trial: Trial, name: str) -> BinaryIO | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        why = "is or lies behind a link" if path.is_symlink() or trial.folder.is_symlink() else error.strerror
+        why = "is a link, or in a linked folder" if path.is_symlink() or trial.folder.is_symlink() else error.strerror
         raise Unreadable(f"{path}: {why}; it is not read") from error
     stream = os.fdopen(file, "rb")
     if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -55,7 +55,7 @@ def open_file(trial: Trial, name: str) -> BinaryIO | None:
 
 
 def read(trial: Trial, name: str) -> bytes:
-    """The content of a file of the trial's folder; b"" where there is none. Raises Unreadable."""
+    """The content of a file of the trial's folder; b"" if there is none. Raises Unreadable."""
     stream = open_file(trial, name)
     if stream is None:
         return b""
@@ -64,7 +64,7 @@ def read(trial: Trial, name: str) -> bytes:
 
 
 def read_result(trial: Trial) -> dict[str, Any] | None:
-    """result.json; None where there is none that is whole: the trial is not done. Raises Unreadable."""
+    """result.json; None if it is missing or incomplete, so that the trial is not done. Raises Unreadable."""
     try:
         loaded = json.loads(read(trial, "result.json"))
     except (ValueError, RecursionError):
@@ -73,7 +73,7 @@ def read_result(trial: Trial) -> dict[str, Any] | None:
 
 
 def read_metrics(trial: Trial) -> Iterator[metrics.Line]:
-    """Every whole line of metrics.jsonl, one by one: the file may be large. Raises Unreadable."""
+    """Every complete line of metrics.jsonl, one by one: the file may be large. Raises Unreadable."""
     stream = open_file(trial, "metrics.jsonl")
     if stream is None:
         return
@@ -85,7 +85,7 @@ def read_metrics(trial: Trial) -> Iterator[metrics.Line]:
 
 
 def read_config(trial: Trial) -> Config:
-    """config.yaml, {} where there is none. Raises Unreadable."""
+    """config.yaml, {} if there is none. Raises Unreadable."""
     content = read(trial, "config.yaml")
     if len(content) > _LARGEST_CONFIG:
         raise Unreadable(f"{trial.folder / 'config.yaml'} is larger than any config; it is not read")
@@ -97,33 +97,33 @@ def read_config(trial: Trial) -> Config:
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    """A block of YAML. Each key's part is parsed by itself: most are the same in all of a sweep's thousands of trials.
+    """Parse a block of YAML, key by key: most keys have the same text in all of a sweep's thousands of trials.
 
-    Raises ValueError where it is no YAML.
+    Raises ValueError if it is not YAML.
     """
     lines: list[list[str]] = []
     for line in text.splitlines(keepends=True):
         if not lines or not (line[0].isspace() or line.startswith("- ")):
             lines.append([])
         lines[-1].append(line)
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for part in lines:
-        found.update(_part("".join(part)))
-    return found
+        mapping.update(_part("".join(part)))
+    return mapping
 
 
 @lru_cache(maxsize=4096)
 def _part(text: str) -> dict[str, Any]:
-    """{key: value} of one key. Never change it: whoever asks for the same text gets the same object."""
+    """{key: value} of one key. Never change it: equal texts share one object."""
     section = _SECTION.match(text)
     inside = textwrap.dedent(text[section.end() :]) if section else ""
     if section and inside and all(line[0].isspace() or _KEY.match(line) for line in inside.splitlines(keepends=True)):
-        return {section[1]: _mapping(inside)}  # no list, no comment, no scalar of several lines
+        return {section[1]: _mapping(inside)}  # no list, comment or scalar of several lines
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        # The launcher writes no aliases; with some, a small file can stand for gigabytes.
+        # The launcher writes no aliases; with aliases, a small file can expand to gigabytes.
         if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader)):
             raise ValueError("it has aliases")
         loaded = yaml.load(text, Loader=loader)
@@ -133,9 +133,9 @@ def _part(text: str) -> dict[str, Any]:
 
 
 def differences(configs: Mapping[int, Config]) -> list[tuple[str, dict[int, str]]]:
-    """(key, its value in each trial by number) where the configs differ; secrets hidden. {} counts as not known."""
+    """(key, its value in each trial, by number) of keys that differ; secrets are hidden. {}: a config is not known."""
     known = {number: config for number, config in configs.items() if config}
-    found = []
+    rows = []
     for section in sorted({name for config in known.values() for name in config} - set(_LEFT_OUT)):
         own = {number: config.get(section, {}) for number, config in known.items()}
         flat = {id(part): dict(_leaves(part, section)) for part in own.values()}
@@ -147,8 +147,8 @@ def differences(configs: Mapping[int, Config]) -> list[tuple[str, dict[int, str]
         for key in sorted(keys):
             shown = {part: _shown(redact.config(leaves.get(key), key)) for part, leaves in flat.items()}
             if len(set(shown.values())) > 1:
-                found.append((key, {n: shown[id(own[n])] if n in own else "?" for n in configs}))
-    return found
+                rows.append((key, {n: shown[id(own[n])] if n in own else "?" for n in configs}))
+    return rows
 
 
 def _leaves(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:

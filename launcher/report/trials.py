@@ -1,4 +1,4 @@
-"""One trial as the report sees it."""
+"""One trial in the report."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class TrialReport:
 
     trial: Trial
     result: Result | None
-    """None: it is not done."""
+    """None: the trial is not done."""
     config: Config
     course: Course
     cost: TrialCost
     setting: tuple[str, ...] = ()
-    """The overrides that tell it apart from other trials, besides beta and seed."""
+    """The overrides in which it differs from other trials, besides beta and seed."""
     state: str = ""
-    """"DONE" and the like; "" where it is not known."""
+    """A StateName such as "DONE"; "" if it is not known."""
     why: str = ""
-    """Why there is no result; "" where there is one."""
+    """Why there is no result; "" if there is one."""
 
     @property
     def done(self) -> bool:
@@ -48,12 +48,12 @@ class TrialReport:
 
     @property
     def label(self) -> str:
-        """What tells it apart besides beta and seed, without secrets."""
+        """Its overrides besides beta and seed, with secrets hidden."""
         return " ".join(redact.override(word) for word in self.setting)
 
     @property
     def name(self) -> str:
-        """`beta 0.05`, with what else tells it apart besides its seed."""
+        """`beta 0.05`, with its other overrides besides the seed."""
         own = f"beta {self.beta:g}" if self.beta is not None else f"trial {self.trial.number}"
         return " ".join(filter(None, (own, self.label)))
 
@@ -67,19 +67,19 @@ class TrialReport:
 
     @property
     def validation(self) -> Validation | None:
-        """The last one after a step: of a done trial, the one in its result."""
+        """The last validation after a step; for a done trial, the one in its result."""
         if self.result is not None and self.result.final is not None:
             return self.result.final
         return next((it for step, it in sorted(self.course.validations.items(), reverse=True) if step > 0), None)
 
     @property
     def validated(self) -> int | None:
-        """Held-out pairs that its last validation took; None where that was not written down."""
+        """The number of held-out pairs in its last validation; None if that was not recorded."""
         return self.validation.pairs if self.validation else None
 
     @property
     def pairs(self) -> Pairs | None:
-        """The evaluation's columns, a value a held-out pair."""
+        """The evaluation's columns: one value for each held-out pair."""
         return self.result.evaluation.pairs if self.result and self.result.evaluation else None
 
     @property
@@ -88,18 +88,18 @@ class TrialReport:
 
     @property
     def skipped(self) -> str:
-        """Why its evaluation was skipped; "" where it was not."""
+        """Why its evaluation was skipped; "" if it was not."""
         return self.result.evaluation.skipped if self.result and self.result.evaluation else ""
 
     @property
     def plain(self) -> bool:
-        """Whether what NeMo-Aligner logs follows from each pair's log-ratios as `measures` computes it."""
+        """Whether NeMo-Aligner's logged figures follow from each pair's log-ratios as `measures` computes them."""
         dpo = recorded.mapping(at(self.config, "model.dpo"))
         plain = dpo.get("preference_loss", "dpo") == "dpo" and dpo.get("preference_loss_weight", 1) == 1
         return bool(plain and not dpo.get("sft_loss_weight") and not dpo.get("preference_average_log_probs"))
 
     def pairs_for(self, measure: Measure) -> Pairs | None:
-        """The evaluation's columns where they describe this measure."""
+        """The evaluation's columns, if they describe this measure."""
         return self.pairs if measure.logged is None or (self.plain and self.beta is not None) else None
 
     @cached_property
@@ -107,14 +107,14 @@ class TrialReport:
         """Every measure that is known, by its key."""
         validation = self.validation
         std = validation.get("rewards_all_std") if validation else None
-        found = {
+        estimates = {
             key: measure.estimate(validation, self.pairs_for(measure), self.beta, std)
             for key, measure in measures.REGISTRY.items()
         }
-        return {key: estimate for key, estimate in found.items() if estimate is not None}
+        return {key: estimate for key, estimate in estimates.items() if estimate is not None}
 
     def history(self, measure: Measure) -> list[tuple[int, float]]:
-        """(step, value) at each validation. Before the first step a share has no meaning: all log-ratios are 0."""
+        """(step, value) at each validation. Shares begin after the first step: before it all log-ratios are 0."""
         if measure.logged is None:
             return []
         values = {

@@ -243,7 +243,7 @@ REFUSED = {
     "best and a trial": (["1", "--best"], "--best name two"),
     "by without best": (["1", "--by", "loss"], "goes with --best"),
     "best by what betas cannot be ranked by": (["--best", "--by", "loss"], "depends on beta itself"),
-    "best by what nobody measured": (["--best", "--by", "kl"], "no trial is done and has its KL"),
+    "best by what nobody measured": (["--best", "--by", "kl"], "no trial that is done has its KL"),
 }
 
 

@@ -148,7 +148,7 @@ def test_the_error_over_seeds_is_the_one_that_repeated_experiments_show():
         (Estimate(0.5, 0.5, pairs=40), "about 320 pairs"),  # 40 x 2.8^2 = 313.6
         (Estimate(-0.5, 0.5, pairs=40), "about 320 pairs"),
         # 0.01 + 3 x 0.24 / 9 = 0.09 <= (1 / (2.31 + 0.84))^2 = 0.10; with 8 seeds 0.100 > 0.097
-        (Estimate(1.0, 0.5, pairs=40, seeds=3, seed_error=0.49), "about 9 seeds a beta"),
+        (Estimate(1.0, 0.5, pairs=40, seeds=3, seed_error=0.49), "about 9 seeds per beta"),
         (Estimate(0.0, 0.5, pairs=40), ""),
         (Estimate(0.5, 0.5, at_most=True, pairs=40), ""),
         (Estimate(0.5, None, pairs=40), ""),

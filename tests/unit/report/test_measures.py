@@ -19,7 +19,7 @@ ENTROPY = Measure(
     title="top-10 entropy",
     note="Top-10 entropy: made up for this test.",
     form=".2f",
-    unit="nats a token",
+    unit="nats per token",
     better="higher",
     columns=("entropy",),
     each_pair=lambda pairs, beta: pairs["entropy"],
@@ -71,13 +71,13 @@ def test_on_the_page(report):
     html = page.render(report)
     assert '<figure id="entropy-beta"><h3>Top-10 entropy against beta</h3>' in html
     assert "<th>top-10 entropy</th>" in html and "<td>3.250 ± 0.040</td>" in html
-    assert "<dt>top-10 entropy, nats a token</dt>" in html
+    assert "<dt>top-10 entropy, nats per token</dt>" in html
 
 
 def test_in_a_verdict(report):
     (verdict,) = judge.judge(report).verdicts
-    assert verdict.word == "supported"
-    assert "3.250 ± 0.040 nats a token at beta 0.5" in verdict.findings[0].text
+    assert verdict.outcome == "supported"
+    assert "3.250 ± 0.040 nats per token at beta 0.5" in verdict.findings[0].text
 
 
 def test_in_export_by(sweep, tmp_path, capsys):

@@ -64,7 +64,7 @@ def test_one_table_of_three_betas_not_nine_rows(sweep):
     assert [line.split("  ")[0].strip() for line in table[2:5]] == ["0, 1, 2", "3, 4, 5", "6, 7, 8"]
     html = page.render(report)
     assert html.count("<tr><td><span") == 3 and html.count('class="card"') == 3
-    assert "3 seeds a beta" in html
+    assert "3 seeds per beta" in html
 
 
 def test_the_csv_keeps_every_trial(sweep):
@@ -114,8 +114,8 @@ def test_a_difference_that_seeds_make_is_no_difference_between_betas(tmp_path):
         }
         path.write_text(json.dumps(data))
     (theory,) = judge.judge(gather.gather(made)).theory
-    assert theory.word == "cannot be told"
-    assert "seeds a beta" in theory.sentence and "3 seeds" in theory.sentence
+    assert theory.outcome == "inconclusive"
+    assert "seeds per beta" in theory.sentence and "3 seeds" in theory.sentence
 
 
 def test_other_seeds_are_not_matched(tmp_path):
@@ -177,5 +177,5 @@ def test_null_sweeps_get_a_verdict_in_one_of_twenty_at_most(tmp_path):
     for _ in range(60):
         fill(made, noisy(draw))
         findings = [it for it in judge.judge(gather.gather(made)).findings if it.about.startswith("drift")]
-        wrong += any(it.word != "cannot be told" for it in findings)
+        wrong += any(it.outcome != "inconclusive" for it in findings)
     assert wrong <= 3

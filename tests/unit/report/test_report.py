@@ -210,7 +210,7 @@ def test_nothing_has_started(sweep):
     report = gather.gather(sweep)
     assert [trial.why for trial in report.trials] == ["not started"] * 3
     assert text.warnings(report)[0].startswith("Partial: 3 of 3 trials have no result (beta 0.05: not started;")
-    assert {verdict.word for verdict in judge.judge(report).verdicts} == {"cannot be told"}
+    assert {verdict.outcome for verdict in judge.judge(report).verdicts} == {"inconclusive"}
     assert "0 of 3 trials done" in markdown.render(report)
 
 
@@ -258,7 +258,7 @@ def test_state_says_why_there_is_no_result(sweep):
 
 
 def words(report) -> dict[str, str]:
-    return {verdict.name: verdict.word for verdict in judge.judge(report).verdicts}
+    return {verdict.name: verdict.outcome for verdict in judge.judge(report).verdicts}
 
 
 def test_verdicts_and_the_figures_they_rest_on(done):
@@ -266,7 +266,7 @@ def test_verdicts_and_the_figures_they_rest_on(done):
     unstable = judge.judge(done).verdicts[2].findings[0]
     # Against the nearest, 0.1: differences 2 1.5 0.5 2, ten times: mean 1.5, squares 15, sqrt(15 / 39 / 40)
     assert unstable.text == (
-        "3.000 ± 0.20 nats a response at beta 0.05; 1.500 ± 0.098 nats a response at beta 0.1; "
+        "3.000 ± 0.20 nats per response at beta 0.05; 1.500 ± 0.098 nats per response at beta 0.1; "
         "difference +1.500 ± 0.098 (15.2 standard errors; 40 pairs, pair by pair)"
     )
     chance = judge.judge(done).verdicts[0].findings[0]
@@ -290,13 +290,13 @@ def test_overlapping_errors_cannot_be_told(sweep):
     """Without an evaluation: 3.0 against 1.5, each +- at most 1.26, so the difference +- at most 1.79."""
     report = gather.gather(report_sweep.finish(sweep, evaluated=False))
     assert words(report) == {
-        "balanced": "cannot be told",
-        "conservative": "cannot be told",
-        "unstable": "cannot be told",
+        "balanced": "inconclusive",
+        "conservative": "inconclusive",
+        "unstable": "inconclusive",
     }
     figure = judge.judge(report).verdicts[2].findings[0].text
     assert figure.endswith("difference +1.5 ± ≤ 1.8 (at least 0.8 standard errors; 40 pairs)")
-    assert [one.word for one in judge.judge(report).theory] == ["cannot be told"]
+    assert [one.outcome for one in judge.judge(report).theory] == ["inconclusive"]
 
 
 def test_a_wrong_hypothesis_is_contradicted(tmp_path):
@@ -310,10 +310,10 @@ def test_a_wrong_hypothesis_is_contradicted(tmp_path):
 
 def test_what_is_missing_keeps_a_verdict_open(sweep):
     report = gather.gather(report_sweep.finish(sweep, 0, 1))
-    assert words(report) == {"balanced": "supported", "conservative": "cannot be told", "unstable": "cannot be told"}
+    assert words(report) == {"balanced": "supported", "conservative": "inconclusive", "unstable": "inconclusive"}
     assert judge.judge(report).verdicts[1].why == "its trial has no result (not started)"
-    assert judge.judge(report).verdicts[2].findings[0].text.endswith("; nothing is known of beta 0.5 yet")
-    assert judge.judge(report).theory[0].word == "cannot be told"
+    assert judge.judge(report).verdicts[2].findings[0].text.endswith("; nothing is known about beta 0.5 yet")
+    assert judge.judge(report).theory[0].outcome == "inconclusive"
 
 
 def test_what_is_missing_does_not_save_a_wrong_hypothesis(tmp_path):
@@ -326,25 +326,25 @@ def test_what_is_missing_does_not_save_a_wrong_hypothesis(tmp_path):
     ("hypothesis", "why"),
     [
         ({"beta": 0.3}, "no trial of this sweep has this beta"),
-        ({"beta": 0.05}, "does not say which measure it is about"),
-        ({"beta": 0.05, "expect": {"charm": "highest"}}, "knows no measure 'charm'"),
-        ({"beta": 0.05, "expect": {"drift": "large"}}, "cannot expect 'large' of drift"),
-        ({"beta": 0.05, "expect": {"loss": "above chance"}}, "knows no chance level of loss"),
+        ({"beta": 0.05}, "does not name the measure"),
+        ({"beta": 0.05, "expect": {"charm": "highest"}}, "unknown measure 'charm'"),
+        ({"beta": 0.05, "expect": {"drift": "large"}}, "has 'large' for drift"),
+        ({"beta": 0.05, "expect": {"loss": "above chance"}}, "compares loss with a chance level"),
         ({"beta": 0.05, "expect": {"loss": "highest"}}, "cannot rank betas by loss"),
-        ({"beta": 0.05, "expect": "drift"}, "must say what is expected"),
+        ({"beta": 0.05, "expect": "drift"}, "must name a measure"),
     ],
 )
 def test_a_hypothesis_that_cannot_be_judged(tmp_path, hypothesis, why):
     sweep = make(tmp_path / "s", hypotheses=[{"name": "a", "claim": "b", **hypothesis}])
     (verdict,) = judge.judge(gather.gather(report_sweep.finish(sweep))).verdicts
-    assert verdict.word == "cannot be told"
+    assert verdict.outcome == "inconclusive"
     assert why in verdict.why
 
 
 def test_theory_compares_each_beta_with_the_next(done):
     (one,) = judge.judge(done).theory
-    assert one.word == "supported"
-    assert "beta 0.05 less beta 0.1: +0.0500 ± 0.0023 (22.0 standard errors; 40 pairs, pair by pair)" in one.text
+    assert one.outcome == "supported"
+    assert "beta 0.05 minus beta 0.1: +0.0500 ± 0.0023 (22.0 standard errors; 40 pairs, pair by pair)" in one.text
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
@@ -376,4 +376,4 @@ def test_average_log_probabilities_are_counted_by_token(tmp_path):
     report = gather.gather(report_sweep.finish(sweep))
     assert report.per == "token"
     assert report.trials[0].estimates["drift"].at_most  # the pairs that were evaluated are sums, not averages
-    assert "nats a token, not multiplied" in markdown.render(report)
+    assert "nats per token, not multiplied" in markdown.render(report)
