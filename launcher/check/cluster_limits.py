@@ -55,7 +55,7 @@ def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
             found.append(Finding("cluster.partition", part, why, f"there are: {', '.join(sorted(partitions))}"))
     if not found:
         # With several partitions Slurm takes the one that can start first, so one that fits is enough.
-        together = script.share(config.plain["cluster"], trials)
+        together = script.share(config.cluster, trials)
         unfit: list[list[Finding]] = [_partition(partitions[part], config, together) for part in name.split(",")]
         found += sorted(unfit, key=len)[0]  # noqa: FURB192  mypy cannot type min with this key
         if associations is not None:
@@ -99,7 +99,7 @@ def warnings(site: Site, trials: Sequence[PlannedTrial], folder: Path) -> list[F
             partition = site.cluster.partition(name)
             if partition is not None:
                 largest = max(largest, partition.total_nodes)
-                together = script.share(config.plain["cluster"], len(trials))
+                together = script.share(config.cluster, len(trials))
                 found.update(dict.fromkeys(_down_now(partition, config, together)))
         places[("pretrained_checkpoint.restore_from_path", config.base_model)] = None
         places[("model.data.data_prefix", config.data_files["train"])] = None
@@ -209,7 +209,7 @@ def _limits(association: Association, config: TrialConfig, trials: int) -> list[
     array that exceeds those waits, and Slurm shows the reason (QOSMaxGRESPerUser, AssocGrpGRES, ...).
     """
     cluster, nodes, whose = config.cluster, config.nodes, f"account {association.account}"
-    together = script.share(config.plain["cluster"], trials)
+    together = script.share(config.cluster, trials)
     who = "a trial asks" if together == 1 else f"{together} trials on a node ask"
     found = []
     if math.inf > cluster.time_limit_s > association.max_wall:

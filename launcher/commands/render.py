@@ -16,12 +16,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from launcher.commands.pipeline import add_sources
+from launcher.compose.hydra_state import HydraLauncher
 from launcher.submit import for_commands
 from launcher.submit.pipeline import Sources
 from launcher.submit.rendering import STAGES, stage_text
+
+if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     sources = Sources(args.pairs, args.checkpoint)
     texts: list[str] = []
 
-    def take(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
+    def take(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
         texts.extend(stage_text(args.stage, launcher, job_overrides, line, sources))
         return []
 

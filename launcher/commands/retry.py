@@ -60,10 +60,9 @@ def run_here(sweep: Sweep, trials: Sequence[Trial]) -> int:
     from launcher.local import run as local
     from launcher.status.live import live_view
 
-    at_once = (trials[0].config().get("cluster") or {}).get("trials_at_once")
     try:
         with live_view(trials) as view:
-            states = local.run(sweep, trials, slots=at_once, on_update=view)
+            states = local.run(sweep, trials, on_update=view)
     except local.RunStopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code

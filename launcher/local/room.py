@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from launcher.findings import Finding
 from launcher.machine import Machine
+from launcher.trial_config.config import TrialConfig
 
 MEMORY_GB_PER_RANK = 3.0
 
@@ -21,24 +20,21 @@ class Need:
     accelerator: str
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Need:
-        trainer = config.get("trainer") or {}
-        ranks = int(trainer.get("devices") or 1)
-        memory = (config.get("cluster") or {}).get("memory_gb_per_rank") or MEMORY_GB_PER_RANK
-        return cls(ranks, ranks * float(memory), str(trainer.get("accelerator") or "auto"))
+    def of(cls, config: TrialConfig) -> Need:
+        memory_gb = config.cluster.memory_gb_per_rank or MEMORY_GB_PER_RANK
+        return cls(config.ranks_per_node, config.ranks_per_node * memory_gb, config.trainer.accelerator)
 
     def on_gpu(self, machine: Machine) -> bool:
         return bool(machine.gpus) and self.accelerator != "cpu"
 
 
-def check(config: Mapping[str, Any], machine: Machine) -> list[Finding]:
+def check(config: TrialConfig, machine: Machine) -> list[Finding]:
     """What makes a trial impossible on this machine."""
     need = Need.of(config)
-    nodes = int((config.get("trainer") or {}).get("num_nodes") or 1)
     found = []
-    if nodes > 1:
+    if config.nodes > 1:
         why = "this machine is one node"
-        found.append(Finding("trainer.num_nodes", str(nodes), why, "set it to 1, or choose a Slurm cluster"))
+        found.append(Finding("trainer.num_nodes", str(config.nodes), why, "set it to 1, or choose a Slurm cluster"))
     if need.on_gpu(machine) and need.ranks > len(machine.gpus):
         why = f"this machine has {len(machine.gpus)} GPU{'s' if len(machine.gpus) > 1 else ''}"
         remedy = f"set it to at most {len(machine.gpus)}, or trainer.accelerator=cpu"

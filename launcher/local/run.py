@@ -28,6 +28,7 @@ from launcher.status.trial_state import TrialState
 from launcher.sweep import logs
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
+from launcher.trial_config.validate import load
 
 _POLL_S = 0.1
 # A last trial waits for the ones before it, to have all cores, if that takes less than this share of a trial's time:
@@ -64,7 +65,7 @@ def run(
 ) -> list[TrialState]:
     """Run `trials` (all, if not given) of a sweep, and wait for them. A trial that has its result is not run again.
 
-    slots: at most so many trials at once; by default as many as cores, memory and GPUs allow.
+    slots: at most so many trials at once; by default cluster.trials_at_once, or what cores, memory and GPUs allow.
     on_update: called some ten times a second, and in the end, with the state of every trial, without its progress.
     grace_s: seconds between asking ranks to end and killing them.
     entry: what each rank calls with the trial's folder, as module:function.
@@ -171,13 +172,13 @@ class _Runner:
 
     def start(self, trial: Trial) -> bool:
         """Start a trial if there is room. True if it needs no more starting."""
-        config = trial.config()
+        config = load(trial.folder)
         need = Need.of(config)
         found = check(config, self.machine)
         if found:
             self.change(trial, state="FAILED", reason="; ".join(map(str, found)))
             return True
-        slots = self.slots or slots_for(need, self.machine)
+        slots = self.slots or config.cluster.trials_at_once or slots_for(need, self.machine)
         if len(self.running) >= slots or self._better_wait(need, slots):
             return False
         threads = self._threads(need, slots, len(self.running))

@@ -6,13 +6,14 @@ standard library. So it is enough to mount the clone read-only and to put it on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launcher.findings import Finding
 from launcher.slurm import template
+from launcher.trial_config.cluster import Container
+from launcher.trial_config.config import TrialConfig
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class Inside:
     """Words before the command."""
 
 
-def findings(config: dict[str, Any], sweep: Path, root: str) -> list[Finding]:
+def findings(config: TrialConfig, sweep: Path, root: str) -> list[Finding]:
     """Reports a container without an image, and folders that cannot be mounted."""
-    container = config["cluster"].get("container") or {}
-    runtime = container.get("runtime")
+    container = config.cluster.container
+    runtime = container.runtime
     if not runtime:
         return []
     found = []
-    if not container.get("image"):
+    if not container.image:
         remedy = "name one: cluster.container.image=/shared/nemo.sqsh" if runtime == "pyxis" else "name a .sif file"
         found.append(Finding("cluster.container.image", "", f"has no value, and {runtime} needs one", remedy))
     for folder in (root, str(sweep), *_read(config)):
@@ -42,23 +43,22 @@ def findings(config: dict[str, Any], sweep: Path, root: str) -> list[Finding]:
     return found
 
 
-def of_trials(config: dict[str, Any], sweep: Path, root: str) -> Inside:
+def of_trials(config: TrialConfig, sweep: Path, root: str) -> Inside:
     """The container of a trial's ranks: sweep, cache, model and data keep their paths; home is not mounted."""
-    container = config["cluster"].get("container") or {}
-    written = [str(sweep), *([cache] if (cache := config["paths"].get("cache")) else [])]
-    return inside(container, read=[root, *_read(config)], written=written, folder=str(sweep))
+    written = [str(sweep), config.paths.cache]
+    return inside(config.cluster.container, read=[root, *_read(config)], written=written, folder=str(sweep))
 
 
-def inside(container: Mapping[str, Any], *, read: Sequence[str], written: Sequence[str], folder: str) -> Inside:
+def inside(container: Container, *, read: Sequence[str], written: Sequence[str], folder: str) -> Inside:
     """What runs a command inside the configured container, if there is one.
 
     `read` (read-only) and `written` (writable) are mounted under their own paths; the config's own mounts are used
     unchanged. `folder` is the working directory: never /tmp, from which Python would import anybody's files.
     """
-    runtime, image = container.get("runtime") or "", str(container.get("image") or "")
-    if not runtime:
+    runtime, image = container.runtime, container.image or ""
+    if runtime is None:
         return Inside()
-    own = [mount if ":" in mount else f"{mount}:{mount}" for mount in container.get("mounts") or []]
+    own = [mount if ":" in mount else f"{mount}:{mount}" for mount in container.mounts]
     mounts = ordered([*(f"{path}:{path}:ro" for path in read), *(f"{path}:{path}" for path in written), *own])
     # sbatch/in_container.sh sets the job's variables again, because the image's own would override them
     start = ["bash", str(template.folder() / "in_container.sh")]
@@ -112,8 +112,6 @@ class _Mount:
         return same and (self.writable or not other.writable)
 
 
-def _read(config: dict[str, Any]) -> list[str]:
+def _read(config: TrialConfig) -> list[str]:
     """The folders from which a trial reads its model and its pairs."""
-    model = Path(config["pretrained_checkpoint"]["restore_from_path"]).parent
-    files = [name for names in config["model"]["data"]["data_prefix"].values() for name in names]
-    return sorted({str(folder) for folder in (model, *(Path(name).parent for name in files if name.startswith("/")))})
+    return sorted({str(path.parent) for path in (config.base_model, *config.data_files.values())})

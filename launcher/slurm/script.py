@@ -7,13 +7,14 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.findings import Finding, Refused
 from launcher.slurm import template
 from launcher.slurm.container import Inside
+from launcher.trial_config.cluster import Cluster
 
 #: Keys of `cluster` that are sbatch's own options, under submitit's names for them.
 PLAIN = (
@@ -41,18 +42,15 @@ class ArrayRequest:
     """Trial numbers in the order of the elements. MaxArraySize limits the index, so every array starts at 0."""
     nodes: int
     ranks_per_node: int
-    cluster: Mapping[str, Any]
+    cluster: Cluster
     """The trials' `cluster` config."""
     share: int = 1
     """How many trials one element runs side by side on its node."""
-    python: str
-    """Shell words that start a rank's Python, inside the container if there is one."""
     python_on_node: str = sys.executable
     """The Python that handles restarts. It runs outside any container, where Slurm's commands are."""
     container: Inside = Inside()
     pythonpath: str = ""
     """The folder that holds the package `launcher`; empty if Python finds it anyway."""
-    environment: Mapping[str, str] = field(default_factory=dict)
     after: Sequence[int] = ()
     """Jobs that have to succeed first; if one fails, Slurm cancels the array."""
 
@@ -64,15 +62,15 @@ def text(request: ArrayRequest) -> str:
         "sweep",
         directives(request),
         {
-            **surroundings(request.environment, request.container, request.pythonpath),
-            "srun_args": [*request.container.srun_args, *(request.cluster.get("srun_args") or [])],
+            **surroundings(request.cluster.variables, request.container, request.pythonpath),
+            "srun_args": [*request.container.srun_args, *request.cluster.srun_args],
             "sweep": request.sweep,
             "trials": request.trials,
             **ranks(request),
         },
         first=[output] if "\n" in str(request.sweep) else [],  # a #SBATCH line cannot contain a line break
-        setup=request.cluster.get("setup") or [],
-        teardown=request.cluster.get("teardown") or [],
+        setup=request.cluster.setup,
+        teardown=request.cluster.teardown,
     )
 
 
@@ -90,7 +88,7 @@ def ranks(request: ArrayRequest) -> dict[str, template.Value]:
     return {
         "per_element": request.share,
         "ranks_per_node": request.ranks_per_node,
-        "python": [*request.container.prefix, template.Words(request.python)],
+        "python": [*request.container.prefix, template.Words(request.cluster.python_words)],
         "python_on_node": request.python_on_node,
     }
 
@@ -110,19 +108,19 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
         "job_name": one_line(request.name),
         "nodes": request.nodes,
         "ntasks_per_node": request.ranks_per_node * request.share,
-        "time": cluster["time"],
-        "signal_delay_s": cluster["signal_delay_s"],
+        "time": cluster.time,
+        "signal_delay_s": cluster.signal_delay_s,
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's default wckey exists at no site
-        **{name: cluster.get(name) for name in PLAIN},
+        **{name: getattr(cluster, name) for name in PLAIN},
     }
-    if cluster.get("mem_gb") is not None:
-        known["mem"] = f"{math.ceil(cluster['mem_gb'] * 1024)}M"  # sbatch takes no fractions
-    if cluster.get("gpus_per_node"):
-        known["gpus_per_node"] = cluster["gpus_per_node"] * request.share
+    if cluster.mem_gb is not None:
+        known["mem"] = f"{cluster.memory_mb}M"  # sbatch takes no fractions
+    if cluster.gpus_per_node:
+        known["gpus_per_node"] = cluster.gpus_per_node * request.share
     free: dict[str, Any] = {}
     findings = []
-    for option, value in (cluster.get("sbatch") or {}).items():
+    for option, value in cluster.sbatch.items():
         name = str(option).replace("-", "_")
         if not _NAME.fullmatch(name) or str(option).startswith(("-", "_")):
             findings.append(
@@ -137,11 +135,11 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
             known[name] = value
         else:
             free[str(option)] = value
-    chosen = {str(option).replace("-", "_") for option in cluster.get("sbatch") or {}}
+    chosen = {str(option).replace("-", "_") for option in cluster.sbatch}
     if request.share > 1 and not chosen & {"ntasks_per_core", "threads_per_core", "hint"}:
         free["ntasks-per-core"] = 1  # a step takes whole cores: if two shared a core, one would wait
-    if cluster.get("reservation") is not None:
-        free["reservation"] = cluster["reservation"]
+    if cluster.reservation is not None:
+        free["reservation"] = cluster.reservation
     if request.after:
         done_first = f"afterok:{':'.join(str(job) for job in request.after)}"
         known["dependency"] = ",".join(filter(None, [known.get("dependency"), done_first]))
@@ -154,11 +152,11 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
     if known.get("comment") is not None:
         known["comment"] = one_line(str(known["comment"]))
     count = math.ceil(len(request.trials) / request.share)
-    at_once = max(1, int(cluster["array_parallelism"]) // request.share)
+    at_once = max(1, (cluster.array_parallelism or 1) // request.share)
     free |= {
         "array": f"0-{count - 1}%{min(count, at_once)}",
         "output": output(request.sweep),
-        "requeue" if cluster.get("requeue", True) else "no-requeue": True,
+        "requeue" if cluster.requeue else "no-requeue": True,
     }
     given = {name: value for name, value in known.items() if value is not None or name == "wckey"}
     return {**given, "additional_parameters": free}
@@ -175,17 +173,17 @@ def one_line(value: str) -> str:
     return " ".join(value.split())
 
 
-def share(cluster: Mapping[str, Any], trials: int) -> int:
+def share(cluster: Cluster, trials: int) -> int:
     """How many of `trials` trials one element runs: at most cluster.trials_per_node, spread evenly."""
-    elements = math.ceil(trials / int(cluster.get("trials_per_node") or 1))
+    elements = math.ceil(trials / cluster.trials_per_node)
     return math.ceil(trials / elements)
 
 
-def findings(cluster: Mapping[str, Any]) -> list[Finding]:
+def findings(cluster: Cluster) -> list[Finding]:
     """Everything under `cluster` that cannot be written into a script."""
-    probe = ArrayRequest(sweep=Path("/"), name="", trials=[0], nodes=1, ranks_per_node=1, cluster=cluster, python="")
+    probe = ArrayRequest(sweep=Path("/"), name="", trials=[0], nodes=1, ranks_per_node=1, cluster=cluster)
     found = []
-    for written in (lambda: parameters(probe), lambda: exports(cluster.get("environment") or {})):
+    for written in (lambda: parameters(probe), lambda: exports(cluster.variables)):
         try:
             written()
         except Refused as refused:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from launcher.compose import hydra_app, hydra_state
+from launcher.compose.hydra_state import HydraLauncher, Take
 from launcher.findings import Finding, Refused
 from launcher.trial_config.config import TrialConfig
+
+if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
@@ -26,13 +30,13 @@ def words(args: argparse.Namespace, *, multirun: bool) -> list[str]:
     return [*options, *(["--multirun"] if multirun else []), *args.overrides]
 
 
-def trials(line: Sequence[str], command: Sequence[str], take: Callable[[Any, Any], Any]) -> int:
+def trials(line: Sequence[str], command: Sequence[str], take: Take) -> int:
     """Compose the trials of a command line and call take(launcher, overrides of each). Returns the exit code.
 
-    `command` is what sweep.json says that was called. What `take` raises is said as launcher/main.py says it.
+    `command` is what sweep.json says that was called. Errors are printed as launcher/main.py prints them.
     """
 
-    def taken(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Any:
+    def taken(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
         from launcher.submit.to_slurm import needs_values
 
         if needs_values(launcher):

@@ -10,9 +10,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from hydra.core.utils import JobReturn
 
 from launcher.check.cluster_limits import Site
+from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, Refused
 from launcher.slurm import client, script
@@ -20,6 +22,7 @@ from launcher.submit import prepare, stages, to_slurm
 from launcher.submit.for_commands import refuse_without_slurm
 from launcher.submit.stages import Stage
 from launcher.sweep.folder import Sweep
+from launcher.trial_config.cluster import Cluster
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def stages_before(trials: Sequence[PlannedTrial], sources: Sources) -> list[Stag
     return list(found.values())
 
 
-def submit(launcher: Any, job_overrides: Sequence[Sequence[str]], sources: Sources) -> list[Any]:
+def submit(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]], sources: Sources) -> list[JobReturn]:
     """What `python -m launcher pipeline` does with the trials. Raises Refused with nothing submitted or written."""
     configs = prepare.composed(launcher, job_overrides)
     for trial in configs:
@@ -70,13 +73,12 @@ def submit(launcher: Any, job_overrides: Sequence[Sequence[str]], sources: Sourc
     for stage in before:
         if stage.there:
             print(f"{stage.name}: {stage.makes} is there already ({stage.there}), skipped", flush=True)
-    chain = Chain(sweep, configs[0].config.plain["cluster"], site)
+    chain = Chain(sweep, configs[0].config.cluster, site)
     try:
         for stage in to_run:
             chain.add(stage)
-        by_number = {trial.number: config.config.plain for trial, config in zip(trials, configs, strict=True)}
-        arrays = to_slurm.arrays(sweep, trials, by_number, site.cluster.max_array_size, chain.last)
-        requests = list(arrays)
+        by_number = {trial.number: planned.config for trial, planned in zip(trials, configs, strict=True)}
+        requests = list(to_slurm.arrays(sweep, by_number, site.cluster.max_array_size, chain.last))
         to_slurm.submit(sweep, requests)
         ids = [int(job["id"]) for job in sweep.submitted() if job["kind"] == "slurm"]
         print(to_slurm.submitted(sweep, requests, configs[0].config), flush=True)
@@ -96,7 +98,7 @@ def submit(launcher: Any, job_overrides: Sequence[Sequence[str]], sources: Sourc
 class Chain:
     """Jobs that have been submitted one behind the other, from scripts in the sweep's folder."""
 
-    def __init__(self, sweep: Sweep, cluster: dict[str, Any], site: Site) -> None:
+    def __init__(self, sweep: Sweep, cluster: Cluster, site: Site) -> None:
         self.sweep, self.cluster = sweep, cluster
         self.memory = "memory" in site.cluster.settings.get("SelectTypeParameters", "").lower()
         self.last: Sequence[int] = ()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
 from launcher.check import preflight
 from launcher.compose import hydra_state, trials
+from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, LauncherError, Refused
 from launcher.sweep.folder import Sweep
@@ -21,7 +21,10 @@ Warn = Callable[[Sequence[PlannedTrial], Path], list[Finding]]
 
 
 def checked_trials(
-    launcher: Any, job_overrides: Sequence[Sequence[str]], check: Check | None = None, warn: Warn | None = None
+    launcher: HydraLauncher,
+    job_overrides: Sequence[Sequence[str]],
+    check: Check | None = None,
+    warn: Warn | None = None,
 ) -> tuple[Sweep, list[Trial]]:
     """The trials of one batch of overrides, checked and written; `launcher` is a Hydra launcher plugin.
 
@@ -34,20 +37,20 @@ def checked_trials(
     return written(launcher, configs)
 
 
-def composed(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[PlannedTrial]:
+def composed(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> list[PlannedTrial]:
     """The trials' configs, by themselves without fault. Raises Refused."""
     return trials.trial_configs(
         launcher.hydra_context.config_loader, launcher.config, job_overrides, hydra_state.forced
     )
 
 
-def folder_of(launcher: Any) -> Path:
+def folder_of(launcher: HydraLauncher) -> Path:
     """Where the sweep is written."""
     return Path(launcher.config.hydra.sweep.dir).expanduser().absolute()
 
 
 def refuse(
-    launcher: Any,
+    launcher: HydraLauncher,
     configs: Sequence[PlannedTrial],
     check: Check | None = None,
     warn: Warn | None = None,
@@ -55,8 +58,7 @@ def refuse(
 ) -> None:
     """Raises Refused with all that is wrong; `expected` are files that will be made before a trial starts."""
     folder = folder_of(launcher)
-    sweep: Sweep | None = getattr(launcher, "sweep", None)
-    findings = preflight.findings(configs, None if sweep else folder, expected)
+    findings = preflight.findings(configs, None if launcher.sweep else folder, expected)
     findings += check(configs) if check else []
     if findings:
         raise Refused(findings)
@@ -64,12 +66,11 @@ def refuse(
         print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
-def written(launcher: Any, configs: Sequence[PlannedTrial]) -> tuple[Sweep, list[Trial]]:
+def written(launcher: HydraLauncher, configs: Sequence[PlannedTrial]) -> tuple[Sweep, list[Trial]]:
     """The sweep's folder, made or added to, and the trials of these configs. Raises Refused where it cannot be."""
-    sweep: Sweep | None = getattr(launcher, "sweep", None)
     pairs = [(trial.overrides, trial.config.plain) for trial in configs]
-    if sweep is not None:
-        return sweep, sweep.add_trials(pairs)
+    if launcher.sweep is not None:
+        return launcher.sweep, launcher.sweep.add_trials(pairs)
     launcher.sweep = Sweep.create(
         folder_of(launcher), command=hydra_state.command, experiment=configs[0].config.plain["experiment"], trials=pairs
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from launcher.check import preflight
 from launcher.check.cluster_limits import Site
+from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, Refused
 from launcher.slurm import client, container, script, template
@@ -18,13 +18,14 @@ from launcher.submit import prepare, stages, to_slurm
 from launcher.submit.for_commands import refuse_without_slurm
 from launcher.submit.pipeline import Sources
 from launcher.sweep.folder import Sweep
+from launcher.trial_config.cluster import Cluster
 
 STAGES = ("prepare_data", "convert_checkpoint", "dpo", "sweep")
 _MAX_ARRAY_SIZE = 1001  # Slurm's default, where there is no cluster to ask
 
 
 def stage_text(
-    stage: str, launcher: Any, job_overrides: Sequence[Sequence[str]], line: Sequence[str], sources: Sources
+    stage: str, launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]], line: Sequence[str], sources: Sources
 ) -> list[str]:
     """The script (several where a sweep becomes several arrays).
 
@@ -51,31 +52,28 @@ def stage_text(
         raise Refused([Finding("model.data.data_prefix", "", why, "choose a set: data=sample")])
     if found.lacks:
         raise Refused([found.lacks])
-    return [stages.text(found, trials[0].config.plain["cluster"], name=stage, output="%x-%j.out")]
+    return [stages.text(found, trials[0].config.cluster, name=stage, output="%x-%j.out")]
 
 
-def _sweep(launcher: Any, trials: Sequence[PlannedTrial]) -> list[str]:
+def _sweep(launcher: HydraLauncher, trials: Sequence[PlannedTrial]) -> list[str]:
     site = _checked(launcher, trials)
     pairs = [(trial.overrides, trial.config.plain) for trial in trials]
     experiment = trials[0].config.plain["experiment"]
     sweep = Sweep.planned(prepare.folder_of(launcher), command=[], experiment=experiment, trials=pairs)
     most = site.cluster.max_array_size if site else _MAX_ARRAY_SIZE
-    by_number = {number: trial.config.plain for number, trial in enumerate(trials)}
-    return [script.text(request) for request in to_slurm.arrays(sweep, sweep.trials, by_number, most)]
+    configs = {number: trial.config for number, trial in enumerate(trials)}
+    return [script.text(request) for request in to_slurm.arrays(sweep, configs, most)]
 
 
-def _dpo(launcher: Any, trial: PlannedTrial, line: Sequence[str], sources: Sources) -> str:
-    config = trial.config.plain
-    cluster, trainer = config["cluster"], config["trainer"]
-    data = stages.data(trial.config, sources.pairs)
+def _dpo(launcher: HydraLauncher, trial: PlannedTrial, line: Sequence[str], sources: Sources) -> str:
+    config = trial.config
+    data = stages.data(config, sources.pairs)
     prepared = data is not None and not data.there and not data.lacks
     _checked(launcher, [trial], data.files if data and prepared else frozenset())
-    runs = Path(config["paths"]["runs"])
-    inside = container.of_trials(config, runs, str(stages.root()))
+    runs = Path(config.paths.runs)
     request = ArrayRequest(
-        sweep=runs, name=config["experiment"]["name"], trials=[0], nodes=trainer["num_nodes"],
-        ranks_per_node=trainer["devices"], cluster=cluster, container=inside,
-        python=cluster["python"] or shlex.quote(sys.executable),
+        sweep=runs, name=config.experiment.name, trials=[0], nodes=config.nodes, ranks_per_node=config.ranks_per_node,
+        cluster=config.cluster, container=container.of_trials(config, runs, str(stages.root())),
     )  # fmt: skip
     return dpo_text(request, Path.cwd(), data if prepared else None, line)
 
@@ -94,7 +92,7 @@ def dpo_text(request: ArrayRequest, folder: Path, data: stages.Stage | None, lin
         [*lines, "#SBATCH --output=%x-%A_%a.out"],
         {
             **stages.surroundings(cluster, inside),
-            "srun_args": [*inside.srun_args, *(cluster["srun_args"] or [])],
+            "srun_args": [*inside.srun_args, *cluster.srun_args],
             "sweep": template.Words(f'{shlex.quote(str(request.sweep))}"/dpo-${{first%_*}}"'),
             "trials": request.trials,
             **script.ranks(request),
@@ -102,14 +100,14 @@ def dpo_text(request: ArrayRequest, folder: Path, data: stages.Stage | None, lin
             "write_sweep": [template.Words(f"{stages.light_python(cluster)} {main}"), *line, *last],
         },
         first=[f"cd {shlex.quote(str(folder))} || exit", "first=${LAUNCHER_CHAIN:-$SLURM_ARRAY_JOB_ID}"],
-        setup=cluster["setup"] or [],
-        teardown=cluster["teardown"] or [],
+        setup=cluster.setup,
+        teardown=cluster.teardown,
     )
 
 
-def _preparation(data: stages.Stage, cluster: Mapping[str, Any]) -> dict[str, template.Value]:
+def _preparation(data: stages.Stage, cluster: Cluster) -> dict[str, template.Value]:
     """The assignments for data that the job itself makes first."""
-    options = [*stages.inside(data, cluster).srun_args, *(cluster["srun_args"] or [])]
+    options = [*stages.inside(data, cluster).srun_args, *cluster.srun_args]
     return {
         "data_proof": data.proof,
         "makes": data.made_in,
@@ -117,7 +115,9 @@ def _preparation(data: stages.Stage, cluster: Mapping[str, Any]) -> dict[str, te
     }
 
 
-def _checked(launcher: Any, trials: Sequence[PlannedTrial], expected: frozenset[Path] = frozenset()) -> Site | None:
+def _checked(
+    launcher: HydraLauncher, trials: Sequence[PlannedTrial], expected: frozenset[Path] = frozenset()
+) -> Site | None:
     """Refuse what a submission would refuse, but for files that do not exist yet: they are named on stderr.
 
     Returns the cluster; None where there is none here, so that nothing is checked against one. Raises Refused.

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import launcher as package
 from launcher.check import files
@@ -17,6 +16,7 @@ from launcher.findings import Finding, Refused
 from launcher.nemo import base_model, nemo_file
 from launcher.slurm import container, script, template
 from launcher.slurm.script import ArrayRequest
+from launcher.trial_config.cluster import Cluster
 from launcher.trial_config.config import Split, TrialConfig
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -172,27 +172,25 @@ def _conversion_gb(folder: Path) -> int:
 # -- scripts -----------------------------------------------------------------------------------------------------------
 
 
-def light_python(cluster: Mapping[str, Any]) -> str:
+def light_python(cluster: Cluster) -> str:
     """Shell words for the Python that has the launcher's own packages, which no container needs to have."""
-    in_container = (cluster.get("container") or {}).get("runtime")
-    return str((None if in_container else cluster.get("python")) or shlex.quote(sys.executable))
+    return shlex.quote(sys.executable) if cluster.container.runtime else cluster.python_words
 
 
-def inside(stage: Stage, cluster: Mapping[str, Any]) -> container.Inside:
+def inside(stage: Stage, cluster: Cluster) -> container.Inside:
     """What puts a stage into the cluster's container, with what it reads and where it writes."""
     folder = str(stage.made_in)
     read = [str(root()), *(str(path) for path in stage.reads)]
-    return container.inside(cluster.get("container") or {}, read=read, written=[folder], folder=folder)
+    return container.inside(cluster.container, read=read, written=[folder], folder=folder)
 
 
-def command(stage: Stage, cluster: Mapping[str, Any]) -> list[str]:
+def command(stage: Stage, cluster: Cluster) -> list[str]:
     """The words behind srun and its options."""
-    python = template.Words(cluster["python"] or shlex.quote(sys.executable))
-    return [*inside(stage, cluster).prefix, python, *stage.command]
+    return [*inside(stage, cluster).prefix, template.Words(cluster.python_words), *stage.command]
 
 
 def text(
-    stage: Stage, cluster: dict[str, Any], *, name: str, output: str, after: Sequence[int] = (), memory: bool = True
+    stage: Stage, cluster: Cluster, *, name: str, output: str, after: Sequence[int] = (), memory: bool = True
 ) -> str:
     """The script of a stage before the sweep. `memory`: whether to ask for some, as clusters that share it out want."""
     within = inside(stage, cluster)
@@ -202,16 +200,14 @@ def text(
         cluster,
         within,
         {
-            "srun_args": [*within.srun_args, *(cluster["srun_args"] or [])],
+            "srun_args": [*within.srun_args, *cluster.srun_args],
             "makes": stage.made_in,
             "command": command(stage, cluster),
         },
     )
 
 
-def report_text(
-    sweep: Path, cluster: dict[str, Any], *, name: str, output: str, after: Sequence[int], memory: bool
-) -> str:
+def report_text(sweep: Path, cluster: Cluster, *, name: str, output: str, after: Sequence[int], memory: bool) -> str:
     """The script of the stage behind the sweep. It runs outside of any container: the launcher's packages are there."""
     command = [template.Words(light_python(cluster)), "-u", "-m", "launcher", "report", str(sweep)]
     return _text(
@@ -226,7 +222,7 @@ def report_text(
 def _text(
     name: str,
     lines: Sequence[str],
-    cluster: Mapping[str, Any],
+    cluster: Cluster,
     within: container.Inside,
     assignments: Mapping[str, template.Value],
 ) -> str:
@@ -234,27 +230,26 @@ def _text(
         name,
         lines,
         {**surroundings(cluster, within), **assignments},
-        setup=cluster["setup"] or [],
-        teardown=cluster["teardown"] or [],
+        setup=cluster.setup,
+        teardown=cluster.teardown,
     )
 
 
-def surroundings(cluster: Mapping[str, Any], within: container.Inside) -> dict[str, template.Value]:
-    environment = {str(name): str(value) for name, value in cluster["environment"].items()}
-    return script.surroundings(environment, within, str(root()))
+def surroundings(cluster: Cluster, within: container.Inside) -> dict[str, template.Value]:
+    return script.surroundings(cluster.variables, within, str(root()))
 
 
 def directives(
-    cluster: dict[str, Any], name: str, output: str, after: Sequence[int] = (), mem_gb: float | None = None
+    cluster: Cluster, name: str, output: str, after: Sequence[int] = (), mem_gb: float | None = None
 ) -> list[str]:
     """The #SBATCH lines of one process on one node: as for a trial, less what asks for GPUs or for several nodes."""
-    free = {key: value for key, value in (cluster["sbatch"] or {}).items() if not str(key).startswith(_OF_TRIALS)}
-    alone = {"gpus_per_node": None, "exclusive": None, "nodelist": None, "mem_gb": mem_gb, "sbatch": free}
-    asked = ArrayRequest(
-        sweep=Path(), name=name, trials=[0], nodes=1, ranks_per_node=1, cluster={**cluster, **alone}, python="",
-        after=after,
-    )  # fmt: skip
-    kept = [line for line in script.directives(asked) if not line.startswith(_NOT_AN_ARRAY)]
+    free = {key: value for key, value in cluster.sbatch.items() if not str(key).startswith(_OF_TRIALS)}
+    changes = {"gpus_per_node": None, "exclusive": None, "nodelist": None, "mem_gb": mem_gb, "sbatch": free}
+    one_process = cluster.model_copy(update=changes)
+    request = ArrayRequest(
+        sweep=Path(), name=name, trials=[0], nodes=1, ranks_per_node=1, cluster=one_process, after=after
+    )
+    kept = [line for line in script.directives(request) if not line.startswith(_NOT_AN_ARRAY)]
     return [*kept, f"#SBATCH --output={shlex.quote(output)}"]
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.utils import JobReturn
 
 from launcher.compose.command_line import plain
+from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, Refused
 from launcher.submit import prepare
@@ -21,7 +21,7 @@ from launcher.submit.to_slurm import unfinished
 from launcher.sweep.folder import Sweep
 
 
-def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
     """Raises Refused with nothing written."""
     folder = prepare.folder_of(launcher)
     try:

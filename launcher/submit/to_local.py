@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from hydra.core.utils import JobReturn
 
 from launcher import machine
 from launcher.check import preflight
 from launcher.compose import hydra_state
+from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding
 from launcher.local import room, run
@@ -20,14 +20,14 @@ from launcher.submit.prepare import checked_trials, job_return
 from launcher.trial_config.validate import load
 
 
-def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
     """Raises Refused before anything is written, and RunStopped after Ctrl-C, when nothing runs any more."""
     sweep, trials = checked_trials(launcher, job_overrides, _check)
     config = load(trials[0].folder)
     print(f"{len(trials)} trial{'s' if len(trials) > 1 else ''}, results in {sweep.folder}", flush=True)
     print(preflight.summary(config, len(trials)), flush=True)
     with live_view(trials) as view:
-        states = run.run(sweep, trials, slots=config.cluster.trials_at_once, on_update=view)
+        states = run.run(sweep, trials, on_update=view)
     print(render(sweep, states))
     for state in states:
         if state.state != "DONE":
@@ -38,4 +38,4 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[Jo
 
 def _check(trials: Sequence[PlannedTrial]) -> list[Finding]:
     here = machine.look()
-    return list(dict.fromkeys(finding for trial in trials for finding in room.check(trial.config.plain, here)))
+    return list(dict.fromkeys(finding for trial in trials for finding in room.check(trial.config, here)))

@@ -8,12 +8,12 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
 import launcher as package
 from launcher.check import cluster_limits, preflight
+from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, LauncherError, Refused
 from launcher.job import slurm_job
@@ -32,17 +32,16 @@ class SubmissionFailed(LauncherError):
 
 
 _ROOT = str(Path(package.__file__).resolve().parents[1])  # where the package `launcher` lies
-_TOGETHER = ("num_nodes", "devices")  # of `trainer`: with `cluster`, what the trials of one array have to share
 
 
-def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
     """Raises Refused with nothing submitted. Returns at once, unless `wait` is set or a sweeper needs values."""
     site = cluster_limits.Site()
     composed = prepare.composed(launcher, job_overrides)
     prepare.refuse(launcher, composed, *checks(launcher, site))
     sweep, trials = prepare.written(launcher, composed)
-    configs = {trial.number: planned.config.plain for trial, planned in zip(trials, composed, strict=True)}
-    requests = list(arrays(sweep, trials, configs, site.cluster.max_array_size))
+    configs = {trial.number: planned.config for trial, planned in zip(trials, composed, strict=True)}
+    requests = list(arrays(sweep, configs, site.cluster.max_array_size))
     submit(sweep, requests)
     first = composed[0].config
     print(submitted(sweep, requests, first), flush=True)
@@ -54,46 +53,48 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[Jo
 
 
 def arrays(
-    sweep: Sweep,
-    trials: Sequence[Trial],
-    configs: Mapping[int, dict[str, Any]],
-    max_array_size: int,
-    after: Sequence[int] = (),
+    sweep: Sweep, configs: Mapping[int, TrialConfig], max_array_size: int, after: Sequence[int] = ()
 ) -> Iterator[ArrayRequest]:
-    """The arrays that a sweep becomes: one, unless its trials differ in what they ask Slurm for, or are too many."""
+    """The arrays that a sweep becomes: one, unless its trials differ in what they ask Slurm for, or are too many.
 
-    def shape(trial: Trial) -> str:
-        config = configs[trial.number]
-        return repr([config["cluster"], [config["trainer"][key] for key in _TOGETHER]])
+    `configs` are those of the trials to be submitted, by the trials' numbers.
+    """
 
-    for _, alike in itertools.groupby(sorted(trials, key=shape), key=shape):
-        numbers = sorted(trial.number for trial in alike)
-        most = max_array_size * script.share(configs[numbers[0]]["cluster"], len(numbers))
+    def shape(number: int) -> str:
+        return _slurm_shape(configs[number])
+
+    for _, alike in itertools.groupby(sorted(configs, key=shape), key=shape):
+        numbers = sorted(alike)
+        most = max_array_size * script.share(configs[numbers[0]].cluster, len(numbers))
         for first in range(0, len(numbers), most):
             chunk = numbers[first : first + most]
             yield _request(sweep, chunk, configs[chunk[0]], after)
 
 
-def _request(sweep: Sweep, trials: list[int], config: dict[str, Any], after: Sequence[int]) -> ArrayRequest:
-    cluster, trainer = config["cluster"], config["trainer"]
-    avoided = _nodes_to_avoid(sweep, cluster["partition"], trainer["num_nodes"])
+def _slurm_shape(config: TrialConfig) -> str:
+    """What the trials of one array have to share: `cluster`, nodes and ranks."""
+    return repr([config.cluster, config.nodes, config.ranks_per_node])
+
+
+def _request(sweep: Sweep, trials: list[int], config: TrialConfig, after: Sequence[int]) -> ArrayRequest:
+    cluster = config.cluster
+    avoided = _nodes_to_avoid(sweep, cluster.partition, config.nodes)
     if avoided:
-        cluster = {**cluster, "exclude": ",".join([*filter(None, [cluster["exclude"]]), *avoided])}
+        exclude = ",".join([*filter(None, [cluster.exclude]), *avoided])
+        cluster = cluster.model_copy(update={"exclude": exclude})
     inside = container.of_trials(config, sweep.folder, _ROOT)
-    if inside.runtime and config["paths"].get("cache"):
-        Path(config["paths"]["cache"]).mkdir(parents=True, exist_ok=True)  # what is mounted has to be there
+    if inside.runtime:
+        Path(config.paths.cache).mkdir(parents=True, exist_ok=True)  # what is mounted has to be there
     return ArrayRequest(
         sweep=sweep.folder,
-        name=f"{config['experiment']['name']}-{sweep.data['id']}",
+        name=f"{config.experiment.name}-{sweep.data['id']}",
         trials=trials,
-        nodes=trainer["num_nodes"],
-        ranks_per_node=trainer["devices"],
+        nodes=config.nodes,
+        ranks_per_node=config.ranks_per_node,
         cluster=cluster,
         share=script.share(cluster, len(trials)),
         container=inside,
-        python=cluster["python"] or shlex.quote(sys.executable),
         pythonpath="" if "site-packages" in _ROOT and not inside.runtime else _ROOT,
-        environment={str(name): str(value) for name, value in cluster["environment"].items()},
         after=after,
     )
 
@@ -145,7 +146,7 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
             ) from error
 
 
-def checks(launcher: Any, site: cluster_limits.Site) -> tuple[Check, Warn]:
+def checks(launcher: HydraLauncher, site: cluster_limits.Site) -> tuple[Check, Warn]:
     """What a cluster would refuse or never start, and what it may not have room for."""
 
     def findings(configs: Sequence[PlannedTrial]) -> list[Finding]:
@@ -161,17 +162,17 @@ def _check(site: cluster_limits.Site, trials: Sequence[PlannedTrial], folder: Pa
     found: dict[Finding, None] = {}
     seen = set()
     for trial in trials:
-        asked = repr([trial.config.cluster, trial.config.nodes, trial.config.ranks_per_node])
-        if asked not in seen:
-            seen.add(asked)
+        shape = _slurm_shape(trial.config)
+        if shape not in seen:
+            seen.add(shape)
             unfit = cluster_limits.findings(site, trial.config, len(trials))
-            unfit += script.findings(trial.config.plain["cluster"])
-            unfit += container.findings(trial.config.plain, folder, _ROOT)
+            unfit += script.findings(trial.config.cluster)
+            unfit += container.findings(trial.config, folder, _ROOT)
             found.update(dict.fromkeys(unfit))
     return list(found)
 
 
-def _folder(launcher: Any) -> list[Finding]:
+def _folder(launcher: HydraLauncher) -> list[Finding]:
     """sbatch(1), "filename pattern": a backslash in it turns all patterns off and is itself dropped."""
     folder = str(folder_of(launcher))
     if "\\" not in folder:
@@ -200,7 +201,7 @@ def submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: TrialConfi
     )
 
 
-def needs_values(launcher: Any) -> bool:
+def needs_values(launcher: HydraLauncher) -> bool:
     """Whether the sweeper chooses its next trials by the results of these; ours and Hydra's own do not."""
     target = str(launcher.config.hydra.sweeper._target_)
     return not target.startswith(("hydra_plugins.preference_launcher.", "hydra._internal.core_plugins."))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+import sys
 from typing import Literal
 
 from pydantic import Field
@@ -82,6 +84,16 @@ class Cluster(Section):
     def time_limit_s(self) -> float:
         """Time limit of one trial in seconds; infinite where the partition's own holds."""
         return math.inf if self.time is None else parse_time_limit(self.time)
+
+    @property
+    def python_words(self) -> str:
+        """Shell words that run Python in the job: by default the Python that submits."""
+        return self.python or shlex.quote(sys.executable)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """`environment` as text."""
+        return {str(name): str(value) for name, value in self.environment.items()}
 
     @property
     def gpus(self) -> int:

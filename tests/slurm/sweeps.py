@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launcher.status import states
 from launcher.status.trial_state import Look
 from launcher.submit import to_slurm
 from launcher.sweep.folder import Sweep
+from launcher.trial_config.validate import load
+from tests import configs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,8 +107,7 @@ def make(folder: Path, *behave: dict[str, Any], **cluster: Any) -> Sweep:
     stand_in = folder.parent / "stand-in"
     stand_in.parent.mkdir(exist_ok=True)
     stand_in.write_text(STAND_IN)
-    plain = yaml.safe_load((ROOT / "configs/cluster/slurm.yaml").read_text())["cluster"]
-    plain |= {
+    wanted = {
         "gpus_per_node": None,
         "time": 10,
         "max_restarts": 0,
@@ -118,14 +117,16 @@ def make(folder: Path, *behave: dict[str, Any], **cluster: Any) -> Sweep:
     }
     trials = []
     for number, each in enumerate(behave):
-        config = {
-            "experiment": {"name": "states"},
-            "paths": {"cache": str(folder.parent / "cache")},
-            "cluster": {**plain, **each.get("cluster", {})},
-            "trainer": {"num_nodes": each.get("nodes", 1), "devices": each.get("ranks", 2)},
-            "pretrained_checkpoint": {"restore_from_path": str(folder.parent / "none.nemo")},
-            "model": {"dpo": {"ref_policy_kl_penalty": (number + 1) / 10}, "data": {"data_prefix": {}}},
+        changes = {
+            "experiment.name": "states",
+            "paths.cache": str(folder.parent / "cache"),
+            "pretrained_checkpoint.restore_from_path": str(folder.parent / "none.nemo"),
+            "trainer.num_nodes": each.get("nodes", 1),
+            "trainer.devices": each.get("ranks", 2),
+            "model.dpo.ref_policy_kl_penalty": (number + 1) / 10,
+            **{f"cluster.{key}": value for key, value in {**wanted, **each.get("cluster", {})}.items()},
         }
+        config = configs.plain(("cluster=slurm",), changes)
         trials.append(([f"++model.dpo.ref_policy_kl_penalty={(number + 1) / 10}"], config))
     sweep = Sweep.create(folder, command=["test"], experiment={"name": "states"}, trials=trials)
     for trial, each in zip(sweep.trials, behave, strict=True):
@@ -134,8 +135,8 @@ def make(folder: Path, *behave: dict[str, Any], **cluster: Any) -> Sweep:
 
 
 def submit(sweep: Sweep) -> None:
-    configs = {trial.number: trial.config() for trial in sweep.trials}
-    to_slurm.submit(sweep, list(to_slurm.arrays(sweep, sweep.trials, configs, 1001)))
+    loaded = {trial.number: load(trial.folder) for trial in sweep.trials}
+    to_slurm.submit(sweep, list(to_slurm.arrays(sweep, loaded, 1001)))
 
 
 def until(sweep: Sweep, true: Callable[[Look], bool], seconds: float = 90) -> Look:

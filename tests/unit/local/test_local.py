@@ -22,6 +22,7 @@ from launcher.machine import Machine
 from launcher.status.live import LineView
 from launcher.status.trial_state import TrialState
 from launcher.sweep.folder import Sweep
+from tests import configs
 from tests.unit.test_machine import MACHINE, need
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,8 +36,8 @@ from launcher.sweep.trial import Trial
 
 def train(folder):
     rank = int(os.environ["RANK"])
+    behave = Trial(0, (), None, folder).config()["model"]["behave"]
     (folder / f"rank{rank}.json").write_text(json.dumps({"pid": os.getpid(), **os.environ}))
-    behave = Trial(0, (), None, folder).config()["behave"]
     mode = behave.get(str(rank), behave.get("all", "work"))
     if mode == "raise":
         raise ValueError(f"the loss is nan\\nsecond line")
@@ -80,12 +81,15 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def make(tmp_path: Path, *behave: Mapping[str, Any], ranks: int = 1) -> Sweep:
     trials = [
         (
-            [f"++model.dpo.ref_policy_kl_penalty={number}"],
-            {
-                "trainer": {"devices": ranks, "num_nodes": 1, "accelerator": "cpu"},
-                "model": {"dpo": {"ref_policy_kl_penalty": float(number)}},
-                "behave": dict(what),
-            },
+            [f"++model.dpo.ref_policy_kl_penalty={number + 1}"],
+            configs.plain(
+                ("cluster=local", "model=tiny", "data=sample", f"trainer.devices={ranks}", "trainer.accelerator=cpu"),
+                {
+                    "model.dpo.ref_policy_kl_penalty": number + 1.0,
+                    "model.behave": dict(what),
+                    "cluster.memory_gb_per_rank": None,
+                },
+            ),
         )
         for number, what in enumerate(behave)
     ]
@@ -285,7 +289,7 @@ def test_a_signal_stops_everything(tmp_path: Path, signum: signal.Signals, mode:
     out, _ = launcher.communicate(timeout=15)
     assert not processes_of(sweep)
     assert launcher.returncode == 128 + signum, out
-    assert f"stopped by {signum.name}; ended while running: trial 0 (beta 0), 1 (beta 1); never started: trial 2" in out
+    assert f"stopped by {signum.name}; ended while running: trial 0 (beta 1), 1 (beta 2); never started: trial 2" in out
     assert "['CANCELLED', 'CANCELLED', 'CANCELLED']" in out
 
 
@@ -394,4 +398,4 @@ def test_stopped_says_what_became_of_each_trial(tmp_path: Path) -> None:
     ]
     stopped = RunStopped(signal.SIGINT, states)
     assert stopped.exit_code == 130
-    assert str(stopped) == "stopped by SIGINT; ended while running: trial 1 (beta 1); nothing is left running"
+    assert str(stopped) == "stopped by SIGINT; ended while running: trial 1 (beta 2); nothing is left running"

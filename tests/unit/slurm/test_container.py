@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.slurm.container import inside, ordered
+from launcher.trial_config.cluster import Container
 
 ROOT = Path(__file__).resolve().parents[3]
 IN_CONTAINER = ROOT / "sbatch" / "in_container.sh"
@@ -38,7 +39,9 @@ def test_no_mount_hides_another(mounts: list[str], expected: list[str]) -> None:
 
 @pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
 def test_the_working_directory_is_private(runtime: str) -> None:
-    within = inside({"runtime": runtime, "image": "i"}, read=["/c"], written=["/s"], folder="/s")
+    within = inside(
+        Container.model_validate({"runtime": runtime, "image": "i"}), read=["/c"], written=["/s"], folder="/s"
+    )
     words = [*within.srun_args, *within.prefix]
     assert "--container-workdir=/s" in words if runtime == "pyxis" else words[words.index("--pwd") + 1] == "/s"
     assert not any("/tmp" in word and word != str(IN_CONTAINER) for word in words)

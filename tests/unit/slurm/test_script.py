@@ -15,17 +15,19 @@ from hypothesis import strategies as st
 from launcher.findings import Refused
 from launcher.slurm.container import Inside
 from launcher.slurm.script import ArrayRequest, parameters, text
+from launcher.trial_config.cluster import Cluster
 
 CLUSTER: dict[str, Any] = {
+    "name": "slurm", "python": "python",
     "time": 60, "signal_delay_s": 120, "array_parallelism": 256, "gpus_per_node": 8, "mem_gb": None, "setup": [],
     "teardown": [], "srun_args": [], "sbatch": {}, "reservation": None, "comment": None, "partition": None,
 }  # fmt: skip
 
 
 def request(**changes: Any) -> ArrayRequest:
-    cluster = {**CLUSTER, **changes.pop("cluster", {})}
+    cluster = Cluster.model_validate({**CLUSTER, **changes.pop("cluster", {})})
     base: dict[str, Any] = {"sweep": Path("/shared/s"), "name": "dpo-1", "trials": [0, 1, 2], "nodes": 2}
-    return ArrayRequest(**{**base, "ranks_per_node": 8, "cluster": cluster, "python": "python", **changes})
+    return ArrayRequest(**{**base, "ranks_per_node": 8, "cluster": cluster, **changes})
 
 
 def lines(made: str) -> list[str]:
@@ -85,8 +87,7 @@ def test_odd_texts_never_run_and_never_break_the_script(name: str, comment: str,
         request(
             name=name,
             sweep=Path("/shared") / folder,
-            cluster={"comment": comment},
-            environment={"ODD": value},
+            cluster={"comment": comment, "environment": {"ODD": value}},
             trials=[3],
             python_on_node="no python",
         )
@@ -101,7 +102,9 @@ def test_odd_texts_never_run_and_never_break_the_script(name: str, comment: str,
 def test_shellcheck(tmp_path: Path) -> None:
     script = tmp_path / "sweep.sh"
     script.write_text(
-        text(request(cluster={"setup": ["module load x"]}, container=Inside("", ["--a=b c"]), environment={"A": "b"}))
+        text(
+            request(cluster={"setup": ["module load x"], "environment": {"A": "b"}}, container=Inside("", ["--a=b c"]))
+        )
     )
     done = subprocess.run(
         [str(Path(sys.executable).with_name("shellcheck")), "-x", "--severity=style", str(script)],
@@ -113,7 +116,7 @@ def test_shellcheck(tmp_path: Path) -> None:
 
 
 def test_python_words_stay_words() -> None:
-    assert "python=('/a b/python')" in text(request(python=shlex.join(["/a b/python"]))).splitlines()
+    assert "python=('/a b/python')" in text(request(cluster={"python": shlex.join(["/a b/python"])})).splitlines()
 
 
 @pytest.mark.parametrize(("stopped", "code"), [(True, 0), (False, 7)])
@@ -184,7 +187,9 @@ def test_what_a_session_or_a_site_sets_does_not_reach_srun(sweep: Path) -> None:
         "PMIX_RANK": "0",
         "SLURM_EXPORT_ENV": "NONE",
     }
-    made = text(request(sweep=sweep, environment={"NCCL_DEBUG": "INFO"}, trials=[1], python_on_node="none"))
+    made = text(
+        request(sweep=sweep, cluster={"environment": {"NCCL_DEBUG": "INFO"}}, trials=[1], python_on_node="none")
+    )
     env, _, _ = ran(sweep.parent, made, "python3() { false; }", **session, SLURM_CPUS_PER_TASK="4", HF_TOKEN="secret")
     assert not {"SRUN_MEM", "PMI_RANK", "PMIX_RANK", "SLURM_EXPORT_ENV"} & set(env), "srun would export nothing"
     assert (env["SRUN_CPUS_PER_TASK"], env["HF_TOKEN"], env["NCCL_DEBUG"]) == ("4", "secret", "INFO")
@@ -200,7 +205,9 @@ def test_squeues_line_with_the_clusters_name(sweep: Path) -> None:
 def test_in_a_container_the_jobs_variables_go_by_other_names(sweep: Path) -> None:
     container = Inside("pyxis", ["--container-image=x"], ["bash", "in_container.sh"])
     variables = {"A": "b c", "PYTHONPATH": "/mine"}
-    made = text(request(sweep=sweep, trials=[1], container=container, environment=variables, pythonpath="/clone"))
+    made = text(
+        request(sweep=sweep, trials=[1], container=container, cluster={"environment": variables}, pythonpath="/clone")
+    )
     env, words, _ = ran(sweep.parent, made, "python3() { false; }; python() { false; }", PYTHONPATH="/login/node")
     assert (env["IN_CONTAINER_A"], env["LAUNCHER_PYTHONPATH"]) == ("b c", "/clone")
     assert env["IN_CONTAINER_TRIAL_ENDS_AT"] == "1700000000" and env["IN_CONTAINER_PYTHONSAFEPATH"] == "1"
@@ -210,7 +217,9 @@ def test_in_a_container_the_jobs_variables_go_by_other_names(sweep: Path) -> Non
 
 
 def test_relative_names_hold_though_ranks_start_elsewhere(sweep: Path) -> None:
-    made = text(request(sweep=Path("runs"), trials=[1], python="env/bin/python", python_on_node="env/bin/python"))
+    made = text(
+        request(sweep=Path("runs"), trials=[1], cluster={"python": "env/bin/python"}, python_on_node="env/bin/python")
+    )
     made = made.replace("sweep=runs", "sweep=./runs")
     _, words, _ = ran(sweep.parent, made, "python3() { false; }")
     assert f"--chdir={sweep.parent}/./runs" in words and f"{sweep.parent}/env/bin/python" in words

@@ -20,18 +20,21 @@ from launcher.slurm.container import Inside, inside
 from launcher.slurm.script import ArrayRequest, text
 from launcher.submit import rendering, stages
 from launcher.submit.to_folder import _is_whole_array
+from launcher.trial_config.cluster import Cluster, Container
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("convert_checkpoint", "dpo", "prepare_data", "report", "sweep")
 FILLED = (*NAMES, "sweep_side_by_side")
-CLUSTER: dict[str, Any] = {
+_CLUSTER: dict[str, Any] = {
+    "name": "slurm",
     "time": 60, "signal_delay_s": 120, "array_parallelism": 256, "gpus_per_node": 8, "mem_gb": 500, "partition": "gpu",
     "cpus_per_task": 4, "setup": ["module load cuda"], "teardown": ["date"], "srun_args": ["--mpi=pmix"],
     "sbatch": {"licenses": "nemo:1", "gres": "gpu:8"}, "reservation": None, "comment": "it's $(mine)",
     "exclusive": True, "nodelist": "n[1-2]", "python": None, "environment": {"B": "$(b) 'c'", "A": ""},
     "container": {"runtime": None},
 }  # fmt: skip
+CLUSTER = Cluster.model_validate(_CLUSTER)
 STAGE = stages.Stage(
     name="prepare_data",
     command=["-u", "/clone/data_prep/prepare_data.py", "it's", "--out", "/d/a b"],
@@ -117,10 +120,11 @@ def _filled_in(name: str) -> str:
     pyxis = Inside("pyxis", ["--container-image=a b"], ["bash", str(ROOT / "sbatch" / "in_container.sh")])
     if name in ("sweep", "sweep_side_by_side"):
         share, nodes, ranks = (1, 2, 8) if name == "sweep" else (2, 1, 3)
+        cluster = CLUSTER.model_copy(update={"environment": {"A": "b c"}, "python": "python"})
         request = ArrayRequest(
             sweep=Path("/runs/it's $(s)"), name="dpo-1", trials=[0, 1, 2], nodes=nodes, ranks_per_node=ranks,
-            share=share, cluster=CLUSTER, python="python", container=pyxis if share == 1 else Inside(),
-            pythonpath="/clone", environment={"A": "b c"}, after=[41, 42], python_on_node="/env of mine/python",
+            share=share, cluster=cluster, container=pyxis if share == 1 else Inside(),
+            pythonpath="/clone", after=[41, 42], python_on_node="/env of mine/python",
         )  # fmt: skip
         return text(request)
     output = "/runs/it's/x-%j.out"
@@ -129,7 +133,7 @@ def _filled_in(name: str) -> str:
     if name == "dpo":
         request = ArrayRequest(
             sweep=Path("/runs/$x"), name="dpo", trials=[0], nodes=2, ranks_per_node=8, cluster=CLUSTER,
-            python="python", python_on_node="/env of mine/python",
+            python_on_node="/env of mine/python",
         )  # fmt: skip
         command = ["model=tiny", "experiment.name='it'"]
         return rendering.dpo_text(request, Path("/a b"), STAGE, command)
@@ -184,17 +188,18 @@ def test_a_stage_asks_for_no_gpus_and_one_node() -> None:
 
 def test_a_name_that_is_no_variable_never_gets_into_a_script() -> None:
     with pytest.raises(launcher.findings.Refused, match=r"cluster.environment.A;touch /x"):
-        stages.surroundings({**CLUSTER, "environment": {"A;touch /x": "1"}}, Inside())
+        stages.surroundings(CLUSTER.model_copy(update={"environment": {"A;touch /x": "1"}}), Inside())
 
 
 def test_a_stage_in_a_container_sees_what_it_reads_and_writes() -> None:
-    cluster = {**CLUSTER, "python": "python", "container": {"runtime": "pyxis", "image": "nemo", "mounts": ["/m"]}}
+    container = {"runtime": "pyxis", "image": "nemo", "mounts": ["/m"]}
+    cluster = Cluster.model_validate({**_CLUSTER, "python": "python", "container": container})
     stage = stages.Stage(**{**STAGE.__dict__, "reads": [Path("/pairs")]})
     (mounts,) = [word for word in stages.inside(stage, cluster).srun_args if "mounts" in word]
     option, _, listed = mounts.partition("=")  # their order depends on how deep the clone lies; see test_container
     assert option == "--container-mounts"
     assert sorted(listed.split(",")) == sorted(["/pairs:/pairs:ro", "/m:/m", "/d/a b:/d/a b", f"{ROOT}:{ROOT}:ro"])
-    assert inside({}, read=["/a"], written=[], folder="/a").srun_args == ()
+    assert inside(Container(), read=["/a"], written=[], folder="/a").srun_args == ()
     assert stages.light_python(cluster) != "python"
 
 

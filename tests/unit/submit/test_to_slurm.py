@@ -12,6 +12,7 @@ from launcher.job import slurm_job
 from launcher.slurm import client, script
 from launcher.submit import to_slurm
 from launcher.sweep import bad_nodes
+from launcher.trial_config.cluster import Cluster
 
 
 @pytest.mark.parametrize(
@@ -48,8 +49,9 @@ def test_a_new_sweep_asks_nobody_about_nodes(tmp_path: Path, monkeypatch: pytest
     [("time", "30-00:00:00"), ("partition", "x"), ("qos", "x"), ("cpus-per-task", 4), ("reservation", "x")],
 )
 def test_an_option_with_a_key_of_its_own_goes_through_that(option: str, value: object) -> None:
-    plain = {"time": 60, "signal_delay_s": 60, "array_parallelism": 1}
-    (finding,) = script.findings({**plain, "sbatch": {option: value}})
+    plain = Cluster(name="slurm", time=60, signal_delay_s=60, array_parallelism=1)
+    (finding,) = script.findings(plain.model_copy(update={"sbatch": {option: value}}))
     key = option.replace("-", "_")
     assert finding.where == f"cluster.sbatch.{option}" and f"cluster.{key}={value}" in finding.remedy
-    assert script.findings({**plain, "sbatch": {"licenses": "nemo:1", "gpus_per_node": "a100:4", "nice": 5}}) == []
+    other = {"licenses": "nemo:1", "gpus_per_node": "a100:4", "nice": 5}
+    assert script.findings(plain.model_copy(update={"sbatch": other})) == []

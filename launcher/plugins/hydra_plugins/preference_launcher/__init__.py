@@ -6,13 +6,16 @@ Hydra scans this package at every start, so it imports nothing heavy before a la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
+
+if TYPE_CHECKING:
+    from launcher.sweep.folder import Sweep
 
 _HERE = "hydra_plugins.preference_launcher"
 
@@ -23,7 +26,7 @@ class PreferenceSweeper(BasicSweeper):
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size, params)
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         # Written like the keys from launcher.compose.command_line, so the command line overrides an experiment's.
         chosen = [f"++{key.lstrip('+')}={values}" for key, values in self.params.items()]
@@ -44,7 +47,14 @@ class PreferenceSingle(PreferenceSweeper):
         super().__init__(max_batch_size, None)
 
 
-class LocalTrials(BaseSubmititLauncher):
+class _Trials(BaseSubmititLauncher):
+    """A launcher of one sweep, whose trials may come in several batches."""
+
+    _EXECUTOR = "slurm"
+    sweep: Sweep | None = None
+
+
+class LocalTrials(_Trials):
     """Runs the trials on this machine through submitit's local executor, as many at once as it has room for."""
 
     _EXECUTOR = "local"
@@ -55,10 +65,8 @@ class LocalTrials(BaseSubmititLauncher):
         return launch(self, job_overrides)
 
 
-class SlurmTrials(BaseSubmititLauncher):
+class SlurmTrials(_Trials):
     """Submits the trials to Slurm as one array through submitit's executor, and returns."""
-
-    _EXECUTOR = "slurm"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from launcher.submit.to_slurm import launch
@@ -66,10 +74,8 @@ class SlurmTrials(BaseSubmititLauncher):
         return launch(self, job_overrides)
 
 
-class WrittenTrials(BaseSubmititLauncher):
+class WrittenTrials(_Trials):
     """Checks the trials and writes the sweep's folder; starts nothing. The plain scripts in sbatch/ use it."""
-
-    _EXECUTOR = "slurm"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from launcher.submit.to_folder import launch
@@ -77,12 +83,10 @@ class WrittenTrials(BaseSubmititLauncher):
         return launch(self, job_overrides)
 
 
-class HandedOverTrials(BaseSubmititLauncher):
+class HandedOverTrials(_Trials):
     """Passes the trials to the command that had Hydra compose them: `python -m launcher render` or `pipeline`."""
 
-    _EXECUTOR = "slurm"
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from launcher.compose import hydra_state
 
         assert hydra_state.take is not None, "preference_handover is for launcher/submit/for_commands.py"
@@ -90,7 +94,7 @@ class HandedOverTrials(BaseSubmititLauncher):
 
 
 # Plain dicts, not dataclasses: Hydra's scanner runs this module before it is in sys.modules.
-_SWEEPER: dict[str, Any] = {"max_batch_size": None, "params": {}}
+_SWEEPER: dict[str, object] = {"max_batch_size": None, "params": {}}
 for group, name, node in (
     ("hydra/sweeper", "preference", {"_target_": f"{_HERE}.PreferenceSweeper", **_SWEEPER}),
     ("hydra/sweeper", "preference_single", {"_target_": f"{_HERE}.PreferenceSingle", **_SWEEPER}),
