@@ -3,7 +3,7 @@
 # Functions that the scripts in sbatch/ share. A script first assigns what is run; then it calls these functions.
 #
 # Every script assigns
-#     pythonpath       folder that holds the package `launcher`; empty where Python finds the package by itself
+#     pythonpath       what Python imports the package `launcher` from; empty where Python finds it by itself
 #     environment      variables for the job, each NAME=VALUE
 #     container        runtime of the container that the work runs in; empty without one
 #     srun_args        more options of srun
@@ -53,8 +53,21 @@ begin() {
     fi
     # Hydra reads the folder's name from the environment, so that any name is taken as it is.
     [ -e "$sweep/sweep.json" ] || SWEEP="$sweep" "${write_sweep[@]}" || exit
+    [ -z "${write_sweep:-}" ] || use_kept_code
     find_python_on_node
     begin_trials
+}
+
+# A script that writes the sweep itself begins with the clone's code. From here on it runs the copy in the sweep's folder,
+# so that a requeue runs the same code, whatever has happened to the clone.
+use_kept_code() {
+    local code="$sweep/code/0"
+    [ -d "$code" ] || return 0 # the sweep was written by an earlier version
+    # shellcheck source=/dev/null # another copy of this file
+    source "$code/functions.sh" || exit
+    [[ $code != *:* ]] || code=code/0 # relative to the working directory: a colon ends a path in PYTHONPATH
+    pythonpath="$code/launcher.zip:$pythonpath"
+    export_environment
 }
 
 begin_trials() {

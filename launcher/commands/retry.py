@@ -2,6 +2,7 @@
   python -m launcher retry                   all trials of the last sweep that failed or were cancelled
   python -m launcher retry --failed          only those that failed
   python -m launcher retry 1 3 runs/tune     these, if they have ended without a result
+  python -m launcher retry --code current    with the launcher's code of today, not the copy that the sweep keeps
 The trials go on from their last checkpoint, on Slurm as one new array that belongs to the same sweep. Trials that are
 done, wait or run are left alone. Trials that ran on this machine run here again, and the command waits for them.
 """
@@ -25,6 +26,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", metavar="TRIAL|SWEEP", nargs="*", help="trials (0, 2-4); a sweep's folder or name")
     parser.add_argument("-s", "--sweep", metavar="SWEEP", help="folder, array id, name or `last`")
     parser.add_argument("--failed", action="store_true", help="only what failed, not what was cancelled")
+    parser.add_argument(
+        "--code",
+        choices=("kept", "current"),
+        default="kept",
+        help="kept (default): the launcher's code that each trial ran last; current: today's, kept from then on",
+    )
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
 
 
@@ -44,25 +51,26 @@ def run(args: argparse.Namespace) -> int:
         if not args.yes and not agreed(f"run trial{'s' if len(trials) > 1 else ''} {numbers} of {sweep.folder} again?"):
             print("nothing was started")
             return 0
-        if on_slurm:
-            from launcher.submit.again import submit_again
+        from launcher.submit.again import code_to_run, submit_again
 
-            ids = submit_again(sweep, on_slurm)
+        code = code_to_run(sweep, trials, args.code == "current")
+        if on_slurm:
+            ids = submit_again(sweep, on_slurm, code)
             print(
                 f"array{'s' if len(ids) > 1 else ''} {', '.join(ids)}: trial {array_spec([t.number for t in on_slurm])}"
             )
             print(f"  status:  python -m launcher status {sweep.folder}", flush=True)
-        return run_here(sweep, here) if here else 0
+        return run_here(sweep, here, code) if here else 0
 
 
-def run_here(sweep: Sweep, trials: Sequence[Trial]) -> int:
+def run_here(sweep: Sweep, trials: Sequence[Trial], code: int | None) -> int:
     """Run trials on this machine and wait for them. 0 all done, 1 one failed, 128 + signal if asked to stop."""
     from launcher.local import run as local
     from launcher.status.live import live_view
 
     try:
         with live_view(trials) as view:
-            states = local.run(sweep, trials, on_update=view)
+            states = local.run(sweep, trials, on_update=view, code=code)
     except local.RunStopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code

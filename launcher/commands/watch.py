@@ -68,6 +68,7 @@ class Keys:
                 return f"it runs on this machine: python -m launcher retry {trial.number} in a shell"
             if not actions.to_retry(states.look(sweep), [trial], only_failed=False).chosen:
                 return "it waits, runs or is done meanwhile"
-            from launcher.submit.again import submit_again
+            from launcher.submit.again import code_to_run, submit_again
 
-            return f"submitted as array {', '.join(submit_again(sweep, [trial]))}"
+            code = code_to_run(sweep, [trial], current=False)
+            return f"submitted as array {', '.join(submit_again(sweep, [trial], code))}"

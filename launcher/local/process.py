@@ -58,6 +58,7 @@ class TrialExecutor(LocalExecutor):
             process = subprocess.Popen(
                 [sys.executable, "-m", "launcher.local.controller", str(self.folder)],
                 env=env,
+                cwd=self.folder.parent.parent,  # the sweep's folder: older Pythons import from the working directory
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -90,10 +91,11 @@ def _new_start(folder: Path) -> str:
             return f"local{number}"
 
 
-def environment(*, threads: int, gpus: tuple[str, ...] | None, grace_s: float) -> dict[str, str]:
+def environment(*, threads: int, gpus: tuple[str, ...] | None, grace_s: float, code: str = "") -> dict[str, str]:
     """The ranks' environment: this one, with cores and GPUs shared out and no variables of other launchers' ranks.
 
-    A number of threads that the user has set is left. `gpus`: None leaves CUDA_VISIBLE_DEVICES as it is.
+    A number of threads that the user has set is left. `gpus`: None leaves CUDA_VISIBLE_DEVICES as it is. `code` is
+    what the package `launcher` is imported from, the sweep's own copy of it.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN) and name not in _OWN}
     if _THREADS[0] not in env:
@@ -101,8 +103,9 @@ def environment(*, threads: int, gpus: tuple[str, ...] | None, grace_s: float) -
     if gpus is not None:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     root = str(Path(launcher.__file__).resolve().parents[1])
-    if "site-packages" not in root and "dist-packages" not in root:  # run from a clone
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
+    clone = "" if "site-packages" in root or "dist-packages" in root else root
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (code, clone, env.get("PYTHONPATH"))))
+    env["PYTHONSAFEPATH"] = "1"  # Python 3.11 and later: do not import from the working directory
     env[GRACE] = str(grace_s)
     return env
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from launcher.machine import Machine, look
 from launcher.status.local_states import died, ended
 from launcher.status.slurm_states import finished
 from launcher.status.trial_state import TrialState
-from launcher.sweep import logs
+from launcher.sweep import kept_code, logs
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 from launcher.trial_config.validate import load
@@ -62,6 +62,7 @@ def run(
     grace_s: float = 5.0,
     machine: Machine | None = None,
     entry: str = TRAIN,
+    code: int | None = None,
 ) -> list[TrialState]:
     """Run `trials` (all, if not given) of a sweep, and wait for them. A trial that has its result is not run again.
 
@@ -69,15 +70,19 @@ def run(
     on_update: called some ten times a second, and in the end, with the state of every trial, without its progress.
     grace_s: seconds between asking ranks to end and killing them.
     entry: what each rank calls with the trial's folder, as module:function.
+    code: the copy of the launcher's code in the sweep's folder that ranks run; by default each trial's own.
 
     Returns the last states in the order of `trials`. Raises RunStopped after a signal. Whatever it raises, no process
     that it started is left; nor is one if this process is killed.
     """
     chosen = sweep.trials if trials is None else list(trials)
     job = f"{socket.gethostname()}:{os.getpid()}"
-    runner = _Runner(chosen, job, slots, on_update, grace_s, machine or look(), entry)
-    if runner.waiting:
-        sweep.record_job("local", job, [trial.number for trial in runner.waiting])
+    codes = {trial.number: sweep.code_of(trial.number) if code is None else code for trial in chosen}
+    paths = {number: kept_code.pythonpath(sweep.folder, copy) for number, copy in codes.items() if copy is not None}
+    runner = _Runner(chosen, job, slots, on_update, grace_s, machine or look(), entry, paths)
+    for copy in dict.fromkeys(codes[trial.number] for trial in runner.waiting):
+        numbers = [trial.number for trial in runner.waiting if codes[trial.number] == copy]
+        sweep.record_job("local", job, numbers, **({"code": copy} if copy else {}))
     with _signals() as caught:
         try:
             while (runner.waiting or runner.running) and not caught:
@@ -140,9 +145,10 @@ class _Runner:
         grace_s: float,
         machine: Machine,
         entry: str,
+        code: Mapping[int, str],
     ) -> None:
         self.trials, self.job, self.slots, self.on_update = trials, job, slots, on_update
-        self.grace_s, self.machine, self.entry = grace_s, machine, entry
+        self.grace_s, self.machine, self.entry, self.code = grace_s, machine, entry, code
         self.running: list[_Running] = []
         self.waiting: list[Trial] = []
         self.states: dict[int, TrialState] = {}
@@ -184,7 +190,8 @@ class _Runner:
         threads = self._threads(need, slots, len(self.running))
         gpus = self._gpus(need)
         port, lock = ports.claim()
-        env = process.environment(threads=threads, gpus=gpus, grace_s=self.grace_s)
+        code = self.code.get(trial.number, "")
+        env = process.environment(threads=threads, gpus=gpus, grace_s=self.grace_s, code=code)
         task = RunRank(str(trial.folder), port, self.entry)
         job_id, controller = process.start(task, trial.folder / "log", need.ranks, env)
         self.running.append(_Running(trial, need, job_id, controller, lock, gpus or ()))

@@ -1,7 +1,8 @@
 """How to run a command inside a container: pyxis adds options to srun, Apptainer is a prefix of the command.
 
 NVIDIA's NeMo container already has all that the launcher needs (NeMo, omegaconf); the rank's entry point uses only the
-standard library. So it is enough to mount the clone read-only and to put it on PYTHONPATH.
+standard library. So it is enough to mount the launcher's code and to put it on PYTHONPATH. A trial's code lies in the
+sweep's folder; a stage of a pipeline uses the clone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.findings import Finding
-from launcher.slurm import template
 from launcher.trial_config.cluster import Container
 from launcher.trial_config.config import TrialConfig
 
@@ -26,7 +26,7 @@ class Inside:
     """Words before the command."""
 
 
-def findings(config: TrialConfig, sweep: Path, root: str) -> list[Finding]:
+def findings(config: TrialConfig, sweep: Path) -> list[Finding]:
     """Reports a container without an image, and folders that cannot be mounted."""
     container = config.cluster.container
     runtime = container.runtime
@@ -36,24 +36,30 @@ def findings(config: TrialConfig, sweep: Path, root: str) -> list[Finding]:
     if not container.image:
         remedy = "name one: cluster.container.image=/shared/nemo.sqsh" if runtime == "pyxis" else "name a .sif file"
         found.append(Finding("cluster.container.image", "", f"has no value, and {runtime} needs one", remedy))
-    for folder in (root, str(sweep), *_read(config)):
+    for folder in (str(sweep), *_read(config)):
         if "," in folder or ":" in folder:
             why = f"{runtime} takes a comma or colon for the end of a mount's path"
             found.append(Finding("cluster.container", folder, why, "choose a folder without"))
     return found
 
 
-def of_trials(config: TrialConfig, sweep: Path, root: str) -> Inside:
-    """The container of a trial's ranks: sweep, cache, model and data keep their paths; home is not mounted."""
-    written = [str(sweep), config.paths.cache]
-    return inside(config.cluster.container, read=[root, *_read(config)], written=written, folder=str(sweep))
+def of_trials(config: TrialConfig, sweep: Path, in_container: str, more: Sequence[str] = ()) -> Inside:
+    """The container of a trial's ranks: sweep, cache, model and data keep their paths; home is not mounted.
+
+    `in_container` is the path of in_container.sh; `more` are further folders to read.
+    """
+    written, read = [str(sweep), config.paths.cache], [*more, *_read(config)]
+    return inside(config.cluster.container, in_container, read=read, written=written, folder=str(sweep))
 
 
-def inside(container: Container, *, read: Sequence[str], written: Sequence[str], folder: str) -> Inside:
+def inside(
+    container: Container, in_container: str, *, read: Sequence[str], written: Sequence[str], folder: str
+) -> Inside:
     """What runs a command inside the configured container, if there is one.
 
-    `read` (read-only) and `written` (writable) are mounted under their own paths; the config's own mounts are used
-    unchanged. `folder` is the working directory: never /tmp, from which Python would import anybody's files.
+    `in_container` is the path of in_container.sh. `read` (read-only) and `written` (writable) are mounted under their
+    own paths; the config's own mounts are used unchanged. `folder` is the working directory: never /tmp, from which
+    Python would import anybody's files.
     """
     runtime, image = container.runtime, container.image or ""
     if runtime is None:
@@ -61,7 +67,7 @@ def inside(container: Container, *, read: Sequence[str], written: Sequence[str],
     own = [mount if ":" in mount else f"{mount}:{mount}" for mount in container.mounts]
     mounts = ordered([*(f"{path}:{path}:ro" for path in read), *(f"{path}:{path}" for path in written), *own])
     # sbatch/in_container.sh sets the job's variables again, because the image's own would override them
-    start = ["bash", str(template.folder() / "in_container.sh")]
+    start = ["bash", in_container]
     if runtime == "pyxis":
         arguments = [
             f"--container-image={image}",

@@ -50,7 +50,11 @@ class ArrayRequest:
     """The Python that handles restarts. It runs outside any container, where Slurm's commands are."""
     container: Inside = Inside()
     pythonpath: str = ""
-    """The folder that holds the package `launcher`; empty if Python finds it anyway."""
+    """What Python imports the package `launcher` from; empty if Python finds it anyway."""
+    scripts: Path | None = None
+    """The folder of functions.sh; None: sbatch/."""
+    code: int = 0
+    """The number of the copy of the launcher's code (launcher.sweep.kept_code) that `scripts` and `pythonpath` name."""
     after: Sequence[int] = ()
     """Jobs that have to succeed first; if one fails, Slurm cancels the array."""
 
@@ -71,6 +75,7 @@ def text(request: ArrayRequest) -> str:
         first=[output] if "\n" in str(request.sweep) else [],  # a #SBATCH line cannot contain a line break
         setup=request.cluster.setup,
         teardown=request.cluster.teardown,
+        scripts=request.scripts,
     )
 
 

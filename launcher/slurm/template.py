@@ -28,9 +28,9 @@ def folder() -> Path:
     return package / "sbatch" if (package / "sbatch").is_dir() else package.parent / "sbatch"
 
 
-def read(name: str) -> str:
-    """The text of a script in sbatch/."""
-    return (folder() / f"{name}.sbatch").read_text(encoding="utf-8")
+def read(name: str, scripts: Path | None = None) -> str:
+    """The text of a script in the folder `scripts`, by default sbatch/."""
+    return ((scripts or folder()) / f"{name}.sbatch").read_text(encoding="utf-8")
 
 
 def fill(
@@ -41,14 +41,16 @@ def fill(
     first: Sequence[str] = (),
     setup: Sequence[str] = (),
     teardown: Sequence[str] = (),
+    scripts: Path | None = None,
 ) -> str:
     """The script `name` with a new head: `directives` (#SBATCH lines), the lines `first`, then the assignments.
 
-    `setup` and `teardown` are shell lines that run before and after the work.
+    `setup` and `teardown` are shell lines that run before and after the work. `scripts` is where the script finds
+    functions.sh; if the folder exists, the script's own lines come from there too.
     """
-    text = read(name)
+    text = read(name, scripts if scripts and scripts.is_dir() else None)
     lines = ["#!/bin/bash", text.splitlines()[1], *directives, "", _HEADING.ljust(120, "-"), *first]
-    lines += ["functions=" + shlex.quote(str(folder() / "functions.sh"))]
+    lines += ["functions=" + shlex.quote(str((scripts or folder()) / "functions.sh"))]
     lines += [f"{variable}={_quoted(value)}" for variable, value in assignments.items()]
     lines.append("")
     body = text[text.index(_BODY) :].splitlines()

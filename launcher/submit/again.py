@@ -1,23 +1,44 @@
-"""Submitting trials of a sweep again: for `retry` and the key of `watch`."""
+"""Submitting trials of a sweep again, for `retry` and the key of `watch`; which copy of the code they run."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from launcher.slurm import client
 from launcher.submit import to_slurm
+from launcher.sweep import kept_code
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 from launcher.trial_config.validate import load
 
 
-def submit_again(sweep: Sweep, trials: Sequence[Trial]) -> list[str]:
+def code_to_run(sweep: Sweep, trials: Sequence[Trial], current: bool) -> int | None:
+    """The number of the copy of the launcher's code to run: None for each trial's own, the one that it ran last.
+
+    `current`: the code of today, which the sweep then keeps as well. A sweep that was made before the launcher kept its
+    code gets it too. Prints a note on stderr if the trials' own code is not today's. Raises Refused if a copy was
+    changed.
+    """
+    kept = {sweep.code_of(trial.number) for trial in trials}
+    if current or None in kept:
+        return sweep.keep_code()
+    for number in sorted(number for number in kept if number is not None):
+        sweep.check_code(number)
+        if sweep.data["code"][number] != kept_code.sha256_today():
+            place = kept_code.place(sweep.folder, number)
+            print(f"note: runs the launcher's code as at the start, {place}; today's: --code current", file=sys.stderr)
+    return None
+
+
+def submit_again(sweep: Sweep, trials: Sequence[Trial], code: int | None = None) -> list[str]:
     """Submit one new array of these trials, which belongs to the same sweep. Returns its id.
 
     There are several ids only if the trials ask Slurm for different things. Training goes on from the last checkpoint
-    in each trial's folder. Raises SlurmError, and Refused if a trial's config is not valid.
+    in each trial's folder. `code` is that of `code_to_run`. Raises SlurmError, and Refused if a trial's config is not
+    valid.
     """
     configs = {trial.number: load(trial.folder) for trial in trials}
-    requests = list(to_slurm.arrays(sweep, configs, client.cluster().max_array_size))
+    requests = list(to_slurm.arrays(sweep, configs, client.cluster().max_array_size, code=code))
     to_slurm.submit(sweep, requests)
     return [job["id"] for job in Sweep.load(sweep.folder).submitted() if job["id"]][-len(requests) :]

@@ -71,9 +71,12 @@ def _dpo(launcher: HydraLauncher, trial: PlannedTrial, line: Sequence[str], sour
     prepared = data is not None and not data.there and not data.lacks
     _checked(launcher, [trial], data.files if data and prepared else frozenset())
     runs = Path(config.paths.runs)
+    folder = f'{shlex.quote(str(runs))}"/dpo-${{first%_*}}"'
+    in_container = template.Words(f"{folder}/code/0/in_container.sh")
+    inside = container.of_trials(config, runs, in_container, to_slurm.folders_of_own_engine(config))
     request = ArrayRequest(
         sweep=runs, name=config.experiment.name, trials=[0], nodes=config.nodes, ranks_per_node=config.ranks_per_node,
-        cluster=config.cluster, container=container.of_trials(config, runs, str(stages.root())),
+        cluster=config.cluster, container=inside,
     )  # fmt: skip
     return dpo_text(request, Path.cwd(), data if prepared else None, line)
 

@@ -181,7 +181,8 @@ def inside(stage: Stage, cluster: Cluster) -> container.Inside:
     """What puts a stage into the cluster's container, with what it reads and where it writes."""
     folder = str(stage.made_in)
     read = [str(root()), *(str(path) for path in stage.reads)]
-    return container.inside(cluster.container, read=read, written=[folder], folder=folder)
+    in_container = str(template.folder() / "in_container.sh")
+    return container.inside(cluster.container, in_container, read=read, written=[folder], folder=folder)
 
 
 def command(stage: Stage, cluster: Cluster) -> list[str]:

@@ -15,13 +15,14 @@ import launcher as package
 from launcher.check import cluster_limits, preflight
 from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
+from launcher.engines import ENGINES
 from launcher.findings import Finding, LauncherError, Refused
 from launcher.job import slurm_job
 from launcher.slurm import client, container, profile, script
 from launcher.slurm.script import ArrayRequest
 from launcher.submit import prepare
 from launcher.submit.prepare import Check, Warn, folder_of
-from launcher.sweep import bad_nodes
+from launcher.sweep import bad_nodes, kept_code
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 from launcher.trial_config.config import TrialConfig
@@ -53,22 +54,30 @@ def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> S
 
 
 def arrays(
-    sweep: Sweep, configs: Mapping[int, TrialConfig], max_array_size: int, after: Sequence[int] = ()
+    sweep: Sweep,
+    configs: Mapping[int, TrialConfig],
+    max_array_size: int,
+    after: Sequence[int] = (),
+    code: int | None = None,
 ) -> Iterator[ArrayRequest]:
     """The arrays that a sweep becomes: one, unless its trials differ in what they ask Slurm for, or are too many.
 
-    `configs` are those of the trials to be submitted, by the trials' numbers.
+    `configs` are those of the trials to be submitted, by the trials' numbers. `code` is the copy of the launcher's code
+    that they run; None: for each trial the one that it ran last.
     """
 
+    def code_of(trial: int) -> int:
+        return code if code is not None else sweep.code_of(trial) or 0
+
     def shape(number: int) -> str:
-        return _slurm_shape(configs[number])
+        return f"{_slurm_shape(configs[number])} {code_of(number)}"
 
     for _, alike in itertools.groupby(sorted(configs, key=shape), key=shape):
         numbers = sorted(alike)
         most = max_array_size * script.share(configs[numbers[0]].cluster, len(numbers))
         for first in range(0, len(numbers), most):
             chunk = numbers[first : first + most]
-            yield _request(sweep, chunk, configs[chunk[0]], after)
+            yield _request(sweep, chunk, configs[chunk[0]], after, code_of(chunk[0]))
 
 
 def _slurm_shape(config: TrialConfig) -> str:
@@ -76,13 +85,15 @@ def _slurm_shape(config: TrialConfig) -> str:
     return repr([config.cluster, config.nodes, config.ranks_per_node])
 
 
-def _request(sweep: Sweep, trials: list[int], config: TrialConfig, after: Sequence[int]) -> ArrayRequest:
+def _request(sweep: Sweep, trials: list[int], config: TrialConfig, after: Sequence[int], code: int) -> ArrayRequest:
     cluster = config.cluster
     avoided = _nodes_to_avoid(sweep, cluster.partition, config.nodes)
     if avoided:
         exclude = ",".join([*filter(None, [cluster.exclude]), *avoided])
         cluster = cluster.model_copy(update={"exclude": exclude})
-    inside = container.of_trials(config, sweep.folder, _ROOT)
+    scripts = kept_code.place(sweep.folder, code)
+    own = folders_of_own_engine(config)
+    inside = container.of_trials(config, sweep.folder, str(scripts / "in_container.sh"), own)
     if inside.runtime:
         Path(config.paths.cache).mkdir(parents=True, exist_ok=True)  # what is mounted has to be there
     return ArrayRequest(
@@ -94,9 +105,16 @@ def _request(sweep: Sweep, trials: list[int], config: TrialConfig, after: Sequen
         cluster=cluster,
         share=script.share(cluster, len(trials)),
         container=inside,
-        pythonpath="" if "site-packages" in _ROOT and not inside.runtime else _ROOT,
+        pythonpath=":".join([kept_code.pythonpath(sweep.folder, code), *own]),
+        scripts=scripts,
+        code=code,
         after=after,
     )
+
+
+def folders_of_own_engine(config: TrialConfig) -> list[str]:
+    """The folder of the clone if the config names an engine that is not the launcher's: it may lie there."""
+    return [] if config.engine in ENGINES else [_ROOT]
 
 
 def _nodes_to_avoid(sweep: Sweep, partition: str | None, needed: int) -> list[str]:
@@ -130,6 +148,7 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
         path.write_text(script.text(request), encoding="utf-8")
         path.chmod(0o700)
         beside = {"share": request.share} if request.share > 1 else {}
+        beside |= {"code": request.code} if request.code else {}
         sweep.record_job("slurm", "", request.trials, script=path.name, name=request.name, **beside)
         for variable, value in profile.overriding(path.read_text(encoding="utf-8")).items():
             print(f"note: {variable}={value} in your environment is not used: the script decides", file=sys.stderr)
@@ -167,7 +186,7 @@ def _check(site: cluster_limits.Site, trials: Sequence[PlannedTrial], folder: Pa
             seen.add(shape)
             unfit = cluster_limits.findings(site, trial.config, len(trials))
             unfit += script.findings(trial.config.cluster)
-            unfit += container.findings(trial.config, folder, _ROOT)
+            unfit += container.findings(trial.config, folder)
             found.update(dict.fromkeys(unfit))
     return list(found)
 

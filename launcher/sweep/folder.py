@@ -6,6 +6,7 @@ SWEEP/<n>/metrics.jsonl  written as training goes
 SWEEP/<n>/trained.json   between training and the end of the evaluation: the result so far
 SWEEP/<n>/result.json    written at the very end, only on success: a trial is done only if it is there
 SWEEP/<n>/log/           what each rank printed
+SWEEP/code/<n>/          the launcher's code that the trials run (see kept_code)
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from launcher import whole_file
 from launcher.findings import Finding, Refused
 from launcher.plain_data import at
 from launcher.slurm import client
+from launcher.sweep import kept_code
 from launcher.sweep.trial import BETA, Trial, labels
 
 _ELSEWHERE = "choose another folder (hydra.sweep.dir)"
@@ -70,6 +72,7 @@ class Sweep:
             beside.mkdir(mode=mode)
             beside.chmod(mode)  # the umask limits mkdir's mode
             _write_configs(beside, enumerate(config for _, config in trials))
+            kept_code.write(beside, 0)
             whole_file.write_json(beside / "sweep.json", data)
             _put_in_place(beside, folder, mode)
         except OSError as error:
@@ -103,6 +106,7 @@ class Sweep:
             "host": socket.gethostname(),
             "git": _git_state(),
             "versions": _versions(),
+            "code": [kept_code.sha256_today()],
             "experiment": experiment,
             "trials": [_entry(number, *trial) for number, trial in enumerate(trials)],
             "jobs": [],
@@ -224,6 +228,28 @@ class Sweep:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         with self._changing() as data:
             data["jobs"].append({"kind": kind, "id": job_id, "trials": list(trials), "submitted": now, **more})
+
+    def code_of(self, trial: int) -> int | None:
+        """The number of the copy of the launcher's code that a trial ran last. None in a sweep that keeps no code."""
+        if not self.data.get("code"):
+            return None
+        return int(next((job.get("code", 0) for job in reversed(self.jobs) if trial in job["trials"]), 0))
+
+    def keep_code(self) -> int:
+        """Keep the code that runs now as a further copy, unless one of the copies equals it. Returns its number."""
+        with self._changing() as data:
+            copies, today = data.setdefault("code", []), kept_code.sha256_today()
+            if today not in copies:
+                kept_code.write(self.folder, len(copies))
+                copies.append(today)
+            return int(copies.index(today))
+
+    def check_code(self, number: int) -> None:
+        """Raises Refused if a copy of the code is not what it was when it was written."""
+        if kept_code.sha256_of(self.folder, number) != self.data["code"][number]:
+            why = "the launcher's code that the sweep keeps is missing or was changed"
+            place = kept_code.place(self.folder, number)
+            raise Refused([Finding(str(place), "", why, "run the code of today: retry --code current")])
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:

@@ -95,7 +95,7 @@ def test_two_trials_of_two_nodes_one_requeued(group: str, user: User, image: Pat
     assert environments, "no rank was seen"
     for env in environments:
         path = env["PYTHONPATH"].split(":")
-        assert path[0] == str(ROOT) and path[-2:] == ["/opt/NeMo", "/opt/megatron-lm"]
+        assert path[0] == f"{folder}/code/0/launcher.zip" and path[-2:] == ["/opt/NeMo", "/opt/megatron-lm"]
         assert env["LAUNCHER_TEST_FROM"] == "the sweep"
     array = Sweep.load(folder).submitted()[0]["id"]
     assert user.run("scancel", "--signal=USR2", f"{array}_0").returncode == 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.slurm.desk import BETA, ROOT, Desk, quoted
+from tests.slurm.desk import BETA, Desk, quoted
 
 pytestmark = pytest.mark.slurm
 MINE = "+cluster.environment.MINE=" + quoted("the job's $own")
@@ -27,7 +27,7 @@ shift; export PYTHONPATH="${PYTHONPATH:-/opt/Megatron-LM}" MINE=image; exec "$@"
 def mounts(desk: Desk) -> list[str]:
     """What a rank sees from outside: the launcher, model and data to read, sweep and cache to write; parents first."""
     folder = desk.folder
-    read = [str(ROOT), f"{folder}/models", f"{folder}/data/sample"]
+    read = [f"{folder}/models", f"{folder}/data/sample"]
     written = [str(desk.sweep_folder), f"{folder}/cache"]
     made = [*(f"{path}:{path}:ro" for path in read), *(f"{path}:{path}" for path in written)]
     return sorted(made, key=lambda mount: (mount.split(":")[0].count("/"), not mount.endswith(":ro"), mount))
@@ -35,7 +35,8 @@ def mounts(desk: Desk) -> list[str]:
 
 def assert_the_jobs_variables_hold(desk: Desk) -> None:
     for rank in desk.ranks(0):
-        assert rank["pythonpath"] == f"{ROOT}:/opt/Megatron-LM", "ours first, then the image's, and no login node's"
+        kept = f"{desk.sweep_folder}/code/0/launcher.zip"
+        assert rank["pythonpath"] == f"{kept}:/opt/Megatron-LM", "ours first, then the image's, and no login node's"
         assert rank["mine"] == "the job's $own" and rank["folder"] == str(desk.sweep_folder)
 
 
@@ -74,7 +75,7 @@ def test_apptainer(desk: Desk) -> None:
         binds = [after for word, after in zip(words, words[1:], strict=False) if word == "--bind"]
         assert binds == mounts(desk)
         after_image = words[words.index("/images/it is nemo.sif") + 1 :]
-        assert after_image[:2] == ["bash", f"{ROOT}/sbatch/in_container.sh"]
+        assert after_image[:2] == ["bash", f"{desk.sweep_folder}/code/0/in_container.sh"]
         assert after_image[-4:-1] == ["-u", "-m", "launcher.train.slurm_rank"]
         assert words[words.index("--pwd") + 1] == str(desk.sweep_folder)
     assert_the_jobs_variables_hold(desk)

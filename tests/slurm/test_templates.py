@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -66,6 +67,8 @@ def test_the_plain_array(desk: Desk, python: str) -> None:
     assert all(trial.result() for trial in sweep.trials)
     assert [len(list((trial.folder / "log").glob("*_log.out"))) for trial in sweep.trials] == [4, 4, 4]
     assert [state.state for state in states.look(sweep).trials] == ["DONE"] * 3
+    seen = [json.loads((trial.folder / "rank0.json").read_text()) for trial in sweep.trials]
+    assert {rank["pythonpath"].split(":")[0] for rank in seen} == {f"{folder}/code/0/launcher.zip"}
     env["BETAS"] = "0.05 0 0.5"
     code, said = plain(desk, "sweep", *words, options=options, **env)
     assert code == 2 and "ref_policy_kl_penalty=0: must be" in said

@@ -361,7 +361,7 @@ def test_threads_and_gpus_are_shared_out(tmp_path: Path) -> None:
 
 def test_a_last_trial_waits_for_the_cores_of_one_that_is_nearly_done(tmp_path: Path) -> None:
     sweep = make(tmp_path, {}, {}, {})
-    runner = local._Runner(sweep.trials, "host:1", None, None, 1.0, Machine(2, 64.0), "")
+    runner = local._Runner(sweep.trials, "host:1", None, None, 1.0, Machine(2, 64.0), "", {})
     runner.waiting = [sweep.trials[2]]
     runner.durations = [100.0]
     none: Any = None

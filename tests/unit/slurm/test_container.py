@@ -39,9 +39,8 @@ def test_no_mount_hides_another(mounts: list[str], expected: list[str]) -> None:
 
 @pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
 def test_the_working_directory_is_private(runtime: str) -> None:
-    within = inside(
-        Container.model_validate({"runtime": runtime, "image": "i"}), read=["/c"], written=["/s"], folder="/s"
-    )
+    container = Container.model_validate({"runtime": runtime, "image": "i"})
+    within = inside(container, str(IN_CONTAINER), read=["/c"], written=["/s"], folder="/s")
     words = [*within.srun_args, *within.prefix]
     assert "--container-workdir=/s" in words if runtime == "pyxis" else words[words.index("--pwd") + 1] == "/s"
     assert not any("/tmp" in word and word != str(IN_CONTAINER) for word in words)

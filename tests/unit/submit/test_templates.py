@@ -199,7 +199,7 @@ def test_a_stage_in_a_container_sees_what_it_reads_and_writes() -> None:
     option, _, listed = mounts.partition("=")  # their order depends on how deep the clone lies; see test_container
     assert option == "--container-mounts"
     assert sorted(listed.split(",")) == sorted(["/pairs:/pairs:ro", "/m:/m", "/d/a b:/d/a b", f"{ROOT}:{ROOT}:ro"])
-    assert inside(Container(), read=["/a"], written=[], folder="/a").srun_args == ()
+    assert inside(Container(), "in_container.sh", read=["/a"], written=[], folder="/a").srun_args == ()
     assert stages.light_python(cluster) != "python"
 
 

@@ -56,7 +56,7 @@ def test_hydra_may_have_made_the_folder_before(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "multirun.yaml").write_text("a: 1\n")
     create(tmp_path / "s")
-    assert {path.name for path in (tmp_path / "s").iterdir()} == {"0", "1", "2", "multirun.yaml", "sweep.json"}
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"0", "1", "2", "code", "multirun.yaml", "sweep.json"}
     assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o700
 
 

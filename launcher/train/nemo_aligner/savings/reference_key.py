@@ -7,6 +7,7 @@ a user adds leads to numbers computed anew, not to wrong ones.
 from __future__ import annotations
 
 import hashlib
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,10 @@ def _device(accelerator: str) -> str:
 
 def _own_code() -> str:
     digest = hashlib.blake2b(digest_size=16)
+    folder = resources.files("launcher.train.nemo_aligner")  # in an archive, when the sweep's own copy of the code runs
     for name in _CODE:
-        path = Path(__file__).parents[1] / name
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+        path = folder / name
+        files = [file for file in path.iterdir() if file.name.endswith(".py")] if path.is_dir() else [path]
+        for file in sorted(files, key=lambda file: file.name):
             digest.update(file.read_bytes())
     return digest.hexdigest()
