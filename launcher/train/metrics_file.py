@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher import redact
 from launcher.train import ownership
 
 #: Least seconds between two lines that only report progress within a phase.
@@ -115,8 +116,9 @@ class TrialLogger:
                 logger.log_metrics(values, step)
 
     def log_hyperparams(self, parameters: dict[str, Any]) -> None:
+        """Log a config, without secrets: TensorBoard, W&B and MLflow show it to others."""
         for logger in self.loggers:
-            logger.log_hyperparams(parameters)
+            logger.log_hyperparams(redact.config(parameters))
 
     def save(self) -> None:
         """Flush the loggers before a checkpoint, so that no checkpoint covers steps whose curves could be lost."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from launcher import redact
+from launcher.train.metrics_file import MetricsFile, TrialLogger
 
 SECRET = "hf_SECRET1234567890abcdef"
 
@@ -70,3 +74,19 @@ def test_what_tells_trials_apart_holds_no_secret(tmp_path):
         for number in (0, 1)
     ]
     assert labels(trials) == {it: f"cluster.environment.HF_TOKEN=*** model.seed={it}" for it in (0, 1)}
+
+
+def test_loggers_of_experiments_get_no_secrets() -> None:
+    """TensorBoard's hparams, and from there W&B and MLflow, are read by others."""
+    logged: list[dict[str, Any]] = []
+    logger = SimpleNamespace(log_hyperparams=logged.append)
+    config = {"cluster": {"environment": {"HF_TOKEN": "hf_x", "SITE": "y"}, "time": 5}, "model": {"seed": 7}}
+    TrialLogger(MetricsFile(None), [logger, logger], 1, 1).log_hyperparams(config)
+    assert (
+        logged[0]
+        == logged[1]
+        == {
+            "cluster": {"environment": {"HF_TOKEN": redact.HIDDEN, "SITE": redact.HIDDEN}, "time": 5},
+            "model": {"seed": 7},
+        }
+    )

@@ -87,3 +87,11 @@ def test_a_trial_that_starts_again_takes_its_own_claim(tmp_path: Path, monkeypat
     assert held is not None
     held.release()
     assert not list(tmp_path.iterdir())
+
+
+def test_claims_on_work_that_is_done_are_removed(tmp_path: Path) -> None:
+    """The owner was killed after it had written its part and before it released its claim: nobody claims it again."""
+    for name in ("done", "waiting"):
+        assert Claims(tmp_path, "killed").take(name)
+    Claims(tmp_path, "me").discard({"done", "never claimed"})
+    assert [path.name for path in tmp_path.iterdir()] == ["waiting"]

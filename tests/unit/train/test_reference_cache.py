@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from launcher.train.nemo_aligner.savings.reference_cache import (
     Part,
     file_digest,
     group_name,
+    private_folder,
     row_digest,
 )
 
@@ -130,3 +132,37 @@ def test_a_folder_has_a_digest_of_names_and_contents(tmp_path: Path) -> None:
     first = file_digest(folder)
     (folder / "a").rename(folder / "b")
     assert file_digest(folder) != first
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+def test_anothers_numbers_are_not_believed(written: Path) -> None:
+    """A group shares paths.cache: what another user may have written there could be wrong on purpose."""
+    os.chown(written.parent, 65534, 65534)
+    cache = again(written)
+    assert not cache.has("name") and cache.folder == written.parent.with_name(f"{written.parent.name}-0")
+    cache.write("name", ROWS)
+    assert again(written).has("name"), "one's own is found the next time"
+    os.chown(cache.folder, 65534, 65534)
+    with pytest.raises(PermissionError, match="another user"):
+        again(written)
+
+
+def test_a_link_is_no_folder_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "cache").symlink_to("target")
+    assert private_folder(tmp_path / "cache") == tmp_path / f"cache-{os.geteuid()}"
+
+
+def test_nobody_else_can_write_a_cache(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    assert stat.S_IMODE(private_folder(tmp_path / "cache").stat().st_mode) == 0o700
+    assert stat.S_IMODE(Cache(tmp_path, KEY).folder.stat().st_mode) == 0o700
+
+
+def test_a_cache_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where parts are missing, a claim could not be written in the middle of a start."""
+    Cache(tmp_path, KEY)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(PermissionError):
+        Cache(tmp_path, KEY)

@@ -16,7 +16,7 @@ import torch
 
 from launcher.train.metrics_file import MetricsFile
 from launcher.train.nemo_aligner.savings import micro_batches, reference, reference_key, response_logits
-from launcher.train.nemo_aligner.savings.reference_cache import Cache
+from launcher.train.nemo_aligner.savings.reference_cache import Cache, private_folder
 
 DEFAULTS = {"cut_padding": True, "length_multiple": None, "skip_prompt_logits": True, "cache_reference": True}
 
@@ -77,8 +77,9 @@ def _cached_reference(
     if torch.distributed.get_rank() == 0:
         progress.phase("reference", "looking for what is known")
         try:
-            key = reference_key.of_model(config, trainer.model.cfg, how, root / "files")
-            data = {split: reference_key.of_pairs(config, split, root / "files") for split in splits}
+            notes = private_folder(root / "files")
+            key = reference_key.of_model(config, trainer.model.cfg, how, notes)
+            data = {split: reference_key.of_pairs(config, split, notes) for split in splits}
             Cache(root / "reference", key)
             described = [(key, data)]
         except OSError as error:

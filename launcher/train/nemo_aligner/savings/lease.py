@@ -15,6 +15,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 #: Seconds between two signs of life, and without one until an owner is taken for dead.
@@ -70,6 +71,15 @@ class Claims:
                 stream.write(_words(self._owner, 0))
             return Lease(path, self._owner)
         return None  # another one was faster
+
+    def discard(self, names: Collection[str]) -> None:
+        """Remove the claims on work that is done, whoever's they are.
+
+        An owner that is killed after it has written its work and before its release leaves its claim behind.
+        """
+        for path in self._folder.iterdir():
+            if path.name in names:
+                path.unlink(missing_ok=True)
 
     def _lives(self, path: Path) -> bool:
         try:

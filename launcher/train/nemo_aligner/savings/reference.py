@@ -128,6 +128,7 @@ class Reference:
                 if lease is not None:
                     lease.release()
         if self._first:
+            self._claims.discard({group.name for group in wanted})
             print(f"reference: {total} pairs, {self.computed} of them computed here, {self._cache.folder}", flush=True)
 
     def _look(self, left: list[Group], impatient: bool) -> tuple[list[Group], Group | None, Lease | None]:

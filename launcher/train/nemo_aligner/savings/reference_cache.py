@@ -12,10 +12,12 @@ Part: _HEAD (magic, the folder's digest, number of pairs, number of values, chec
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
@@ -67,17 +69,20 @@ class Part:
 
 
 class Cache:
-    """All parts for one key; `describe` is what it is a digest of, JSON's types only."""
+    """All parts for one key; `describe` is what it is a digest of, JSON's types only. Raises OSError."""
 
     def __init__(self, root: Path, describe: Mapping[str, Any]) -> None:
         text = json.dumps(describe, sort_keys=True)
         self.key = _digest(text.encode())
-        self.folder = root / self.key.hex()
+        self.folder = private_folder(root / self.key.hex())
         self.damaged: dict[str, str] = {}
         """Parts that could not be used, and why."""
         self._parts: dict[str, Part] = {}
         self._rows: dict[bytes, str] = {}
-        (self.folder / "claims").mkdir(parents=True, exist_ok=True)
+        claims = self.folder / "claims"
+        claims.mkdir(exist_ok=True)
+        if not os.access(claims, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied", str(claims))
         if not (self.folder / "key.json").exists():
             whole_file.write_text(self.folder / "key.json", json.dumps(describe, sort_keys=True, indent=1))
 
@@ -134,6 +139,21 @@ class Cache:
         self.refresh([name])
 
 
+def private_folder(path: Path) -> Path:
+    """A folder of this user's that nobody else can write: `path`, or if that is another user's, `path`-UID beside it.
+
+    Numbers and digests in it are believed, and a checksum is no signature. Raises OSError.
+    """
+    for folder in (path, path.with_name(f"{path.name}-{os.geteuid()}")):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        there = folder.lstat()
+        if stat.S_ISDIR(there.st_mode) and there.st_uid == os.geteuid():
+            if there.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                folder.chmod(0o700)
+            return folder
+    raise PermissionError(errno.EACCES, "belongs to another user", str(path))
+
+
 def row_digest(parts: Iterable[bytes]) -> bytes:
     """16 bytes that stand for a pair, from its tokens and labels as bytes."""
     digest = hashlib.blake2b(digest_size=16)
@@ -159,9 +179,9 @@ def file_digest(path: Path, notes: Path | None = None) -> str:
         for file in sorted(file for file in path.rglob("*") if file.is_file()):
             digest.update(f"{file.relative_to(path)} {file_digest(file, notes)}\n".encode())
         return digest.hexdigest()
-    stat = path.stat()
+    there = path.stat()
     place = str(path.resolve())
-    seen = {"path": place, "bytes": stat.st_size, "changed": stat.st_mtime_ns, "inode": stat.st_ino}
+    seen = {"path": place, "bytes": there.st_size, "changed": there.st_mtime_ns, "inode": there.st_ino}
     note = notes / f"{_digest(place.encode()).hex()}.json" if notes else None
     if note is not None and note.exists():
         noted = json.loads(note.read_bytes())
