@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # run as a script: the package lies one folder above
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # run as a script: the package is one folder above
 
 from launcher import terminal
 from launcher.commands import COMMANDS, load, program
@@ -22,15 +22,15 @@ default. Names are looked up under `runs` in this folder and under the folders i
   {program} sweep -m model.dpo.ref_policy_kl_penalty=0.05,0.1,0.5
   {program} status                      the last sweep
   {program} status runs/tune --json     for scripts
-  {program} logs 1 -f                   what trial 1 prints
+  {program} logs 1 -f                   the output of trial 1 as it grows
   {program} COMMAND --help              options and examples of a command
 
-Exit codes: 0 success, 1 something failed, 2 refused or wrong usage; of `status` also 3: not all trials have ended."""
+Exit codes: 0 success, 1 something failed, 2 refused or wrong usage; `status` also has 3: not all trials have ended."""
 
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    terminal.never_refuse_a_letter()
+    terminal.replace_unencodable()
     try:
         return _run(words)
     except LauncherError as error:
@@ -53,9 +53,9 @@ def _run(words: list[str]) -> int:
         return 0 if words else 2
     name, *rest = words
     if name not in COMMANDS:
-        print(f"error: {name}: no such command; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"error: {name}: no such command; the commands are: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if name == "sweep":  # Hydra parses its words
+    if name == "sweep":  # Hydra parses its arguments
         from launcher.compose import hydra_app
 
         return hydra_app.main(rest, program=f"{program()} sweep")

@@ -1,4 +1,4 @@
-"""What is wrong with what a user asked for, in a form that can be collected and printed all at once."""
+"""Errors in a user's request, in a form that can be collected and printed together."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Finding:
     """One thing that would fail.
 
-    `where` is the key, file or file:line; `value` what stands there ("" where it says nothing);
-    `why` what is wrong with it; `remedy` what to write or run instead.
+    `where` is the key, file or file:line; `value` its value ("" if that explains nothing);
+    `why` the problem; `remedy` what to write or run instead.
     """
 
     where: str
@@ -26,9 +26,9 @@ class Finding:
 
 
 class LauncherError(Exception):
-    """An error that commands report in words, without a traceback: str() is the message.
+    """An error that commands report without a traceback: str() is the message.
 
-    `exit_code` is what the process then exits with: 1 something failed, 2 refused before anything was started.
+    `exit_code` is the exit code of the process: 1 something failed, 2 refused before anything was started.
     """
 
     exit_code = 1

@@ -38,19 +38,19 @@ def query() -> list[Gpu]:
     except subprocess.TimeoutExpired:
         raise NoAnswer(f"nvidia-smi does not answer in {_PATIENCE_S:.0f} s") from None
     if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines()
-        raise NoAnswer(f"nvidia-smi: {said[0] if said else f'exit code {done.returncode}'}")
+        output = (done.stdout + done.stderr).strip().splitlines()
+        raise NoAnswer(f"nvidia-smi: {output[0] if output else f'exit code {done.returncode}'}")
     return rows(done.stdout)
 
 
 def rows(text: str) -> list[Gpu]:
     """Parse `nvidia-smi --query-gpu=... --format=csv,noheader,nounits`. Raises NoAnswer if a line cannot be parsed."""
-    found = []
+    gpus = []
     for line in text.splitlines():
         parts = [part.strip() for part in line.split(",")]
         try:
             name, memory, driver, compute = parts
-            found.append(Gpu(name, float(memory) / 1024, driver, float(compute) if compute[:1].isdigit() else None))
+            gpus.append(Gpu(name, float(memory) / 1024, driver, float(compute) if compute[:1].isdigit() else None))
         except ValueError:
-            raise NoAnswer(f"nvidia-smi says {line!r}, which cannot be read") from None
-    return found
+            raise NoAnswer(f"cannot parse the line {line!r} of nvidia-smi") from None
+    return gpus

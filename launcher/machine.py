@@ -62,8 +62,8 @@ def _meminfo() -> int:
         text = Path("/proc/meminfo").read_text()
     except FileNotFoundError:  # not Linux
         return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return int(found.group(1)) * 1024 if found else 0
+    available = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    return int(available.group(1)) * 1024 if available else 0
 
 
 def _words(name: str) -> list[str]:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # run as a script: the package lies one folder above
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # run as a script: the package is one folder above
 
 from launcher.compose.hydra_app import main
 

@@ -20,19 +20,19 @@ _INSIDE = re.compile(
     rf"""((?<![A-Za-z0-9_])[A-Za-z0-9_-]*(?:{_NAME})[A-Za-z0-9_-]*["']?\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s'",;}}\]]+)""",
     re.IGNORECASE,
 )
-#: Tokens that can be told by their form: Hugging Face, GitHub, GitLab, OpenAI and those who followed, Slack.
+#: Tokens that can be recognised by their prefix: Hugging Face, GitHub, GitLab, OpenAI and others like it, Slack.
 _FORMS = re.compile(r"\b(?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abp]-)[A-Za-z0-9_-]{16,}")
 
 
 @lru_cache(maxsize=4096)
 def is_secret(key: str) -> bool:
-    """Whether the value of a config key (`cluster.environment.HF_TOKEN`) must not be shown."""
+    """Whether the value of a config key (such as `cluster.environment.HF_TOKEN`) must not be shown."""
     return bool(_PRIVATE.search(key) or _SECRET_NAME.search(key.rpartition(".")[2]))
 
 
 def text(value: str) -> str:
     """`value` without the secrets that can be recognised in it."""
-    return _FORMS.sub(HIDDEN, _INSIDE.sub(lambda found: found[1] + HIDDEN, value))
+    return _FORMS.sub(HIDDEN, _INSIDE.sub(lambda match: match[1] + HIDDEN, value))
 
 
 def override(word: str) -> str:

@@ -44,7 +44,7 @@ def estimate(seconds: float) -> str:
 
 
 def time_limit(seconds: float) -> str:
-    """A limit that somebody has set, which mostly is a round number: `7 d`, `36 h`, `30 min`."""
+    """A time limit, which is mostly a round number: `7 d`, `36 h`, `30 min`."""
     days, hours = divmod(seconds / 3600, 24)
     return f"{days:g} d" if not hours else f"{seconds / 3600:g} h" if seconds >= 3600 else f"{seconds / 60:g} min"
 
@@ -53,10 +53,10 @@ def parse_time_limit(text: int | str) -> int:
     """Seconds of a limit as sbatch's --time takes it (sbatch(1)): `minutes`, `minutes:seconds`,
     `hours:minutes:seconds`, `days-hours`, `days-hours:minutes`, `days-hours:minutes:seconds`. Raises ValueError.
     """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(text))
-    if not found:
-        raise ValueError(f"{text!r} is no duration as Slurm writes them (such as 90, 1:30:00 or 2-12:00:00)")
-    days, *rest = found.groups()
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(text))
+    if not match:
+        raise ValueError(f"{text!r} is not a duration in Slurm's form (such as 90, 1:30:00 or 2-12:00:00)")
+    days, *rest = match.groups()
     numbers = [int(part) for part in rest if part is not None]
     if days is not None:  # after days, hours come first; without them, a single number is minutes
         hours, minutes, seconds = [*numbers, 0, 0][:3]

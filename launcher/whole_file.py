@@ -1,4 +1,4 @@
-"""Write files that readers see whole or not at all, whoever is killed meanwhile; read files that others may write."""
+"""Write files that readers see whole or not at all, even if the writer is killed; read files that others may write."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _BLOCK = 1 << 22  # bytes that are hashed at a time
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content takes the place of `path` once the block ends without an exception.
+    """A stream whose content replaces `path` when the block ends without an exception.
 
-    The content is written beside `path` under a random name, flushed to the disk and renamed. The temporary file is
-    never one that exists already: a link planted under its name is not followed. It is removed when the block raises.
+    The content is written to a file with a random name in the same folder, flushed to the disk and renamed. That file
+    must not exist before, so that a link planted under its name is not followed. It is removed if the block raises.
     Several processes may write the same `path`, also in containers whose host and process ids are equal; the last one
     to finish wins.
     """
@@ -53,19 +53,19 @@ def write_json(path: Path, data: Any) -> None:
 
 @contextlib.contextmanager
 def regular(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, opened to be read. Raises OSError for anything else that lies there.
+    """A regular file, opened for reading. Raises OSError for anything else.
 
-    Others may write to the folder: a link is not followed, and a FIFO or a device is not waited for.
+    Others may write to the folder: it does not follow a link, and does not wait for a FIFO or a device.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is no regular file", str(path))
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
         yield stream
 
 
 def read(path: Path) -> bytes | None:
-    """The content of a regular file; None where there is none, or it cannot be read at this moment."""
+    """The content of a regular file; None if there is none, or it cannot be read now."""
     try:
         with regular(path) as stream:
             return stream.read()
@@ -74,7 +74,7 @@ def read(path: Path) -> bytes | None:
 
 
 def read_json(path: Path) -> Any:
-    """What a file of JSON holds; None where there is none, it cannot be read, or it is cut off."""
+    """The content of a JSON file; None if there is none, it cannot be read, or it is truncated."""
     content = read(path)
     try:
         return None if content is None else json.loads(content)
@@ -84,9 +84,9 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive flock on the file, which is made if need be; a link is not followed.
+    """Hold an exclusive flock on the file, which is created if needed; a link is not followed.
 
-    Raises BlockingIOError where another process holds it and this one is not to `wait`.
+    Raises BlockingIOError if another process holds it and `wait` is False.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:

@@ -1,5 +1,5 @@
 """examples:
-  python -m launcher cancel                  all trials of the last sweep that wait or run; asks first
+  python -m launcher cancel                  all waiting and running trials of the last sweep; asks first
   python -m launcher cancel 1 3-5            these trials only
   python -m launcher cancel 2 runs/tune      trial 2 of this sweep
   python -m launcher cancel --sweep 4711 -y  all of array 4711's sweep, without asking
@@ -20,7 +20,7 @@ from launcher.sweep import find
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", metavar="TRIAL|SWEEP", nargs="*", help="trials (0, 2-4); a sweep's folder or name")
     parser.add_argument("-s", "--sweep", metavar="SWEEP", help="folder, array id, name or `last`")
-    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def agreed(question: str) -> bool:
-    """Ask where somebody can answer; where nobody can, the command itself is the answer.
+    """Ask for confirmation if stdin is a terminal; in a script, giving the command counts as agreement.
 
     The question goes to stderr, since stdout may be a pipe.
     """

@@ -3,7 +3,7 @@
   eval "$(dpo-launcher completion zsh)"      in ~/.zshrc, below compinit
   dpo-launcher completion fish > ~/.config/fish/completions/dpo-launcher.fish
 
-The shell calls this command at every press of TAB, so that it completes the sweeps and configs that exist then.
+The shell calls this command at every press of TAB, so it completes the sweeps and configs that exist at that moment.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HYDRA_OPTIONS = ("--cfg", "--config-dir", "--help", "--info", "--multirun")
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", metavar="SHELL", choices=_SCRIPTS, help=", ".join(_SCRIPTS))
-    parser.add_argument("--line", metavar="TEXT", help="print what may follow TEXT, a line up to the cursor")
+    parser.add_argument("--line", metavar="TEXT", help="print the completions of TEXT, a line up to the cursor")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def candidates(before: list[str], last: str) -> list[str]:
-    """The words that `last` may be completed to, where the words `before` follow the program's name."""
+    """The completions of `last`, if the words `before` stand between it and the program's name."""
     return sorted({word for word in _words(before, last) if word.startswith(last)})
 
 

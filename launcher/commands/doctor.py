@@ -1,11 +1,11 @@
 """examples:
-  python -m launcher doctor                     in a few seconds; nothing heavy is imported
+  python -m launcher doctor                     takes a few seconds; imports nothing heavy
   python -m launcher doctor --deep              imports NeMo as well, as a trial would
-  python -m launcher doctor --runs /scratch/me  where sweeps will be written
+  python -m launcher doctor --runs /scratch/me  checks the folder where sweeps will be written
 
-exit codes: 0 sweeps can run here, 1 something is missing. A warning leaves it at 0.
+exit codes: 0 sweeps can run here, perhaps with warnings; 1 something is missing.
 
---json, format 1; keys are only ever added.
+--json, format 1; later versions only add keys.
   format, ok, exit_code, seconds
   checks   [{topic, state, what, remedy}]       state: ok, warning, missing
 """
@@ -29,7 +29,7 @@ _COLOURS = {OK: "32", WARNING: "33", MISSING: "31"}
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder of sweeps (runs)")
-    parser.add_argument("--deep", action="store_true", help="import NeMo too: 15 s and more")
+    parser.add_argument("--deep", action="store_true", help="import NeMo too, which takes 15 s or more")
     parser.add_argument("--json", action="store_true", help="for scripts")
 
 
@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     code = 1 if any(line.state == MISSING for line in lines) else 0
     seconds = round(time.monotonic() - began, 1)
     if args.json:
-        found = [vars(line) for line in lines]
-        answer = {"format": FORMAT, "ok": code == 0, "exit_code": code, "seconds": seconds, "checks": found}
+        as_dicts = [vars(line) for line in lines]
+        answer = {"format": FORMAT, "ok": code == 0, "exit_code": code, "seconds": seconds, "checks": as_dicts}
         print(json.dumps(answer, indent=1))
     else:
         print(_summary(lines, seconds))
@@ -53,21 +53,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def checks(runs: Path, deep: bool) -> Iterator[Line]:
-    """Every line, in the order in which one would look."""
+    """All lines: Python, Slurm, containers, NeMo, devices, folders."""
     yield from doctor.python()
     site = Site()
-    said = []
+    slurm_lines = []
     for line in doctor_slurm.cluster(site):
-        said.append(line)
+        slurm_lines.append(line)
         yield line
-    on_cluster = any(line.state != WARNING for line in said)
+    on_cluster = any(line.state != WARNING for line in slurm_lines)
     containers = False
     if on_cluster:
         lines, containers = doctor_slurm.containers()
         yield from lines
     yield from doctor.nemo(deep, needed=not containers)
     yield from doctor.devices()
-    answered = any(line.topic == "partitions" for line in said)
+    answered = any(line.topic == "partitions" for line in slurm_lines)
     sizes = [partition.total_nodes for partition in site.cluster.partitions] if answered else []
     yield from doctor.runs_folder(runs, many_nodes=on_cluster and max(sizes, default=2) > 1)
     yield from doctor.scratch()
@@ -84,6 +84,6 @@ def _text(line: Line) -> str:
 def _summary(lines: list[Line], seconds: float) -> str:
     counts = {state: sum(line.state == state for line in lines) for state in (MISSING, WARNING)}
     if counts[MISSING]:
-        return f"{counts[MISSING]} missing, {counts[WARNING]} warnings ({seconds} s): sweeps cannot run here as it is"
+        return f"{counts[MISSING]} missing, {counts[WARNING]} warnings ({seconds} s): sweeps cannot run here yet"
     many = "s" if counts[WARNING] != 1 else ""
     return f"sweeps can run here; {counts[WARNING]} warning{many} ({seconds} s)"

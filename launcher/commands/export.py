@@ -2,8 +2,8 @@
   python -m launcher export 1 --out beta_0.1                trial 1 of the last sweep: a LoRA adapter for peft and vLLM
   python -m launcher export runs/tune --best --out best     the best trial of a sweep, by its accuracy on held-out pairs
   python -m launcher export --best --by margin --out best   by another measure
-  python -m launcher export 1 --merge --out merged          merged into the base model, as a whole Hugging Face folder
-The folder holds the adapter (or the model), the tokenizer and a model card. It needs torch and safetensors, and no GPU.
+  python -m launcher export 1 --merge --out merged          merged into the base model: a whole Hugging Face folder
+The folder gets the adapter (or the model), the tokenizer and a model card. Needs torch and safetensors, but no GPU.
 exit codes: 0 the folder was written, 2 refused: nothing was written.
 """
 
@@ -26,15 +26,15 @@ _NEEDED = ("torch", "safetensors", "numpy")
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", metavar="TRIAL|SWEEP", nargs="*", help="a trial's number; a sweep's folder or name")
     parser.add_argument("-s", "--sweep", metavar="SWEEP", help="folder, array id, name or `last`")
-    parser.add_argument("--best", action="store_true", help="the best trial of those that are done")
+    parser.add_argument("--best", action="store_true", help="export the best of the trials that are done")
     parser.add_argument(
-        "--by", choices=[it.key for it in measures.ranked()], help="what --best goes by (default accuracy)"
+        "--by", choices=[it.key for it in measures.ranked()], help="the measure for --best (default accuracy)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
-    parser.add_argument("--merge", action="store_true", help="the whole model, the adapter merged into its weights")
-    base = "what the adapter's config calls the base model: a hub name or a folder (default: its name in the .nemo)"
+    parser.add_argument("--merge", action="store_true", help="write the whole model, with the adapter merged into it")
+    base = "the base model's name in the adapter's config: a hub name or a folder (default: its name in the .nemo)"
     parser.add_argument("--base", metavar="NAME", help=base)
-    parser.add_argument("--force", action="store_true", help="replace what an earlier export wrote to DIR")
+    parser.add_argument("--force", action="store_true", help="replace the files of an earlier export in DIR")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     check(trial)
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        remedy = "pip install -e '.[train]', or run this where the trials run"
+        remedy = "pip install -e '.[train]', or run this command where the trials run"
         raise Refused([Finding("export", "", f"needs {' and '.join(missing)}, not installed here", remedy)])
     from data_prep.models.export import base_name, export
 
@@ -53,31 +53,31 @@ def run(args: argparse.Namespace) -> int:
     print(f"{out}: trial {trial.name}, {kind}, with tokenizer and model card")
     if not args.merge and not args.base:
         base = base_name(Path(trial.config()["pretrained_checkpoint"]["restore_from_path"]))
-        print(f"its base model is called {base}; --base gives the name or folder that others load it by")
+        print(f"its base model is called {base}; --base sets the name or folder by which others load it")
     return 0
 
 
 def chosen(sweep: Sweep, named: list[Trial], best: bool, by: str | None) -> Trial:
     """The one trial to export; with `best`, prints on stderr why it is the best. Raises Refused."""
     if by and not best:
-        raise Refused([Finding("--by", by, "goes with --best", "add --best, or leave it out")])
+        raise Refused([Finding("--by", by, "works only with --best", "add --best, or leave --by out")])
     if best and named:
         numbers = ",".join(str(trial.number) for trial in named)
-        raise Refused([Finding("TRIAL", numbers, "and --best name two", "choose one of the two")])
+        raise Refused([Finding("TRIAL", numbers, "cannot be combined with --best", "give one of the two")])
     if best:
         report = gather.gather(sweep)
         try:
-            found, why = judge.best(report, by or "accuracy")
+            best_trial, why = judge.best(report, by or "accuracy")
         except ValueError as error:
             remedy = "wait for the trials (see `status`), or choose another measure with --by"
             raise Refused([Finding(str(sweep.folder), "", str(error), remedy)]) from None
         left = len(report.trials) - len(report.done)
-        print(f"trial {found.trial.name}: {why}{f'; {left} more have no result' if left else ''}", file=sys.stderr)
-        return found.trial
+        print(f"trial {best_trial.trial.name}: {why}{f'; {left} more have no result' if left else ''}", file=sys.stderr)
+        return best_trial.trial
     trials = named or sweep.trials
     if len(trials) != 1:
         numbers = ", ".join(trial.name for trial in trials[:8])
-        raise Refused([Finding("TRIAL", "", f"{len(trials)} are meant ({numbers})", "name one, or --best")])
+        raise Refused([Finding("TRIAL", "", f"{len(trials)} trials match ({numbers})", "name one, or use --best")])
     return trials[0]
 
 
@@ -88,6 +88,6 @@ def check(trial: Trial) -> None:
         raise Refused([Finding(f"trial {trial.name}", "", why, "wait for it, or `retry` it; see `status`")])
     scheme = trial.config()["model"]["peft"]["peft_scheme"]
     if scheme != "lora":
-        why = "is no LoRA trial; all of its weights were trained, into one .nemo"
+        why = "is not a LoRA trial: all weights were trained and are in one .nemo"
         remedy = "data_prep/convert_checkpoint.py --to hf"
         raise Refused([Finding(f"trial {trial.name}", f"peft_scheme={scheme}", why, remedy)])

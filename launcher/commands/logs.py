@@ -1,9 +1,9 @@
 """examples:
-python -m launcher logs 1                 trial 1 of the last sweep: what rank 0 printed, in all starts;
+python -m launcher logs 1                 trial 1 of the last sweep: the output of rank 0, in all starts;
                                           if the trial failed, only the error of the rank that failed first
 python -m launcher logs 1 --all           the whole log of that rank, even if the trial failed
-python -m launcher logs 1 --rank 3 -f     what rank 3 prints, until the trial ends
-python -m launcher logs 1 --batch 4711    what its batch script, srun and Slurm printed; sweep of array 4711
+python -m launcher logs 1 --rank 3 -f     the output of rank 3 as it grows, until the trial ends
+python -m launcher logs 1 --batch 4711    the output of its batch script, srun and Slurm; sweep of array 4711
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _CHUNK = 1 << 16
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("trial", metavar="TRIAL", help="its number; or an element of an array, 4711_2")
+    parser.add_argument("trial", metavar="TRIAL", help="a trial's number, or an element of an array, 4711_2")
     parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="folder, array id, name or `last`")
-    parser.add_argument("--rank", type=int, metavar="R", help="default: the one that failed first, else 0")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the trial ends")
+    parser.add_argument("--rank", type=int, metavar="R", help="default: the rank that failed first, else 0")
+    parser.add_argument("-f", "--follow", action="store_true", help="print new output until the trial ends")
     parser.add_argument("--all", action="store_true", help="the whole log, even if the trial failed")
-    parser.add_argument("--batch", action="store_true", help="what the batch script printed, not a rank")
+    parser.add_argument("--batch", action="store_true", help="the output of the batch script, not of a rank")
 
 
 def run(args: argparse.Namespace) -> int:
     sweep, chosen = find.trials_and_sweep([args.trial], args.sweep)
     if len(chosen) != 1:
-        raise Refused([Finding("TRIAL", args.trial, "is not one trial", "name one by its number, such as 0")])
+        raise Refused([Finding("TRIAL", args.trial, "is not a single trial", "name one by its number, such as 0")])
     (trial,) = chosen
     if args.batch:
         return _batch(sweep, trial)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise Refused([Finding("--rank", str(args.rank), "has no log", f"there are: {array_spec(ranks)}")])
     if args.follow:
         return _follow(sweep, trial, args.rank or 0)
-    # Slurm need not be asked about a trial that has its result, nor for a rank that is named.
+    # Slurm need not be asked if the trial has its result or the rank is given.
     if args.rank is None and trial.result() is None:
         state = states.look(sweep).trials[_place(sweep, trial)]
         if state.state in ENDED_BADLY and not args.all:
@@ -62,34 +62,34 @@ def run(args: argparse.Namespace) -> int:
         if not printed:
             print(f"trial {trial.name} has printed nothing: {state.state.lower()}: {state.remark}", file=sys.stderr)
             return 0
-        found = failure(printed[-1], states.batch_log(sweep, state)) if state.state in ENDED_BADLY else None
-        args.rank = found.rank if found and found.rank is not None else 0
+        first_failure = failure(printed[-1], states.batch_log(sweep, state)) if state.state in ENDED_BADLY else None
+        args.rank = first_failure.rank if first_failure and first_failure.rank is not None else 0
     for start in printed:
         _whole(start, args.rank or 0)
     return 0
 
 
 def _place(sweep: Sweep, trial: Trial) -> int:
-    return [each.number for each in sweep.trials].index(trial.number)
+    return [other.number for other in sweep.trials].index(trial.number)
 
 
 def _why(sweep: Sweep, state: TrialState, printed: list[StartLogs]) -> int:
-    """How each start of a failed trial ended, and the error of the rank that failed first, in full."""
+    """Print how each start of a failed trial ended, and the full error of the rank that failed first."""
     code = f", exit code {state.exit_code}" if state.exit_code else ""
     word = f" ({state.slurm}{code})" if state.slurm else code
     print(printable(f"trial {state.trial.name} {state.state.lower()}{word}: {state.remark}"))
     batch = states.batch_log(sweep, state)
     noted = {start.name: start.why for start in state.starts}
     for place, start in enumerate(printed, 1):
-        found = failure(start, batch if start is printed[-1] else ())
+        first_failure = failure(start, batch if start is printed[-1] else ())
         if place < len(printed):
-            error = noted.get(start.name) or (found.error if found else "ended without an error")
+            error = noted.get(start.name) or (first_failure.error if first_failure else "ended without an error")
             print(printable(f"start {place} of {len(printed)}, job {start.name}: {error}"))
             continue
-        rank = found.rank if found and found.rank is not None else min(start.logs)
+        rank = first_failure.rank if first_failure and first_failure.rank is not None else min(start.logs)
         which = f"start {place} of {len(printed)}, job {start.name}, rank {rank} of {len(start.logs)}"
         print(f"{which}: {start.logs[rank]}\n")
-        for line in found.lines if found else tail(start.logs[rank])[-_LAST_LINES:]:
+        for line in first_failure.lines if first_failure else tail(start.logs[rank])[-_LAST_LINES:]:
             print(f"  {printable_line(line)}")
     if batch and (not printed or "memory" in state.reason):
         print("\nthe batch script:")
@@ -121,7 +121,7 @@ def _whole(start: StartLogs, rank: int) -> None:
 
 
 def _head(start: StartLogs, rank: int) -> str:
-    why = next((one.why for one in starts.read(start.folder.parent) if one.name == start.name), "")
+    why = next((known.why for known in starts.read(start.folder.parent) if known.name == start.name), "")
     return printable(f"==> job {start.name}, rank {rank}: {start.logs[rank]}{f' (ended: {why})' if why else ''} <==")
 
 
@@ -137,7 +137,7 @@ def _copy(path: Path, position: int = 0) -> int:
 
 
 def _follow(sweep: Sweep, trial: Trial, rank: int) -> int:
-    """Print the logs of start after start as they grow, until the trial has ended or Ctrl-C."""
+    """Print the logs of all starts as they grow, until the trial has ended or Ctrl-C is pressed."""
     try:
         for line in _followed(sweep, trial, rank):
             print(line, flush=True)
@@ -147,9 +147,9 @@ def _follow(sweep: Sweep, trial: Trial, rank: int) -> int:
 
 
 def _followed(sweep: Sweep, trial: Trial, rank: int) -> Iterator[str]:
-    """Yields head lines and remarks; prints the logs themselves."""
+    """Yields head lines and remarks, and prints the logs itself."""
     read: dict[Path, int] = {}
-    asked, ended = -_ASK_S, ""
+    asked_at, ended = -_ASK_S, ""
     while True:
         for start in by_start(trial.folder):
             if rank in start.logs:
@@ -162,9 +162,9 @@ def _followed(sweep: Sweep, trial: Trial, rank: int) -> Iterator[str]:
             return
         if trial.result() is not None:
             ended = f"==> trial {trial.name} is done <=="
-        elif time.monotonic() - asked >= _ASK_S:
+        elif time.monotonic() - asked_at >= _ASK_S:
             state = states.look(Sweep.load(sweep.folder)).trials[_place(sweep, trial)]
-            asked = time.monotonic()
+            asked_at = time.monotonic()
             if state.state in ENDED_BADLY:
                 ended = printable(f"==> trial {trial.name} {state.state.lower()}: {state.remark} <==")
             elif state.state == "WAITING" and not read:

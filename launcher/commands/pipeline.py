@@ -4,11 +4,11 @@
   python -m launcher pipeline data=mine --pairs HuggingFaceH4/ultrafeedback_binarized  # from the hub
   python -m launcher pipeline experiment=beta_ablation model=tiny data=sample cluster.gpus_per_node=null
 
-Submits, as Slurm jobs: the base model's conversion, the data's preparation, the sweep (one array), the report; each
-starts once the one before is done, and is cancelled by Slurm if that failed. What is there already is not made again.
-Pairs with more tokens of the base model than model.encoder_seq_length are left out, as prepare_data.py --max-tokens
-does; for its other options, call that program before. All trials are checked first; the data and the model that a stage
-will make are not looked at.
+Submits Slurm jobs: the base model's conversion, the data's preparation, the sweep (one array), the report. Each starts
+when the one before is done; if that failed, Slurm cancels it. A stage whose output exists already is left out.
+Pairs with more tokens than model.encoder_seq_length, by the base model's tokenizer, are left out, as by
+prepare_data.py --max-tokens; for its other options, run that program before. All trials are checked first, except for
+the data and the model that a stage will make.
 
 exit codes: 0 submitted, 2 refused, with nothing submitted
 """
@@ -26,9 +26,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
-    """What data and base model are made from."""
-    parser.add_argument("--pairs", metavar="SOURCE", help="what the data are made from; default the set of that name")
-    parser.add_argument("--checkpoint", metavar="FOLDER", help="the Hugging Face folder that the .nemo is made from")
+    """Options for the sources of the data and the base model."""
+    parser.add_argument("--pairs", metavar="SOURCE", help="the source of the data (default: the set named by data=)")
+    parser.add_argument("--checkpoint", metavar="FOLDER", help="the Hugging Face folder to convert into the .nemo")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,5 +36,5 @@ def run(args: argparse.Namespace) -> int:
     sources = pipeline.Sources(args.pairs, args.checkpoint)
     line = for_commands.words(args, multirun=True)
     return for_commands.trials(
-        line, ["launcher", "pipeline", *line], lambda launcher, each: pipeline.submit(launcher, each, sources)
+        line, ["launcher", "pipeline", *line], lambda launcher, jobs: pipeline.submit(launcher, jobs, sources)
     )

@@ -1,15 +1,15 @@
 """stages: prepare_data, convert_checkpoint, dpo, sweep
 
 examples:
-  python -m launcher render sweep model.dpo.ref_policy_kl_penalty=0.05,0.1,0.5      what launcher/main.py -m submits
-  python -m launcher render dpo model=tiny data=sample > dpo.sbatch                 one run, to be submitted by hand
+  python -m launcher render sweep model.dpo.ref_policy_kl_penalty=0.05,0.1,0.5      as launcher/main.py -m submits it
+  python -m launcher render dpo model=tiny data=sample > dpo.sbatch                 one trial, to submit by hand
   python -m launcher render convert_checkpoint --checkpoint /models/Meta-Llama-3-8B
   python -m launcher render sweep cluster=slurm_pyxis cluster.partition=gpu | less
 
-Nothing is submitted and nothing written. The trials are checked as they are before a submission; a model and data that
-do not exist yet are named on stderr. The files in sbatch/ are the same scripts with a head for use by hand.
+It submits and writes nothing. The trials are checked as before a submission; if the model or data do not exist yet,
+stderr says so. The files in sbatch/ are the same scripts with a head for use by hand.
 
-exit codes: 0 printed, 2 refused; the findings are on stderr
+exit codes: 0 printed, 2 refused, with the findings on stderr
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     line = for_commands.words(args, multirun=args.stage == "sweep" or args.multirun)
     if not any(word.lstrip("+").startswith("cluster=") for word in args.overrides):
-        line.append("cluster=slurm")  # also where there is none: a script is for a cluster
+        line.append("cluster=slurm")  # also on a machine without Slurm: the script is for a cluster
     sources = Sources(args.pairs, args.checkpoint)
     texts: list[str] = []
 

@@ -1,11 +1,11 @@
 """examples:
   python -m launcher report                            the last sweep, into its own folder report/
   python -m launcher report 4711 --format html,md      the sweep that array 4711 belongs to
-  python -m launcher report runs/tune --out /tmp/tune  elsewhere
-  python -m launcher report --evaluate                 first compute the exact KL and samples where they are missing;
+  python -m launcher report runs/tune --out /tmp/tune  into another folder
+  python -m launcher report --evaluate                 first compute the exact KL and samples that are missing;
                                                        loads the models on this machine
-A sweep that is not done gets a report of what is there, which says what is missing.
-exit codes: 0 the report was written, 1 an evaluation failed (the report was written all the same), 2 usage.
+The report of a sweep that is not done shows what is known and names what is missing.
+exit codes: 0 the report was written, 1 an evaluation failed (the report was written nevertheless), 2 usage.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", metavar="SWEEP", nargs="?", default=find.LAST, help="folder, array id, name or `last`")
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, help="where to write (default: SWEEP/report)")
     parser.add_argument(
-        "--format", metavar="LIST", default=",".join(FORMATS), help="of html, md, csv, png (default: all)"
+        "--format", metavar="LIST", default=",".join(FORMATS), help="some of html,md,csv,png (default: all)"
     )
-    parser.add_argument("--evaluate", action="store_true", help="compute exact KL and samples where they are missing")
+    parser.add_argument("--evaluate", action="store_true", help="compute the exact KL and samples that are missing")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,24 +50,24 @@ def run(args: argparse.Namespace) -> int:
     for warning in text.warnings(report):
         print(f"! {warning}", file=sys.stderr)
     for trial in failed:
-        print(f"! trial {trial.name} could not be evaluated, see above", file=sys.stderr)
+        print(f"! trial {trial.name} could not be evaluated; see the messages above", file=sys.stderr)
     return 1 if failed else 0
 
 
-def folder(sweep: Sweep, asked: Path | None) -> Path:
-    """Where the report is written. Raises Refused for the folder of somebody else's sweep, which others may read."""
-    if asked is not None:
-        return asked.expanduser()
+def folder(sweep: Sweep, out_option: Path | None) -> Path:
+    """Where the report is written. Raises Refused for somebody else's sweep: others may read its folder."""
+    if out_option is not None:
+        return out_option.expanduser()
     out = sweep.folder / "report"
     if not sweep.own:
-        raise Refused([Finding(str(sweep.folder), "", "belongs to somebody else", "write elsewhere with --out")])
+        raise Refused([Finding(str(sweep.folder), "", "belongs to somebody else", "choose a folder with --out")])
     if out.is_symlink():
-        raise Refused([Finding(str(out), "", "is a link", "remove it, or write elsewhere with --out")])
+        raise Refused([Finding(str(out), "", "is a link", "remove it, or choose a folder with --out")])
     return out
 
 
 def write(report: gather.Report, out: Path, formats: list[str]) -> list[Path]:
-    """report.html and the like, each whole or not at all. Raises Refused."""
+    """Write report.html and the other formats, each file whole or not at all. Raises Refused."""
     contents: dict[str, bytes] = {}
     if {"html", "png"} & set(formats):
         from launcher.report import page, plots
@@ -98,7 +98,7 @@ def evaluate(sweep: Sweep) -> list[Trial]:
     Raises Refused for somebody else's sweep: loading its adapters could run its code.
     """
     if not sweep.own:
-        why = "belongs to somebody else: evaluating it would load, and write into, what is theirs"
+        why = "belongs to somebody else: evaluating it would load their files and write into their folder"
         raise Refused([Finding(str(sweep.folder), "--evaluate", why, "ask them to evaluate it")])
     todo = [trial for trial in sweep.trials if _lacks_evaluation(trial_files.read_result(trial))]
     failed = []
@@ -120,9 +120,9 @@ def _lacks_evaluation(result: Mapping[str, Any] | None) -> bool:
     return result is not None and bool(at(result, "evaluation.failed") or "evaluation" not in result)
 
 
-def _formats(asked: str) -> list[str]:
-    found = list(dict.fromkeys(part.strip() for part in asked.split(",") if part.strip()))
-    unknown = [part for part in found if part not in FORMATS]
-    if unknown or not found:
-        raise Refused([Finding("--format", asked, "is not a list of formats", f"choose of {', '.join(FORMATS)}")])
-    return found
+def _formats(option: str) -> list[str]:
+    formats = list(dict.fromkeys(part.strip() for part in option.split(",") if part.strip()))
+    unknown = [part for part in formats if part not in FORMATS]
+    if unknown or not formats:
+        raise Refused([Finding("--format", option, "is not a list of formats", f"choose from {','.join(FORMATS)}")])
+    return formats

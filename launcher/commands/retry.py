@@ -1,10 +1,10 @@
 """examples:
   python -m launcher retry                   all trials of the last sweep that failed or were cancelled
   python -m launcher retry --failed          only those that failed
-  python -m launcher retry 1 3 runs/tune     these, if they have ended without a result
-  python -m launcher retry --code current    with the launcher's code of today, not the copy that the sweep keeps
-The trials go on from their last checkpoint, on Slurm as one new array that belongs to the same sweep. Trials that are
-done, wait or run are left alone. Trials that ran on this machine run here again, and the command waits for them.
+  python -m launcher retry 1 3 runs/tune     these trials, if they have ended without a result
+  python -m launcher retry --code current    with the launcher's current code, not the copy that the sweep keeps
+The trials go on from their last checkpoints, on Slurm as one new array of the same sweep. Trials that are done, wait or
+run are not touched. Trials that ran on this machine run here again, and the command waits for them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from launcher.sweep.trial import Trial
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", metavar="TRIAL|SWEEP", nargs="*", help="trials (0, 2-4); a sweep's folder or name")
     parser.add_argument("-s", "--sweep", metavar="SWEEP", help="folder, array id, name or `last`")
-    parser.add_argument("--failed", action="store_true", help="only what failed, not what was cancelled")
+    parser.add_argument("--failed", action="store_true", help="only failed trials, not cancelled ones")
     parser.add_argument(
         "--code",
         choices=("kept", "current"),
         default="kept",
         help="kept (default): the launcher's code that each trial ran last; current: today's, kept from then on",
     )
-    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,15 +40,16 @@ def run(args: argparse.Namespace) -> int:
     with actions.one_retry(sweep):
         selection = actions.to_retry(states.look(sweep), wanted, args.failed)
         for state, why in selection.left:
-            print(f"trial {state.trial.name} {why}: not run again", file=sys.stderr)
+            print(f"trial {state.trial.name} {why}: not started again", file=sys.stderr)
         if not selection.chosen:
-            print(f"nothing of {sweep.folder} to run again")
+            print(f"no trial of {sweep.folder} to start again")
             return 1 if selection.left else 0
         trials = [state.trial for state in selection.chosen]
         here = [trial for trial in trials if actions.of_local(sweep, trial)]
         on_slurm = [trial for trial in trials if trial not in here]
         numbers = array_spec([trial.number for trial in trials])
-        if not args.yes and not agreed(f"run trial{'s' if len(trials) > 1 else ''} {numbers} of {sweep.folder} again?"):
+        what = f"trial{'s' if len(trials) > 1 else ''} {numbers} of {sweep.folder}"
+        if not args.yes and not agreed(f"start {what} again?"):
             print("nothing was started")
             return 0
         from launcher.submit.again import code_to_run, submit_again
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_here(sweep: Sweep, trials: Sequence[Trial], code: int | None) -> int:
-    """Run trials on this machine and wait for them. 0 all done, 1 one failed, 128 + signal if asked to stop."""
+    """Run trials on this machine and wait for them. Returns 0: all done, 1: one failed, 128 + signal: stopped."""
     from launcher.local import run as local
     from launcher.status.live import live_view
 

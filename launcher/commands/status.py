@@ -3,22 +3,22 @@
   python -m launcher status 4711                the sweep that array 4711 belongs to
   python -m launcher status runs/tune --json | jq -r '.trials[] | select(.state == "FAILED") | .number'
 
-exit codes: 0 all trials done, 1 all have ended and some without a result, 2 usage, 3 not all have ended (or that cannot
-be known). A trial is done only if its result.json is there.
+exit codes: 0 all trials are done, 1 all have ended, some without a result, 2 usage, 3 not all have ended (or it is not
+known). A trial is done only if its result.json exists.
 
---json, format 1; keys are only ever added. Times are seconds since 1970, durations seconds; null: not known.
-  format, asked, troubles (what did not answer), exit_code, counts {state: how many}
+--json, format 1; later versions only add keys. Times are seconds since 1970, durations are seconds; null: not known.
+  format, asked (when), troubles (commands that did not answer), exit_code, counts {state: number of trials}
   sweep    {folder, id, experiment, created}
   trials   [{number, overrides, beta, folder, state, reason, error, rank, slurm, slurm_reason, exit_code, job,
              nodes, node_count, elapsed, limit, restarts, expected_start, phase, step, max_steps, loss, accuracy,
              val_loss, val_accuracy, seconds_left, silent, log, starts}]
   starts   [{name, chain, nodes, began, first_step, ended, last_step, kind, why, then, blamed}] of a trial on Slurm;
              attempt is the former name of name
-  bad_nodes  [{name, cluster, why, trial, time}] that the sweep keeps away from
+  bad_nodes  [{name, cluster, why, trial, time}] that the sweep avoids
   state    WAITING RUNNING STOPPING DONE FAILED CANCELLED, UNSUBMITTED (sbatch did not accept it), UNKNOWN (Slurm does
              not answer)
-  slurm    Slurm's own word, such as TIMEOUT; exit_code as sacct writes it, such as 3:0
-  error    of the first rank that failed, and which it is; looked up for the first 50 failed trials
+  slurm    Slurm's own state, such as TIMEOUT; exit_code as sacct writes it, such as 3:0
+  error    of the rank that failed first; rank: which one; looked up for the first 50 failed trials
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SLOW_S = 3.0
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", metavar="SWEEP", nargs="?", default=find.LAST, help="folder, array id, name or `last`")
     parser.add_argument("--json", action="store_true", help="for scripts; see below")
-    parser.add_argument("--full", action="store_true", help="a row for every trial, also for many that wait alike")
+    parser.add_argument("--full", action="store_true", help="a row for every trial, also for many equal waiting ones")
     parser.add_argument("--debug", metavar="FILE", type=Path, help="append Slurm's raw answers to FILE")
 
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def as_json(look: Look) -> dict[str, Any]:
-    """What --json prints."""
+    """The object that --json prints."""
     data = look.sweep.data
     return {
         "format": FORMAT,
@@ -91,7 +91,7 @@ def as_json(look: Look) -> dict[str, Any]:
 
 def _trial(state: TrialState) -> dict[str, Any]:
     progress = state.progress
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "number": state.trial.number,
         "overrides": list(state.trial.overrides),
         "beta": state.trial.beta,
@@ -122,6 +122,6 @@ def _trial(state: TrialState) -> dict[str, Any]:
         "log": str(state.log) if state.log else None,
         "starts": [{**asdict(start), "attempt": start.name} for start in state.starts],
     }
-    # JSON knows neither inf (no limit) nor nan (diverged)
-    endless = {key for key, value in found.items() if isinstance(value, float) and not math.isfinite(value)}
-    return {**found, **dict.fromkeys(endless)}
+    # JSON has neither inf (no limit) nor nan (diverged)
+    endless = {key for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {**values, **dict.fromkeys(endless)}

@@ -2,8 +2,8 @@
   python -m launcher watch                 the last sweep; keys: up, down, l log, c cancel, r retry, q quit
   python -m launcher watch 4711            the sweep that array 4711 belongs to
   python -m launcher watch | tee log.txt   a line for every change, until all trials have ended
-Slurm is asked every half minute at most (fewer than 5 commands a minute); the trials' folders are read every second.
-While Slurm does not answer, the age of its last answer is shown. Exit codes as `status`.
+Slurm is asked at most every 30 s (fewer than 5 commands a minute); the trials' folders are read every second.
+While Slurm does not answer, the age of its last answer is shown. The exit codes are those of `status`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from launcher.sweep.trial import Trial
 from launcher.terminal import can_redraw
 
 _POLL_S = 1.0
-_OVERVIEW_S = 60.0  # between two lines about all that run
+_OVERVIEW_S = 60.0  # between two lines about all running trials
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def follow(sweep: Sweep) -> int:
-    """Lines until all trials have ended."""
+    """Print lines until all trials have ended."""
     watcher = Watcher(sweep)
     look = watcher.first()
     view = LineView(sweep.trials, sys.stdout, _OVERVIEW_S)
@@ -55,19 +55,19 @@ def follow(sweep: Sweep) -> int:
 
 
 class Keys:
-    """What the keys of the screen do to a trial. Its state may have changed since it was drawn."""
+    """What the screen's keys do to a trial. Its state may have changed since it was drawn."""
 
     def cancel(self, sweep: Sweep, trial: Trial) -> str:
         look = states.look(sweep)
         chosen = actions.to_cancel(look, [trial]).chosen
-        return "; ".join(actions.cancel(look, chosen)) if chosen else "it has ended meanwhile"
+        return "; ".join(actions.cancel(look, chosen)) if chosen else "it has already ended"
 
     def retry(self, sweep: Sweep, trial: Trial) -> str:
         with actions.one_retry(sweep):
             if actions.of_local(sweep, trial):
-                return f"it runs on this machine: python -m launcher retry {trial.number} in a shell"
+                return f"it ran on this machine; in a shell: python -m launcher retry {trial.number}"
             if not actions.to_retry(states.look(sweep), [trial], only_failed=False).chosen:
-                return "it waits, runs or is done meanwhile"
+                return "it already waits, runs or is done"
             from launcher.submit.again import code_to_run, submit_again
 
             code = code_to_run(sweep, [trial], current=False)

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None, program: str = "") -> int:
     from launcher.compose import command_line
 
     words = sys.argv[1:] if argv is None else argv
-    terminal.never_refuse_a_letter()
+    terminal.replace_unencodable()
     try:
         line = command_line.prepare(words, config_root())
         hydra_state.forced = line.forced

@@ -238,10 +238,10 @@ def test_best_by_accuracy_or_as_asked(sweep, tmp_path, capsys):
 
 REFUSED = {
     "not done": (["2"], "trial 2 (beta 0.5): has no result"),
-    "two trials": (["0-1"], "2 are meant"),
-    "no trial named": ([], "3 are meant"),
-    "best and a trial": (["1", "--best"], "--best name two"),
-    "by without best": (["1", "--by", "loss"], "goes with --best"),
+    "two trials": (["0-1"], "2 trials match"),
+    "no trial named": ([], "3 trials match"),
+    "best and a trial": (["1", "--best"], "combined with --best"),
+    "by without best": (["1", "--by", "loss"], "only with --best"),
     "best by what betas cannot be ranked by": (["--best", "--by", "loss"], "depends on beta itself"),
     "best by what nobody measured": (["--best", "--by", "kl"], "no trial that is done has its KL"),
 }

@@ -152,7 +152,7 @@ def test_durations(text: str, seconds: float | None) -> None:
 
 @pytest.mark.parametrize("text", ["soon", "1h", "-5", "1:2:3:4", "1-", "1 000"])
 def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(ValueError, match="is no duration as Slurm writes them"):
+    with pytest.raises(ValueError, match="is not a duration"):
         slurm_rows.duration(text)
 
 
