@@ -22,6 +22,7 @@ PACKAGES = (
     "omegaconf",
     "apex",
     "transformer-engine",
+    "flash-attn",
 )
 
 

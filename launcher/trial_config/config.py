@@ -62,6 +62,7 @@ class TrialConfig(Section):
     experiment: Experiment
     paths: Paths
     engine: Engine = Field(description="what trains the trial")
+    deterministic: bool = Field(False, description="on GPUs: the same numbers bit for bit each time, more slowly")
     wait: bool = Field(description="on Slurm: stay and watch until all trials have ended")
     cluster: Cluster
 

@@ -155,3 +155,13 @@ def test_ranks_that_do_not_fit_the_config_are_refused(new_trial):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: trainer.devices=2: ")
+
+
+@pytest.mark.slow
+def test_deterministic_algorithms_change_nothing_on_a_cpu(train, new_trial):
+    """And every operation of a trial has a deterministic implementation, at least on a CPU: torch would raise."""
+    usual = train(new_trial("usual", trainer__precision="bf16"))
+    strict = train(new_trial("strict", trainer__precision="bf16", deterministic=True))
+    assert strict.values("train/loss") == usual.values("train/loss"), strict.said()
+    assert strict.values("val/loss") == usual.values("val/loss")
+    assert strict.result["evaluation"]["per_pair"] == usual.result["evaluation"]["per_pair"]

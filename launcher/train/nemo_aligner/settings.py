@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from launcher.check.steps import Plan, plan
 from launcher.findings import Finding, Refused
 from launcher.nemo import data_files
+from launcher.train import deterministic
 from launcher.train.ranks import Device, Ranks
 
 #: NeMo's name for a cluster whose processes are started from outside and described by torch.distributed's variables;
@@ -29,6 +30,9 @@ def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, device: Device) ->
     config.cluster_type = RANKS_FROM_OUTSIDE
     trainer.accelerator = device.accelerator
     trainer.precision = config.precision = model.precision = device.precision
+    if config.get("deterministic"):
+        deterministic.enable()
+        model.deterministic_mode = True  # Megatron's embedding then avoids a backward pass with atomics
     if device.precision == "32":
         model.megatron_amp_O2 = False  # fp32 main copies of fp32 weights: NeMo's Float16Module refuses them
     trainer.dpo.max_steps = trainer.max_steps = steps.max_steps

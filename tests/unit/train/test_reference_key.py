@@ -144,3 +144,17 @@ def change(path: Path) -> None:
     stat = path.stat()
     path.write_bytes(b"z" * stat.st_size)
     os.utime(path, ns=(stat.st_mtime_ns + 1, stat.st_mtime_ns + 1))
+
+
+def test_what_chooses_a_gpus_kernels_makes_another_key(
+    config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformer Engine and cuDNN choose kernels by variables and versions, and kernels round differently."""
+    monkeypatch.setattr(reference_key, "_device", lambda accelerator: "H100")
+    monkeypatch.delenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", raising=False)
+    config.trainer.accelerator = "gpu"
+    before = model(config, tmp_path)
+    monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
+    assert model(config, tmp_path) != before
+    config.trainer.accelerator = "cpu"
+    assert model(config, tmp_path)["kernels"] == {}

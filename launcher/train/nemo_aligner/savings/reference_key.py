@@ -7,6 +7,7 @@ a user adds leads to numbers computed anew, not to wrong ones.
 from __future__ import annotations
 
 import hashlib
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def of_model(config: Any, model_config: Any, how: dict[str, Any], notes: Path) -
         "micro_batch": model["dpo"]["log_prob_forward_micro_batch_size"],
         "precision": str(config.trainer.precision),
         "device": _device(config.trainer.accelerator),
+        "kernels": _kernels(config.trainer.accelerator),
         "code": {**result.versions(), "launcher": _own_code()},
         **how,
     }
@@ -89,6 +91,16 @@ def _device(accelerator: str) -> str:
     from launcher.machine import cpu_name
 
     return torch.cuda.get_device_name() if accelerator == "gpu" else cpu_name()
+
+
+def _kernels(accelerator: str) -> dict[str, Any]:
+    """What chooses among a GPU's kernels, besides the versions of packages and the model's config."""
+    import torch
+
+    if accelerator != "gpu":
+        return {}
+    variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith("NVTE_")}
+    return {"cudnn": torch.backends.cudnn.version(), **variables}
 
 
 def _own_code() -> str:
