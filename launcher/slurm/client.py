@@ -293,6 +293,11 @@ class SlurmCluster:
         return int(self.settings["MaxArraySize"])
 
     @property
+    def memory_is_allocated(self) -> bool:
+        """Whether jobs are given memory of their own (slurm.conf(5), SelectTypeParameters), and not all of a node's."""
+        return "memory" in self.settings.get("SelectTypeParameters", "").lower()
+
+    @property
     def default_partition(self) -> Partition | None:
         return next((partition for partition in self.partitions if partition.default), None)
 

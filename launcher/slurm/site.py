@@ -6,12 +6,15 @@ As in `launcher.slurm.rows`: checked against Slurm 22.05.8, and nothing here run
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.slurm.rows import NOTHING, SEPARATOR, duration, gpus, limit, megabytes, records, resources
 
 # -- partitions, configuration -----------------------------------------------------------------------------------------
 
+_MOST_CORES = ("MaxCPUsPerNode", "MaxCPUsPerSocket")
+_MOST_MEMORY = ("MaxMemPerNode", "MaxMemPerCPU")
 NODE_FIELDS = ("%R", "%T", "%D", "%c", "%m", "%G")
 NODE_FORMAT = SEPARATOR.join(NODE_FIELDS)  # for sinfo -o: partition, state, nodes, CPUs, MB, GRES
 
@@ -54,6 +57,10 @@ class Partition:
     qos: frozenset[str] | None
     denied_qos: frozenset[str]
     groups: tuple[NodeGroup, ...]
+    cores_by_site: bool = False
+    """Whether the site itself decides how many cores a job has: by its GPUs (DefCpuPerGPU), or at most so many."""
+    memory_by_site: bool = False
+    """The same for memory (DefMemPerGPU, MaxMemPerNode, MaxMemPerCPU)."""
 
     def admits_account(self, account: str) -> bool:
         return account not in self.denied_accounts and (self.accounts is None or account in self.accounts)
@@ -87,8 +94,12 @@ def node_groups(text: str) -> dict[str, list[NodeGroup]]:
 
 
 def partitions(text: str, groups: dict[str, list[NodeGroup]]) -> list[Partition]:
-    """Lines of `scontrol -o show partition`, joined with sinfo's `node_groups`."""
+    """Lines of `scontrol -o show partition`, joined with sinfo's `node_groups`.
+
+    `text` may hold `scontrol show config` as well: what it sets for the whole cluster counts for each partition.
+    """
     found = []
+    whole = settings(text)
     for line in text.splitlines():
         if not line.startswith("PartitionName="):
             continue
@@ -108,9 +119,17 @@ def partitions(text: str, groups: dict[str, list[NodeGroup]]) -> list[Partition]
                 qos=_names(keys.get("AllowQos", "ALL")),
                 denied_qos=_names(keys.get("DenyQos", "")) or frozenset(),
                 groups=tuple(groups.get(name, ())),
+                cores_by_site=any(_decides(of, _MOST_CORES, "DefCpuPerGPU") for of in (whole, keys)),
+                memory_by_site=any(_decides(of, _MOST_MEMORY, "DefMemPerGPU") for of in (whole, keys)),
             )
         )
     return found
+
+
+def _decides(keys: Mapping[str, str], limits: Sequence[str], default: str) -> bool:
+    """Whether settings of a partition or of the whole cluster have one of the `limits`, or a `default` for each GPU."""
+    limited = any(keys.get(name, "UNLIMITED") not in ("UNLIMITED", "0") for name in limits)
+    return limited or default.lower() in keys.get("JobDefaults", "").lower()
 
 
 def _names(text: str) -> frozenset[str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from launcher.slurm import client
+from launcher.check.cluster_limits import Site
 from launcher.submit import to_slurm
 from launcher.sweep import kept_code
 from launcher.sweep.folder import Sweep
@@ -39,6 +39,6 @@ def submit_again(sweep: Sweep, trials: Sequence[Trial], code: int | None = None)
     valid.
     """
     configs = {trial.number: load(trial.folder) for trial in trials}
-    requests = list(to_slurm.arrays(sweep, configs, client.cluster().max_array_size, code=code))
+    requests = list(to_slurm.arrays(sweep, configs, Site(), code=code))
     to_slurm.submit(sweep, requests)
     return [job["id"] for job in Sweep.load(sweep.folder).submitted() if job["id"]][-len(requests) :]

@@ -78,7 +78,7 @@ def submit(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]], sour
         for stage in to_run:
             chain.add(stage)
         by_number = {trial.number: planned.config for trial, planned in zip(trials, configs, strict=True)}
-        requests = list(to_slurm.arrays(sweep, by_number, site.cluster.max_array_size, chain.last))
+        requests = list(to_slurm.arrays(sweep, by_number, site, chain.last))
         to_slurm.submit(sweep, requests)
         ids = [int(job["id"]) for job in sweep.submitted() if job["kind"] == "slurm"]
         print(to_slurm.submitted(sweep, requests, configs[0].config), flush=True)
@@ -100,7 +100,7 @@ class Chain:
 
     def __init__(self, sweep: Sweep, cluster: Cluster, site: Site) -> None:
         self.sweep, self.cluster = sweep, cluster
-        self.memory = "memory" in site.cluster.settings.get("SelectTypeParameters", "").lower()
+        self.memory = site.cluster.memory_is_allocated
         self.last: Sequence[int] = ()
         """The jobs that the next one waits for."""
         self.submitted: list[int] = []

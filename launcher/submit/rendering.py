@@ -14,14 +14,13 @@ from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, Refused
 from launcher.slurm import client, container, script, template
 from launcher.slurm.script import ArrayRequest
-from launcher.submit import prepare, stages, to_slurm
+from launcher.submit import node_share, prepare, stages, to_slurm
 from launcher.submit.for_commands import refuse_without_slurm
 from launcher.submit.pipeline import Sources
 from launcher.sweep.folder import Sweep
 from launcher.trial_config.cluster import Cluster
 
 STAGES = ("prepare_data", "convert_checkpoint", "dpo", "sweep")
-_MAX_ARRAY_SIZE = 1001  # Slurm's default, where there is no cluster to ask
 
 
 def stage_text(
@@ -60,23 +59,22 @@ def _sweep(launcher: HydraLauncher, trials: Sequence[PlannedTrial]) -> list[str]
     pairs = [(trial.overrides, trial.config.plain) for trial in trials]
     experiment = trials[0].config.plain["experiment"]
     sweep = Sweep.planned(prepare.folder_of(launcher), command=[], experiment=experiment, trials=pairs)
-    most = site.cluster.max_array_size if site else _MAX_ARRAY_SIZE
     configs = {number: trial.config for number, trial in enumerate(trials)}
-    return [script.text(request) for request in to_slurm.arrays(sweep, configs, most)]
+    return [script.text(request) for request in to_slurm.arrays(sweep, configs, site)]
 
 
 def _dpo(launcher: HydraLauncher, trial: PlannedTrial, line: Sequence[str], sources: Sources) -> str:
     config = trial.config
     data = stages.data(config, sources.pairs)
     prepared = data is not None and not data.there and not data.lacks
-    _checked(launcher, [trial], data.files if data and prepared else frozenset())
+    site = _checked(launcher, [trial], data.files if data and prepared else frozenset())
     runs = Path(config.paths.runs)
     folder = f'{shlex.quote(str(runs))}"/dpo-${{first%_*}}"'
     in_container = template.Words(f"{folder}/code/0/in_container.sh")
     inside = container.of_trials(config, runs, in_container, to_slurm.folders_of_own_engine(config))
     request = ArrayRequest(
         sweep=runs, name=config.experiment.name, trials=[0], nodes=config.nodes, ranks_per_node=config.ranks_per_node,
-        cluster=config.cluster, container=inside,
+        cluster=node_share.with_request(site, config, 1) if site else config.cluster, container=inside,
     )  # fmt: skip
     return dpo_text(request, Path.cwd(), data if prepared else None, line)
 

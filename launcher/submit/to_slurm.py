@@ -20,7 +20,7 @@ from launcher.findings import Finding, LauncherError, Refused
 from launcher.job import slurm_job
 from launcher.slurm import client, container, profile, script
 from launcher.slurm.script import ArrayRequest
-from launcher.submit import prepare
+from launcher.submit import node_share, prepare
 from launcher.submit.prepare import Check, Warn, folder_of
 from launcher.sweep import bad_nodes, kept_code
 from launcher.sweep.folder import Sweep
@@ -33,6 +33,7 @@ class SubmissionFailed(LauncherError):
 
 
 _ROOT = str(Path(package.__file__).resolve().parents[1])  # where the package `launcher` lies
+_MAX_ARRAY_SIZE = 1001  # Slurm's default
 
 
 def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
@@ -42,7 +43,7 @@ def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> S
     prepare.refuse(launcher, composed, *checks(launcher, site))
     sweep, trials = prepare.written(launcher, composed)
     configs = {trial.number: planned.config for trial, planned in zip(trials, composed, strict=True)}
-    requests = list(arrays(sweep, configs, site.cluster.max_array_size))
+    requests = list(arrays(sweep, configs, site))
     submit(sweep, requests)
     first = composed[0].config
     print(submitted(sweep, requests, first), flush=True)
@@ -56,15 +57,17 @@ def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> S
 def arrays(
     sweep: Sweep,
     configs: Mapping[int, TrialConfig],
-    max_array_size: int,
+    site: cluster_limits.Site | None,
     after: Sequence[int] = (),
     code: int | None = None,
 ) -> Iterator[ArrayRequest]:
     """The arrays that a sweep becomes: one, unless its trials differ in what they ask Slurm for, or are too many.
 
     `configs` are those of the trials to be submitted, by the trials' numbers. `code` is the copy of the launcher's code
-    that they run; None: for each trial the one that it ran last.
+    that they run; None: for each trial the one that it ran last. Without a `site` (to render a script where there is no
+    Slurm) Slurm's defaults are assumed.
     """
+    max_array_size = site.cluster.max_array_size if site else _MAX_ARRAY_SIZE
 
     def code_of(trial: int) -> int:
         return code if code is not None else sweep.code_of(trial) or 0
@@ -77,7 +80,7 @@ def arrays(
         most = max_array_size * script.share(configs[numbers[0]].cluster, len(numbers))
         for first in range(0, len(numbers), most):
             chunk = numbers[first : first + most]
-            yield _request(sweep, chunk, configs[chunk[0]], after, code_of(chunk[0]))
+            yield _request(sweep, chunk, configs[chunk[0]], site, after, code_of(chunk[0]))
 
 
 def _slurm_shape(config: TrialConfig) -> str:
@@ -85,8 +88,16 @@ def _slurm_shape(config: TrialConfig) -> str:
     return repr([config.cluster, config.nodes, config.ranks_per_node])
 
 
-def _request(sweep: Sweep, trials: list[int], config: TrialConfig, after: Sequence[int], code: int) -> ArrayRequest:
-    cluster = config.cluster
+def _request(
+    sweep: Sweep,
+    trials: list[int],
+    config: TrialConfig,
+    site: cluster_limits.Site | None,
+    after: Sequence[int],
+    code: int,
+) -> ArrayRequest:
+    share = script.share(config.cluster, len(trials))
+    cluster = node_share.with_request(site, config, share) if site else config.cluster
     avoided = _nodes_to_avoid(sweep, cluster.partition, config.nodes)
     if avoided:
         exclude = ",".join([*filter(None, [cluster.exclude]), *avoided])
@@ -103,7 +114,7 @@ def _request(sweep: Sweep, trials: list[int], config: TrialConfig, after: Sequen
         nodes=config.nodes,
         ranks_per_node=config.ranks_per_node,
         cluster=cluster,
-        share=script.share(cluster, len(trials)),
+        share=share,
         container=inside,
         pythonpath=":".join([kept_code.pythonpath(sweep.folder, code), *own]),
         scripts=scripts,

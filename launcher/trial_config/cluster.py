@@ -42,8 +42,8 @@ class Cluster(Section):
     mail_user: Text | None = None
     comment: Text | None = None
     gpus_per_node: int | None = Field(None, ge=1, description="follows trainer.devices")
-    cpus_per_task: int | None = Field(None, ge=1)
-    mem_gb: Number | None = Field(None, gt=0, description="GB a node")
+    cpus_per_task: int | None = Field(None, ge=1, description="CPUs a rank; null: its GPU's share of a node, at most 8")
+    mem_gb: Number | None = Field(None, gt=0, description="GB a node; null: its GPUs' share of a node")
     # estimates
     gpu_memory_gb: Number | None = Field(None, gt=0, description="GiB of one GPU; for a warning only")
     tokens_per_second: Number | None = Field(None, gt=0, description="training tokens a second and rank, for estimates")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from launcher.check import cluster_limits
 from launcher.status import states
 from launcher.status.trial_state import Look
 from launcher.submit import to_slurm
@@ -136,7 +137,7 @@ def make(folder: Path, *behave: dict[str, Any], **cluster: Any) -> Sweep:
 
 def submit(sweep: Sweep) -> None:
     loaded = {trial.number: load(trial.folder) for trial in sweep.trials}
-    to_slurm.submit(sweep, list(to_slurm.arrays(sweep, loaded, 1001)))
+    to_slurm.submit(sweep, list(to_slurm.arrays(sweep, loaded, cluster_limits.Site())))
 
 
 def until(sweep: Sweep, true: Callable[[Look], bool], seconds: float = 90) -> Look:

@@ -57,15 +57,15 @@ def test_requests_name_the_copy_of_each_trial(tmp_path: Path, composed: Any) -> 
     sweep.record_job("slurm", "8", [1], script="1.sbatch", code=1)
     config, _ = composed("cluster=slurm", "model=tiny", "data=sample")
     configs = {trial.number: config for trial in sweep.trials}
-    requests = list(to_slurm.arrays(sweep, configs, 1001))
+    requests = list(to_slurm.arrays(sweep, configs, None))
     assert [(request.trials, request.code) for request in requests] == [([0, 2], 0), ([1], 1)]
     for number, made in enumerate(requests):
         assert made.scripts == sweep.folder / "code" / str(number)
         assert made.pythonpath == f"{made.scripts}/launcher.zip", "nothing of the clone"
-    (today,) = to_slurm.arrays(sweep, configs, 1001, code=1)
+    (today,) = to_slurm.arrays(sweep, configs, None, code=1)
     assert (today.trials, today.code) == ([0, 1, 2], 1)
     own = changed(config, {"engine": "mine.engine"})
-    assert next(to_slurm.arrays(sweep, {0: own}, 1001)).pythonpath.endswith(f"/code/0/launcher.zip:{to_slurm._ROOT}"), (
+    assert next(to_slurm.arrays(sweep, {0: own}, None)).pythonpath.endswith(f"/code/0/launcher.zip:{to_slurm._ROOT}"), (
         "an engine of one's own"
     )
 

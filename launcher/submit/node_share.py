@@ -1,0 +1,75 @@
+"""The cores and the memory that a trial asks Slurm for where the user asks for none: its GPUs' share of a node.
+
+Without a request most sites give one core a task, on which Python, autograd and NCCL would share their threads, and a
+default memory a core, too little for a rank that loads a large model.
+"""
+
+from __future__ import annotations
+
+from launcher.check.cluster_limits import Site
+from launcher.slurm import client
+from launcher.slurm.site import NodeGroup, Partition
+from launcher.trial_config.cluster import Cluster
+from launcher.trial_config.config import TrialConfig
+
+#: A rank's threads: Python, autograd, NCCL, CUDA, saving. More cores would stay idle.
+MOST_CORES = 8
+#: Slurm counts what it keeps for itself (CoreSpecCount, MemSpecLimit) among a node's cores and memory in sinfo.
+_FREE = 0.9
+_MEMORY_OPTIONS = {"mem", "mem_per_cpu", "mem_per_gpu"}
+_CORE_OPTIONS = {"cpus_per_gpu", "cores_per_socket", "sockets_per_node", "ntasks_per_core", "threads_per_core", "hint"}
+
+
+def with_request(site: Site, trial: TrialConfig, share: int) -> Cluster:
+    """The trial's `cluster`, with cpus_per_task and mem_gb added, each only where it is known and welcome.
+
+    `share` trials run side by side on a node. Nothing is asked for without GPUs, for then there is no share; what the
+    user has set, in `cluster` or in `cluster.sbatch`, stays; and where the site's own rules decide (a largest memory,
+    defaults for each GPU, limits of the account), they are left to do so.
+    """
+    cluster = trial.cluster
+    options = {str(option).replace("-", "_") for option in cluster.sbatch}
+    if not cluster.gpus or any(option.startswith(("gres", "gpus")) for option in options - {"gres_flags"}):
+        return cluster
+    partitions = _partitions(site, cluster.partition)
+    gpus = cluster.gpus * share
+    groups = [group for partition in partitions for group in partition.groups if sum(group.gpus.values()) >= gpus]
+    if not groups:
+        return cluster
+    limited = _limited_by_account(site)
+    added: dict[str, int] = {}
+    decided = "cpu" in limited or any(partition.cores_by_site for partition in partitions)
+    if not decided and cluster.cpus_per_task is None and not options & _CORE_OPTIONS:
+        ranks = trial.ranks_per_node * share
+        cores = int(min(group.cpus * _part(group, gpus, cluster) for group in groups) / ranks)
+        added["cpus_per_task"] = max(1, min(MOST_CORES, cores))
+    decided = "mem" in limited or any(partition.memory_by_site for partition in partitions)
+    if not decided and site.cluster.memory_is_allocated and cluster.mem_gb is None:
+        memory = int(min(group.memory * _part(group, gpus, cluster) for group in groups) / 1024)
+        if memory and not options & _MEMORY_OPTIONS:
+            added["mem_gb"] = memory
+    return cluster.model_copy(update=added)
+
+
+def _partitions(site: Site, named: str | None) -> list[Partition]:
+    """The partitions that a trial may run in: those named, else the default one."""
+    default = site.cluster.default_partition
+    names = named.split(",") if named else [default.name] if default else []
+    found = [site.cluster.partition(name) for name in names]
+    return [partition for partition in found if partition is not None]
+
+
+def _part(group: NodeGroup, gpus: int, cluster: Cluster) -> float:
+    """How much of a node goes with `gpus` of its GPUs."""
+    return _FREE if cluster.exclusive else _FREE * gpus / sum(group.gpus.values())
+
+
+def _limited_by_account(site: Site) -> set[str]:
+    """Resources of which the user's accounts may have only so much. A job that asks for more would wait for ever."""
+    if not site.enforces_limits:
+        return set()
+    try:
+        rows = site.associations or []
+    except client.SlurmError:  # sbatch works without the accounting; what it would have answered is not known
+        return {"cpu", "mem"}
+    return {name for row in rows for limits in (row.max_per_job, row.group) for name in limits}
