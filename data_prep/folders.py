@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep import scratch
+from launcher import whole_file
 from launcher.findings import Finding, Refused
 
 #: A file in every folder made here; it lists the names of the other files. Any file not listed belongs to the user.
@@ -54,15 +55,18 @@ def new_folder(key: str, out: Path) -> Iterator[Path]:
             folder = beside / out.name
             folder.mkdir()
             yield folder
-            (folder / MARK).write_text(json.dumps(sorted(path.name for path in folder.iterdir())), encoding="utf-8")
-            _replace(folder, out, beside / "old")
+            put(folder, out, beside / "old")
     except OSError as error:
         why, remedy = f"cannot be written ({error.strerror or error})", "name a folder that can be written, with room"
         raise Refused([Finding(key, str(out), why, remedy)]) from None
 
 
-def _replace(folder: Path, out: Path, old: Path) -> None:
-    """Rename `folder` to `out`. The previous `out` is moved to `old` first, and moved back if the rename fails."""
+def put(folder: Path, out: Path, old: Path) -> None:
+    """List the files of `folder` as made here, and rename it to `out`.
+
+    The previous `out` is moved to `old` first, and moved back if the rename fails.
+    """
+    whole_file.write_json(folder / MARK, sorted(path.name for path in folder.iterdir()))
     if out.exists():
         os.replace(out, old)
     try:

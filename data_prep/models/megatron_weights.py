@@ -12,7 +12,7 @@ them. Megatron's fused layers, and how they are cut for tensor parallelism:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 
@@ -52,7 +52,10 @@ def split_qkv(fused: torch.Tensor, heads: int, groups: int) -> tuple[torch.Tenso
 
 
 def write_weights(shape: LlamaShape, read: Read, writer: CheckpointWriter, on_layer: Callable[[int], None]) -> None:
-    """Write the whole model with what `read` gives; calls `on_layer(index)` after each layer."""
+    """Write the whole model with what `read` gives; calls `on_layer(index)` after each layer.
+
+    Files that `writer` has from a killed process are left out.
+    """
     sizes = shape.tensors()
 
     def whole(key: str, name: str) -> None:
@@ -60,15 +63,20 @@ def write_weights(shape: LlamaShape, read: Read, writer: CheckpointWriter, on_la
         for row in range(0, size[0], _ROWS):
             writer.tensor(key, read(name, row, min(row + _ROWS, size[0])), (row, 0)[: len(size)], size)
 
-    with writer.file(0):
+    def outside_layers() -> None:
         whole("model.embedding.word_embeddings.weight", "model.embed_tokens.weight")
         whole("model.decoder.final_layernorm.weight", "model.norm.weight")
         writer.nothing("model.decoder.final_layernorm._extra_state")
         if not shape.tied:
             whole("model.output_layer.weight", "lm_head.weight")
+
+    if not writer.has_file(0):
+        with writer.file(0):
+            outside_layers()
     for index in range(shape.layers):
-        with writer.file(index + 1):
-            _write_layer(shape, read, writer, index)
+        if not writer.has_file(index + 1):
+            with writer.file(index + 1):
+                _write_layer(shape, read, writer, index)
         on_layer(index)
     writer.close()
 
@@ -97,13 +105,21 @@ def _write_layer(shape: LlamaShape, read: Read, writer: CheckpointWriter, index:
         writer.nothing(f"{LAYERS}{module}._extra_state", index, shape.layers)
 
 
-def read_weights(shape: LlamaShape, reader: CheckpointReader) -> Iterator[tuple[str, torch.Tensor]]:
-    """HF's weights out of a checkpoint, in the order of `shape.tensors()`; no more than a fused matrix is in memory."""
-    yield "model.embed_tokens.weight", _rows(reader, "model.embedding.word_embeddings.weight", shape.vocab)
+def read_weights(
+    shape: LlamaShape, reader: CheckpointReader, wanted: Collection[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The `wanted` of HF's weights out of a checkpoint, in the order of `shape.tensors()`.
+
+    No more than a fused matrix is in memory. Layers that have none of these weights are not read.
+    """
+    if "model.embed_tokens.weight" in wanted:
+        yield "model.embed_tokens.weight", _rows(reader, "model.embedding.word_embeddings.weight", shape.vocab)
     for index in range(shape.layers):
-        yield from read_layer(shape, reader, index)
-    yield "model.norm.weight", reader.region("model.decoder.final_layernorm.weight", (0,), (shape.hidden,))
-    if not shape.tied:
+        if any(name.startswith(f"model.layers.{index}.") for name in wanted):
+            yield from ((name, weight) for name, weight in read_layer(shape, reader, index) if name in wanted)
+    if "model.norm.weight" in wanted:
+        yield "model.norm.weight", reader.region("model.decoder.final_layernorm.weight", (0,), (shape.hidden,))
+    if "lm_head.weight" in wanted:
         yield "lm_head.weight", _rows(reader, "model.output_layer.weight", shape.vocab)
 
 

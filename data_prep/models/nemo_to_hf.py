@@ -6,6 +6,7 @@ read as well. With a change of each weight on the way it also writes a model wit
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -15,12 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep import folders
+from data_prep import folders, unfinished
 from data_prep.models.hf_folder import TOKENIZER_FILES, open_folder
 from data_prep.models.llama_shape import LLAMA31, LlamaShape, RopeScaling, read_shape
 from data_prep.models.safetensors_writer import SafetensorsWriter
 from data_prep.models.torch_dist import CheckpointReader
 from data_prep.progress import Progress
+from data_prep.unfinished import Journal
 from launcher.findings import Finding, Refused
 from launcher.nemo import base_model, nemo_file
 
@@ -143,18 +145,23 @@ def hf_config(shape: LlamaShape) -> dict[str, Any]:
     }
 
 
-def write_folder(model: NemoModel, folder: Path, progress: Progress, change: Change | None = None) -> None:
+def write_folder(
+    model: NemoModel, folder: Path, progress: Progress, change: Change | None = None, journal: Journal | None = None
+) -> None:
     """Fill `folder`, which is there; `change` gets each weight by HF's name and returns what is written in its place.
 
-    Raises Refused where the .nemo holds no tokenizer.
+    Weights that `journal` lists are there already. Raises Refused where the .nemo holds no tokenizer.
     """
     from data_prep.models.megatron_weights import read_weights
 
     _put_tokenizer(model, folder)
     _write_config(model.shape, folder)
-    writer = SafetensorsWriter(folder, model.shape.tensors(), model.dtype)
+    shapes = model.shape.tensors()
+    writer = SafetensorsWriter(folder, shapes, model.dtype, journal=journal)
+    if there := len(shapes) - len(writer.due):
+        progress.say(f"continues an interrupted conversion: {there} of {len(shapes)} tensors are written already")
     with progress.phase(f"writing {model.shape.layers} layers as safetensors"):
-        for name, weight in read_weights(model.shape, model.reader):
+        for name, weight in read_weights(model.shape, model.reader, frozenset(writer.due)):
             progress.detail = name
             writer.add(name, change(name, weight) if change else weight)
         writer.close()
@@ -189,15 +196,26 @@ def _write_config(shape: LlamaShape, folder: Path) -> None:
 
 
 def convert(source: Path, output: Path, force: bool = False) -> Path:
-    """Make the folder `output` of the base model's file `source`. Raises Refused; nothing is written then."""
+    """Make the folder `output` of the base model's file `source`. A killed conversion is continued. Raises Refused."""
     folders.check("OUTPUT", output, force)
     began = time.monotonic()
     model = open_nemo(source)
-    with folders.new_folder("OUTPUT", output) as folder:
-        write_folder(model, folder, Progress(output.name))
+    output = output.absolute()
+    with unfinished.work("OUTPUT", output, {"source": _identity(source)}) as (work, journal):
+        made = work / output.name
+        made.mkdir(exist_ok=True)
+        write_folder(model, made, Progress(output.name), journal=journal)
+        folders.put(made, output, work / "old")
     import resource
 
     size = sum(path.stat().st_size for path in output.glob("*.safetensors")) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{output}: {size:.0f} MiB in {time.monotonic() - began:.0f} s, peak memory {peak:.1f} GiB")
     return output
+
+
+def _identity(nemo: Path) -> str:
+    """Changes when the .nemo does: a hash of its files' names, sizes and times, since reading 16 GB takes minutes."""
+    files = sorted(nemo.rglob("*")) if nemo.is_dir() else [nemo]
+    facts = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

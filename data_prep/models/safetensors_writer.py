@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,11 @@ from typing import BinaryIO
 
 import torch
 
+from data_prep.unfinished import Journal
+
 SHARD_BYTES = 4 << 30
+PART_BYTES = 256 << 20
+"""Bytes after which the tensors written so far are noted in the journal, and need not be written again after a kill."""
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -23,16 +28,24 @@ class SafetensorsWriter:
     """Writes a model's weights into `folder` as Hugging Face's sharded safetensors, or one file where they fit one.
 
     `shapes` are all tensors' names and shapes, in the order in which `add` will be called; all get `dtype`. No file of
-    the folder is whole before close().
+    the folder is whole before close(). Tensors that a killed process wrote, as `journal` says, are not due again: see
+    `due`.
     """
 
     def __init__(
-        self, folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, shard_bytes: int | None = None
+        self,
+        folder: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        shard_bytes: int | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.folder, self.dtype, self.shapes = folder, dtype, dict(shapes)
         self._files: dict[str, str] = {}
-        self._waiting = list(self.shapes)
+        self.due = list(self.shapes)
         self._stream: BinaryIO | None = None
+        self._journal = journal
+        self._unnoted = 0
         shards: list[list[str]] = [[]]
         filled = 0
         for name in self.shapes:
@@ -44,13 +57,26 @@ class SafetensorsWriter:
         for number, names in enumerate(shards, 1):
             several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             self._files |= dict.fromkeys(names, several if len(shards) > 1 else "model.safetensors")
+        if journal and journal.parts:
+            self._continue(**journal.parts[-1])
+
+    def _continue(self, tensors: int, end: int) -> None:
+        """Go on behind the first `tensors` tensors, of which the last one ends at byte `end` of its file."""
+        last, self.due = self.due[tensors - 1], self.due[tensors:]
+        stream = (self.folder / self._files[last]).open("r+b")
+        stream.truncate(end)
+        if self.due and self._files[self.due[0]] == self._files[last]:
+            stream.seek(end)
+            self._stream = stream
+        else:
+            stream.close()
 
     def _bytes(self, name: str) -> int:
         return math.prod(self.shapes[name]) * self.dtype.itemsize
 
     def add(self, name: str, weight: torch.Tensor) -> None:
         """Write the next tensor. Raises ValueError if it is not the one that is due."""
-        expected = self._waiting.pop(0)
+        expected = self.due.pop(0)
         if name != expected or tuple(weight.shape) != self.shapes[name]:
             raise ValueError(f"{name} {tuple(weight.shape)} came, {expected} {self.shapes[expected]} was due")
         if self._stream is None:
@@ -58,7 +84,14 @@ class SafetensorsWriter:
             self._stream.write(self._header(self._files[name]))
         flat = weight.to(self.dtype).contiguous().view(-1)
         self._stream.write(flat.view(torch.uint8).numpy().data)
-        if not self._waiting or self._files[self._waiting[0]] != self._files[name]:
+        self._unnoted += self._bytes(name)
+        ends = not self.due or self._files[self.due[0]] != self._files[name]
+        if self._journal and (ends or self._unnoted >= PART_BYTES):
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._journal.add({"tensors": len(self.shapes) - len(self.due), "end": self._stream.tell()})
+            self._unnoted = 0
+        if ends:
             self._stream.close()
             self._stream = None
 
@@ -75,8 +108,8 @@ class SafetensorsWriter:
 
     def close(self) -> None:
         """Write the index, where there are several files. Raises ValueError where a tensor has not come."""
-        if self._waiting:
-            raise ValueError(f"{len(self._waiting)} tensors have not come, first {self._waiting[0]}")
+        if self.due:
+            raise ValueError(f"{len(self.due)} tensors have not come, first {self.due[0]}")
         if len(set(self._files.values())) > 1:
             total = sum(map(self._bytes, self.shapes))
             index = {"metadata": {"total_size": total}, "weight_map": self._files}

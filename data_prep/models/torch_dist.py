@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from data_prep.models import safe_pickle
+from data_prep.models.nemo_writer import NemoWriter
 from launcher.findings import Finding, Refused
 from launcher.nemo import nemo_file
 
@@ -38,63 +40,109 @@ _BLOCK = 16 << 20
 
 
 class CheckpointWriter:
-    """Writes a `torch_dist` folder piece by piece; it can be read only after close().
+    """Writes the weights of a .nemo as a `torch_dist` checkpoint, piece by piece; it can be read only after close().
 
-    `dtype` is what every tensor is stored in.
+    `dtype` is what every tensor is stored in. Files that a killed process finished are kept, see `has_file`.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        self.folder, self.dtype = folder, dtype
-        folder.mkdir(parents=True)
-        self._entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-        self._places: dict[MetadataIndex, _StorageInfo] = {}
+    def __init__(self, nemo: NemoWriter, dtype: torch.dtype) -> None:
+        self._nemo, self.dtype = nemo, dtype
+        self._metadata = Metadata({}, {}, {})
+        self._pieces: list[_Piece] = []
+        self._file = ""
+        self._begin = 0
         self._stream: BinaryIO | None = None
+
+    def has_file(self, number: int) -> bool:
+        """Whether file `number` was finished by a killed process; the index then lists what is in it."""
+        file = _file_name(number)
+        holds = self._nemo.holds(file)
+        for piece in holds["pieces"] if holds else []:
+            self._add_to_index(_Piece(*piece), file)
+        return holds is not None
 
     @contextmanager
     def file(self, number: int) -> Iterator[None]:
         """Everything written inside goes to one file."""
-        with (self.folder / f"__0_{number}.distcp").open("wb") as self._stream:
+        self._file, self._pieces = _file_name(number), []
+        with self._nemo.file(f"{nemo_file.WEIGHTS}/{self._file}") as self._stream:
+            self._begin = self._stream.tell()
             yield
+        self._nemo.finish(self._file, {"pieces": self._pieces})
 
     def tensor(self, key: str, piece: torch.Tensor, offset: tuple[int, ...], size: tuple[int, ...]) -> None:
         """Store `piece` as the part of tensor `key` (whole shape `size`) that begins at `offset`."""
-        entry = self._entries.setdefault(
-            key, TensorStorageMetadata(TensorProperties(dtype=self.dtype), torch.Size(size), [])
-        )
-        assert isinstance(entry, TensorStorageMetadata)
-        index = MetadataIndex(key, torch.Size(offset), len(entry.chunks))
-        entry.chunks.append(ChunkStorageMetadata(torch.Size(offset), piece.shape))
         # A copy: torch.save writes the whole storage of a view, and a safetensors tensor is a view of its file.
-        self._write(index, piece.to(self.dtype, copy=True, memory_format=torch.contiguous_format))
+        stored = piece.to(self.dtype, copy=True, memory_format=torch.contiguous_format)
+        start, length = self._write(stored)
+        self._add(_Piece(key, start, length, offset, tuple(piece.shape), size))
 
     def nothing(self, key: str, index: int = 0, count: int = 1) -> None:
         """Store None as object `key`, part `index` of `count` (named as Megatron's ShardedObject.unique_key)."""
-        name = f"{key}/shard_{index}_{count}"
-        self._entries[name] = BytesStorageMetadata()
-        self._write(MetadataIndex(name), [None])  # in a list, as Megatron stores objects
+        self._add(_Piece(f"{key}/shard_{index}_{count}", *self._write([None])))  # in a list, as Megatron stores objects
 
-    def _write(self, index: MetadataIndex, value: torch.Tensor | list[None]) -> None:
+    def _write(self, value: torch.Tensor | list[None]) -> tuple[int, int]:
+        """(where it begins in the file, its bytes)."""
         stream = self._stream
         assert stream is not None
         start = stream.tell()
         torch.save(value, stream)
-        self._places[index] = _StorageInfo(Path(stream.name).name, start, stream.tell() - start)
+        return start - self._begin, stream.tell() - start
+
+    def _add(self, piece: _Piece) -> None:
+        self._pieces.append(piece)
+        self._add_to_index(piece, self._file)
+
+    def _add_to_index(self, piece: _Piece, file: str) -> None:
+        entries = self._metadata.state_dict_metadata
+        key = sys.intern(piece.key)  # one object a key, so that the pickled index has the same bytes after a kill
+        if piece.size is None:
+            entries[key] = BytesStorageMetadata()
+            index = MetadataIndex(key)
+        else:
+            whole = TensorStorageMetadata(TensorProperties(dtype=self.dtype), torch.Size(piece.size), [])
+            entry = entries.setdefault(key, whole)
+            assert isinstance(entry, TensorStorageMetadata)
+            index = MetadataIndex(key, torch.Size(piece.offset), len(entry.chunks))
+            entry.chunks.append(ChunkStorageMetadata(torch.Size(piece.offset), torch.Size(piece.shape)))
+        self._metadata.storage_data[index] = _StorageInfo(file, piece.start, piece.length)
 
     def close(self) -> None:
         """Write the index. Megatron reads metadata.json first, so that comes last."""
-        _write_index(self.folder, Metadata(self._entries, {key: (key,) for key in self._entries}, self._places))
+        self._metadata.planner_data = {key: (key,) for key in self._metadata.state_dict_metadata}
+        for name, content in _index_files(self._metadata).items():
+            with self._nemo.file(f"{nemo_file.WEIGHTS}/{name}") as stream:
+                stream.write(content)
 
 
-def _write_index(folder: Path, metadata: Metadata) -> None:
+class _Piece(NamedTuple):
+    """What the index says of a piece; an object other than a tensor has no size."""
+
+    key: str
+    start: int
+    length: int
+    offset: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+    size: tuple[int, ...] | None = None
+
+
+def _file_name(number: int) -> str:
+    return f"__0_{number}.distcp"
+
+
+def _index_files(metadata: Metadata) -> dict[str, bytes]:
+    """The files beside those with the pieces: name -> content."""
     tensors = [key for key, entry in metadata.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)]
     metadata.mcore_data = {key: {} for key in tensors}  # type: ignore[attr-defined]  # Megatron's own addition
-    (folder / INDEX).write_bytes(pickle.dumps(metadata))
     common = io.BytesIO()
     torch.save({}, common)
-    (folder / "common.pt").write_bytes(common.getvalue())
     backend = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     backend |= {"common_backend": "torch", "common_backend_version": 1}
-    (folder / "metadata.json").write_text(json.dumps(backend), encoding="utf-8")
+    return {
+        INDEX: pickle.dumps(metadata),
+        "common.pt": common.getvalue(),
+        "metadata.json": json.dumps(backend).encode(),
+    }
 
 
 class CheckpointReader:
@@ -179,7 +227,8 @@ class CheckpointReader:
         with tempfile.TemporaryDirectory(dir=parent) as folder:
             for name in files:
                 self._copy(name, Path(folder, name))
-            _write_index(Path(folder), part)
+            for name, content in _index_files(part).items():
+                Path(folder, name).write_bytes(content)
             yield Path(folder)
 
     def _copy(self, name: str, to: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ def check_nemo(path: Path) -> list[Finding]:
     if not path.exists():
         return [Finding(key, str(path), "no such file", f"{make}, or name one that is there")]
     if path.is_dir():  # an unpacked .nemo, which NeMo takes as well
-        missing = [] if (path / "model_config.yaml").is_file() else ["model_config.yaml"]
+        names = [str(file.relative_to(path)) for file in path.rglob("*")]
+        missing = [] if "model_config.yaml" in names else ["model_config.yaml"]
+        missing += [_LAST] if _unfinished(names) else []
         return [Finding(key, str(path), f"has no {name}", make) for name in missing]
     try:
         with tarfile.open(path, "r:*") as archive:
@@ -39,7 +42,17 @@ def check_nemo(path: Path) -> list[Finding]:
         return [Finding(key, str(path), "is truncated", f"{make} again")]
     if "model_config.yaml" not in names or not any(name.startswith("model_weights") for name in names):
         return [Finding(key, str(path), "has no model_config.yaml or no model_weights inside", f"{make} again")]
+    if _unfinished(names):
+        return [Finding(key, str(path), f"has no {_LAST} inside", f"{make} again")]
     return []
+
+
+#: The file of a distributed checkpoint that is written last, and that Megatron reads first.
+_LAST = "model_weights/metadata.json"
+
+
+def _unfinished(names: Collection[str]) -> bool:
+    return any(name.startswith("model_weights/") for name in names) and _LAST not in names
 
 
 def _uncompressed(path: Path) -> bool:

@@ -45,23 +45,22 @@ def read_record(nemo: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write `record` into an unpacked .nemo."""
-    (folder / RECORD).write_bytes(_record_bytes(record))
-
-
 def rewrite_record(nemo: Path, record: dict[str, Any]) -> None:
-    """Replace the record of a packed file in place. All records are padded to one length, so nothing else moves."""
+    """Replace the record, in a file in place. All records are padded to one length, so nothing else moves."""
+    if nemo.is_dir():
+        (nemo / RECORD).write_bytes(record_bytes(record))
+        return
     with tarfile.open(nemo, "r:") as archive:
         first = archive.next()
         assert first is not None and _plain(first.name) == RECORD
         start = first.offset_data
     with nemo.open("r+b") as file:
         file.seek(start)
-        file.write(_record_bytes(record))
+        file.write(record_bytes(record))
 
 
-def _record_bytes(record: dict[str, Any]) -> bytes:
+def record_bytes(record: dict[str, Any]) -> bytes:
+    """The content of the file RECORD."""
     text = json.dumps(record, indent=1).encode()
     assert len(text) <= _RECORD_BYTES, "the record outgrew its place"
     return text.ljust(_RECORD_BYTES)
@@ -115,24 +114,3 @@ def _extract_tokenizer(nemo: Path, into: Path) -> int:
 
 def _plain(name: str) -> str:
     return name.removeprefix("./")
-
-
-def pack(folder: Path, nemo: Path) -> None:
-    """Tar `folder` into `nemo`, uncompressed as NeMo does. The record comes first, so readers find it at once.
-
-    Owner and times are left out, so the same content gives the same bytes. Weight files are removed from `folder` as
-    they are packed, so a large model never needs its disk space twice.
-    """
-
-    def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-        member.uid = member.gid = member.mtime = 0
-        member.uname = member.gname = ""
-        return member
-
-    with tarfile.TarFile(nemo, "w", copybufsize=1 << 20) as archive:
-        for name in (RECORD, CONFIG, TOKENIZER_FOLDER):
-            archive.add(folder / name, arcname=f"./{name}", filter=anonymous)
-        archive.add(folder / WEIGHTS, arcname=f"./{WEIGHTS}", filter=anonymous, recursive=False)
-        for file in sorted((folder / WEIGHTS).iterdir()):
-            archive.add(file, arcname=f"./{WEIGHTS}/{file.name}", filter=anonymous)
-            file.unlink()

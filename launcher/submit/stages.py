@@ -149,9 +149,10 @@ def conversion(config: TrialConfig, checkpoint: str | None) -> Stage:
     elif source not in NAMES:
         key, remedy = "pretrained_checkpoint.restore_from_path", "name its Hugging Face folder: --checkpoint FOLDER"
         lacks = Finding(key, str(made), "nothing says what it is to be made from", remedy)
+    form = [] if made.suffix == ".nemo" else ["--folder"]
     return Stage(
         name="convert_checkpoint",
-        command=["-u", str(root() / "data_prep" / "convert_checkpoint.py"), source, str(made)],
+        command=["-u", str(root() / "data_prep" / "convert_checkpoint.py"), source, str(made), *form],
         makes=made,
         files=frozenset([made]),
         made_in=made.parent,

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from data_prep import convert_checkpoint
 from data_prep.models import megatron_weights, nemo_config, proof, small_models
 from data_prep.models.hf_folder import open_folder
 from data_prep.models.llama_shape import LLAMA31 as LLAMA31_SCALING
+from data_prep.models.nemo_writer import NemoWriter
 from launcher.nemo import nemo_file
 
 pytest.importorskip("nemo")
@@ -157,18 +159,22 @@ def test_wrong_conversion_fails_and_leaves_no_file(llama, prover, tmp_path, monk
 
 @pytest.mark.parametrize("whole", [2 << 30, 0], ids=["whole", "by layer"])
 def test_weights_damaged_on_the_way_fail_the_proof(llama, prover, tmp_path, monkeypatch, whole):
-    """The file is proved as it is packed: one byte of a weight inside it, changed, is noticed."""
+    """What is proved is the file itself: one byte of a weight inside it, changed, is noticed."""
     monkeypatch.setattr(convert_checkpoint, "WHOLE", whole)
-    right = nemo_file.pack
+    right = NemoWriter.close
 
-    def spoiled(content, nemo):
-        layer = content / "model_weights" / "__0_1.distcp"
-        data = bytearray(layer.read_bytes())
-        data[len(data) // 2 + 3 | 3] ^= 0x7F  # the exponent of a float
-        layer.write_bytes(data)
-        right(content, nemo)
+    def spoiled(writer):
+        right(writer)
+        with tarfile.open(writer.path) as archive:
+            layer = archive.getmember("./model_weights/__0_1.distcp")
+        with writer.path.open("r+b") as file:
+            place = layer.offset_data + (layer.size // 2 + 3 | 3)
+            file.seek(place)
+            (byte,) = file.read(1)
+            file.seek(place)
+            file.write(bytes([byte ^ 0x7F]))  # the exponent of a float
 
-    monkeypatch.setattr(nemo_file, "pack", spoiled)
+    monkeypatch.setattr(NemoWriter, "close", spoiled)
     with pytest.raises(proof.Failed):
         convert_checkpoint.convert(str(llama()), tmp_path / "out" / "made.nemo", prover=prover)
     assert list((tmp_path / "out").iterdir()) == []
@@ -201,6 +207,7 @@ def test_command_makes_tiny_once(tmp_path):
 
 RANK = """
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from launcher.train.nemo_aligner import standins
@@ -245,8 +252,6 @@ assert len(got) == 11 and set(got.values()) == {None}, got
 
 def test_tensor_parallel_ranks_load_their_halves(llama, tmp_path):
     """Two processes, each with half of every layer, give HF's logits; and what Transformer Engine asks for is there."""
-    import tarfile
-
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -69,7 +69,7 @@ def row(number: int, **changes: Any) -> str:
     return json.dumps({**pair, "chosen_reward": 1.0, "rejected_reward": 0.0, **changes}) + "\n"
 
 
-def write_nemo(path: Path, names: tuple[str, ...] = ("model_config.yaml", "model_weights/x")) -> None:
+def write_nemo(path: Path, names: tuple[str, ...] = ("model_config.yaml", "model_weights/metadata.json")) -> None:
     with tarfile.open(path, "w") as archive:
         for name in names:
             member = tarfile.TarInfo(f"./{name}")

@@ -8,6 +8,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from data_prep.models.nemo_writer import NemoWriter
+from data_prep.unfinished import Journal
+from launcher.nemo import nemo_file
+
 #: Meta-Llama-3-8B's shape; 8,030,261,248 parameters with 128,256 words.
 LLAMA3_8B = {
     "num_layers": 32, "hidden_size": 4096, "ffn_hidden_size": 14336, "num_attention_heads": 32, "num_query_groups": 8,
@@ -43,3 +47,18 @@ def write_described(path: Path, config: dict[str, Any], vocabulary: int, without
             member.size = len(text)
             archive.addfile(member, io.BytesIO(text.encode()))
     return path
+
+
+def new_nemo(folder: Path) -> NemoWriter:
+    """The writer of a .nemo that is a folder, with nothing in it but the folder of its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = NemoWriter(folder, False, Journal(folder.with_name("journal.jsonl")))
+    writer.add_folder(nemo_file.WEIGHTS)
+    return writer
+
+
+def pack(folder: Path, nemo: Path) -> None:
+    """Tar an unpacked .nemo. The record comes first, as readers expect it."""
+    with tarfile.open(nemo, "w") as archive:
+        for name in (nemo_file.RECORD, nemo_file.CONFIG, nemo_file.TOKENIZER_FOLDER, nemo_file.WEIGHTS):
+            archive.add(folder / name, arcname=f"./{name}")

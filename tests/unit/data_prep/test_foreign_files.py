@@ -15,6 +15,7 @@ from data_prep import convert_checkpoint, folders  # noqa: E402
 from data_prep.models import adapters, safe_pickle, small_models  # noqa: E402
 from data_prep.models.torch_dist import INDEX, CheckpointReader, CheckpointWriter  # noqa: E402
 from launcher.findings import Refused  # noqa: E402
+from tests.unit.llama import new_nemo  # noqa: E402
 
 
 class Evil:
@@ -29,7 +30,7 @@ class Evil:
 
 def test_the_index_of_a_checkpoint_is_read_and_nothing_is_run(tmp_path: Path) -> None:
     weights = tmp_path / "nemo" / "model_weights"
-    writer = CheckpointWriter(weights, torch.bfloat16)
+    writer = CheckpointWriter(new_nemo(tmp_path / "nemo"), torch.bfloat16)
     with writer.file(0):
         writer.tensor("a", torch.ones(2, 3), (0, 0), (2, 3))
         writer.nothing("b")

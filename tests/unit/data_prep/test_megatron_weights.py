@@ -13,6 +13,8 @@ from data_prep.models import small_models
 from data_prep.models.hf_folder import open_folder
 from data_prep.models.llama_shape import read_shape
 from data_prep.models.nemo_config import model_config
+from launcher.nemo import nemo_file
+from tests.unit.llama import new_nemo
 
 torch = pytest.importorskip("torch")
 
@@ -56,7 +58,8 @@ def written(hf: Path, folder: Path, dtype=torch.float32) -> dict[str, torch.Tens
     def read(name: str, first: int, end: int) -> torch.Tensor:
         return weights[name][first:end]
 
-    write_weights(read_shape(hf), read, CheckpointWriter(folder, dtype), layers.append)
+    write_weights(read_shape(hf), read, CheckpointWriter(new_nemo(folder), dtype), layers.append)
+    folder /= nemo_file.WEIGHTS
     assert layers == [0, 1]
     index = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     tensors = {key: entry for key, entry in index.items() if "_extra_state" not in key}

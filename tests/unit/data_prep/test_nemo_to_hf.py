@@ -16,6 +16,7 @@ from data_prep.models.llama_shape import LLAMA31 as LLAMA31_SCALING
 from data_prep.models.llama_shape import read_shape
 from launcher.findings import Refused
 from launcher.nemo import nemo_file
+from tests.unit.llama import pack
 
 torch = pytest.importorskip("torch")
 
@@ -91,7 +92,7 @@ def test_config_that_says_otherwise_is_not_believed(llama, tmp_path):
         archive.extractall(unpacked, filter="data")
     config = unpacked / nemo_file.CONFIG
     config.write_text(config.read_text().replace("rotary_base: 10000.0", "rotary_base: 20000.0"))
-    nemo_file.pack(unpacked, tmp_path / "other.nemo")
+    pack(unpacked, tmp_path / "other.nemo")
     back = nemo_to_hf.convert(tmp_path / "other.nemo", tmp_path / "back")
     assert read_shape(back) == replace(read_shape(folder), rope_theta=20000.0)
     assert json.loads((back / "config.json").read_text())["eos_token_id"] == 1
@@ -111,7 +112,7 @@ def test_tokenizer_where_the_file_names_a_folder(llama, tmp_path):
     assert_same(folder, nemo_to_hf.convert(unpacked, tmp_path / "back"))
     assert (tmp_path / "back" / "tokenizer.json").exists()
     config.write_text(named.replace(str(folder), str(tmp_path / "gone")))
-    nemo_file.pack(unpacked, tmp_path / "other.nemo")
+    pack(unpacked, tmp_path / "other.nemo")
     with pytest.raises(Refused, match="holds no tokenizer"):
         nemo_to_hf.convert(tmp_path / "other.nemo", tmp_path / "again")
 
