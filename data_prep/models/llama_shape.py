@@ -1,4 +1,6 @@
-"""The shape of a Llama, from a config.json that transformers 4 or 5 wrote; unsupported models are refused. Stdlib only.
+"""The shape of a Llama, Qwen2.5 or Mistral, from a config.json of transformers 4 or 5; others are refused. Stdlib only.
+
+The three are one architecture: Qwen2.5 has a bias on query, key and value besides, Mistral is a Llama by another name.
 
 transformers 5 has `rope_parameters` in place of `rope_theta` and `rope_scaling`, and `dtype` in place of `torch_dtype`.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +40,20 @@ _NUMBERS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "initializer_range": 0.
 
 
 @dataclass(frozen=True)
+class Family:
+    """A family of models that is converted."""
+
+    prefix: str
+    """Of transformers' classes, such as the LlamaDecoderLayer."""
+    qkv_bias: bool
+
+
+#: By config.json's model_type.
+FAMILIES = {"llama": Family("Llama", False), "qwen2": Family("Qwen2", True), "mistral": Family("Mistral", False)}
+_SUPPORTED = "Llama 2 to 3.3, SmolLM2, Qwen2.5 and Mistral 7B from v0.2 on can be converted"
+
+
+@dataclass(frozen=True)
 class LlamaShape:
     """A Llama's architecture, in Megatron's words where the two differ (query groups = HF's key-value heads)."""
 
@@ -59,24 +75,28 @@ class LlamaShape:
     init_std: float
     dtype: str
     """What config.json says of the weights: float32, float16 or bfloat16."""
+    qkv_bias: bool = False
+    family: str = field(default="llama", compare=False)
+    """Key of FAMILIES. A Mistral's .nemo is a Llama's, so it is no part of the shape."""
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """The weights such a model has, by HF's names, with their shapes ([out, in] for linear layers)."""
         query, keys = self.heads * self.head_dim, self.query_groups * self.head_dim
-        layer = {
-            "input_layernorm": (self.hidden,),
-            "self_attn.q_proj": (query, self.hidden),
-            "self_attn.k_proj": (keys, self.hidden),
-            "self_attn.v_proj": (keys, self.hidden),
-            "self_attn.o_proj": (self.hidden, query),
-            "post_attention_layernorm": (self.hidden,),
-            "mlp.gate_proj": (self.ffn, self.hidden),
-            "mlp.up_proj": (self.ffn, self.hidden),
-            "mlp.down_proj": (self.hidden, self.ffn),
+        projections = {"q_proj": query, "k_proj": keys, "v_proj": keys}
+        layer: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (self.hidden,)}
+        layer |= {f"self_attn.{name}.weight": (rows, self.hidden) for name, rows in projections.items()}
+        if self.qkv_bias:
+            layer |= {f"self_attn.{name}.bias": (rows,) for name, rows in projections.items()}
+        layer |= {
+            "self_attn.o_proj.weight": (self.hidden, query),
+            "post_attention_layernorm.weight": (self.hidden,),
+            "mlp.gate_proj.weight": (self.ffn, self.hidden),
+            "mlp.up_proj.weight": (self.ffn, self.hidden),
+            "mlp.down_proj.weight": (self.hidden, self.ffn),
         }
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, self.hidden)}
         for index in range(self.layers):
-            shapes |= {f"model.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
+            shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
         shapes["model.norm.weight"] = (self.hidden,)
         if not self.tied:
             shapes["lm_head.weight"] = (self.vocab, self.hidden)
@@ -121,6 +141,8 @@ def read_shape(path: Path) -> LlamaShape:
         tied=bool(config.get("tie_word_embeddings", False)),
         init_std=numbers["initializer_range"],
         dtype=str(config.get("torch_dtype") or "float32"),
+        qkv_bias=FAMILIES[config["model_type"]].qkv_bias,
+        family=config["model_type"],
     )
 
 
@@ -150,24 +172,34 @@ _NEW_DRESS = {"rope_scaling": "rope_parameters", "rope_theta": "rope_parameters"
 
 
 def _unsupported(file: Path, config: dict[str, Any]) -> Iterator[Finding]:
-    """Architectures and options of other models than Llama."""
-    where, llama_only = f"{file}: ", "only Llama models can be converted (Llama 2, 3, 3.1, 3.2, 3.3, SmolLM2)"
-    named = config.get("architectures") or [f"model_type {config.get('model_type')}"]
-    if config.get("model_type") != "llama" or (config.get("architectures") or [_LLAMA]) != [_LLAMA]:
-        yield Finding(f"{where}architectures", ",".join(map(str, named)), "unsupported architecture", llama_only)
+    """Architectures of other families, and options that Megatron's GPT has not."""
+    where, kind = f"{file}: ", config.get("model_type")
+    family = FAMILIES.get(str(kind))
+    named = config.get("architectures") or [f"{family.prefix}ForCausalLM" if family else f"model_type {kind}"]
+    if family is None or named != [f"{family.prefix}ForCausalLM"]:
+        yield Finding(f"{where}architectures", ",".join(map(str, named)), "unsupported architecture", _SUPPORTED)
         return
     if config.get("hidden_act", "silu") != "silu":
-        yield Finding(f"{where}hidden_act", str(config["hidden_act"]), "is not Llama's activation", "needs silu")
+        yield Finding(f"{where}hidden_act", str(config["hidden_act"]), f"is not {family.prefix}'s", "needs silu")
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
-            yield Finding(f"{where}{key}", "true", "NeMo's Llama has no such bias", llama_only)
+            yield Finding(f"{where}{key}", "true", "NeMo's Llama has no such bias", _SUPPORTED)
     if config.get("quantization_config"):
         remedy = "convert the unquantised checkpoint"
         yield Finding(f"{where}quantization_config", "", "the weights are quantised", remedy)
+    yield from _unsupported_window(where, config)
     yield from _unsupported_rope(f"{where}rope_scaling", config)
 
 
-_LLAMA = "LlamaForCausalLM"
+def _unsupported_window(where: str, config: dict[str, Any]) -> Iterator[Finding]:
+    """Attention that sees the last tokens only: Mistral 7B v0.1's, and an option of Qwen2.5's that no release uses."""
+    window = config.get("sliding_window", 4096 if config["model_type"] == "mistral" else None)  # as in transformers
+    if config["model_type"] == "qwen2" and not config.get("use_sliding_window"):
+        window = None
+    if window is not None:
+        why = f"attention sees the last {window} tokens only, and NeMo's model all"
+        remedy = f"to train on at most {window} tokens, where there is no difference, set it to null in config.json"
+        yield Finding(f"{where}sliding_window", str(window), why, remedy)
 
 
 def _rope_kind(config: dict[str, Any]) -> str:
@@ -205,6 +237,9 @@ def _misshapen(file: Path, config: dict[str, Any]) -> Iterator[Finding]:
         value = config.get(key, 1.0)
         if not isinstance(value, (int, float)) or not value > 0:
             yield Finding(f"{file}: {key}", str(value), "must be a positive number")
+    if config["model_type"] != "llama" and not isinstance(config.get("num_key_value_heads"), int):
+        bad.append("num_key_value_heads")
+        yield Finding(f"{file}: num_key_value_heads", str(config.get(bad[-1])), "must be a positive whole number")
     if bad:
         return
     hidden, heads = config["hidden_size"], config["num_attention_heads"]

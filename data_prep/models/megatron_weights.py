@@ -85,7 +85,7 @@ def _write_layer(shape: LlamaShape, read: Read, writer: CheckpointWriter, index:
     sizes = shape.tensors()
 
     def of_layer(name: str) -> torch.Tensor:
-        name = f"model.layers.{index}.{name}.weight"
+        name = f"model.layers.{index}.{name}"
         return read(name, 0, sizes[name][0])
 
     def put(key: str, weight: torch.Tensor, row: int = 0, rows: int | None = None) -> None:
@@ -93,14 +93,17 @@ def _write_layer(shape: LlamaShape, read: Read, writer: CheckpointWriter, index:
         offset = (index, row) + (0,) * (weight.ndim - 1)
         writer.tensor(f"{LAYERS}{key}", weight.unsqueeze(0), offset, size)
 
-    put("self_attention.linear_qkv.layer_norm_weight", of_layer("input_layernorm"))
-    query, key, value = (of_layer(f"self_attn.{name}_proj") for name in "qkv")
+    put("self_attention.linear_qkv.layer_norm_weight", of_layer("input_layernorm.weight"))
+    query, key, value = (of_layer(f"self_attn.{name}_proj.weight") for name in "qkv")
     put("self_attention.linear_qkv.weight", fuse_qkv(query, key, value, shape.query_groups))
-    put("self_attention.linear_proj.weight", of_layer("self_attn.o_proj"))
-    put("mlp.linear_fc1.layer_norm_weight", of_layer("post_attention_layernorm"))
-    put("mlp.linear_fc1.weight", of_layer("mlp.gate_proj"), 0, 2 * shape.ffn)
-    put("mlp.linear_fc1.weight", of_layer("mlp.up_proj"), shape.ffn, 2 * shape.ffn)
-    put("mlp.linear_fc2.weight", of_layer("mlp.down_proj"))
+    if shape.qkv_bias:
+        query, key, value = (of_layer(f"self_attn.{name}_proj.bias")[:, None] for name in "qkv")
+        put("self_attention.linear_qkv.bias", fuse_qkv(query, key, value, shape.query_groups).squeeze(1))
+    put("self_attention.linear_proj.weight", of_layer("self_attn.o_proj.weight"))
+    put("mlp.linear_fc1.layer_norm_weight", of_layer("post_attention_layernorm.weight"))
+    put("mlp.linear_fc1.weight", of_layer("mlp.gate_proj.weight"), 0, 2 * shape.ffn)
+    put("mlp.linear_fc1.weight", of_layer("mlp.up_proj.weight"), shape.ffn, 2 * shape.ffn)
+    put("mlp.linear_fc2.weight", of_layer("mlp.down_proj.weight"))
     for module in _WITH_EXTRA_STATE:
         writer.nothing(f"{LAYERS}{module}._extra_state", index, shape.layers)
 
@@ -133,18 +136,23 @@ def read_layer(shape: LlamaShape, reader: CheckpointReader, index: int) -> Itera
         return reader.region(f"{LAYERS}{key}", (index, row) + (0,) * (len(whole) - 2), size).squeeze(0)
 
     def weights() -> Iterator[tuple[str, torch.Tensor]]:
-        yield "input_layernorm", get("self_attention.linear_qkv.layer_norm_weight")
-        parts = split_qkv(get("self_attention.linear_qkv.weight"), shape.heads, shape.query_groups)
-        yield from zip(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), parts, strict=True)
-        del parts
-        yield "self_attn.o_proj", get("self_attention.linear_proj.weight")
-        yield "post_attention_layernorm", get("mlp.linear_fc1.layer_norm_weight")
-        yield "mlp.gate_proj", get("mlp.linear_fc1.weight", 0, shape.ffn)
-        yield "mlp.up_proj", get("mlp.linear_fc1.weight", shape.ffn, shape.ffn)
-        yield "mlp.down_proj", get("mlp.linear_fc2.weight")
+        yield "input_layernorm.weight", get("self_attention.linear_qkv.layer_norm_weight")
+        fused = {"weight": get("self_attention.linear_qkv.weight")}
+        if shape.qkv_bias:
+            fused["bias"] = get("self_attention.linear_qkv.bias")[:, None]
+        for kind in list(fused):
+            parts = split_qkv(fused.pop(kind), shape.heads, shape.query_groups)
+            for name, part in zip("qkv", parts, strict=True):
+                yield f"self_attn.{name}_proj.{kind}", part if kind == "weight" else part.squeeze(1)
+            del parts, part
+        yield "self_attn.o_proj.weight", get("self_attention.linear_proj.weight")
+        yield "post_attention_layernorm.weight", get("mlp.linear_fc1.layer_norm_weight")
+        yield "mlp.gate_proj.weight", get("mlp.linear_fc1.weight", 0, shape.ffn)
+        yield "mlp.up_proj.weight", get("mlp.linear_fc1.weight", shape.ffn, shape.ffn)
+        yield "mlp.down_proj.weight", get("mlp.linear_fc2.weight")
 
     for name, weight in weights():
-        yield f"model.layers.{index}.{name}.weight", weight
+        yield f"model.layers.{index}.{name}", weight
 
 
 def _rows(reader: CheckpointReader, key: str, rows: int) -> torch.Tensor:

@@ -53,7 +53,7 @@ def model_config(shape: LlamaShape, tokens: int, precision: str) -> dict[str, An
         "post_process": True,
         "persist_layer_norm": True,
         "bias": False,
-        "qkv_bias": False,
+        "qkv_bias": shape.qkv_bias,
         "activation": "fast-swiglu",
         "transformer_block_type": "pre_ln",
         "normalize_attention_scores": True,

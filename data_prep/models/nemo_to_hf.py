@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep import folders, unfinished
 from data_prep.models.hf_folder import TOKENIZER_FILES, open_folder
-from data_prep.models.llama_shape import LLAMA31, LlamaShape, RopeScaling, read_shape
+from data_prep.models.llama_shape import FAMILIES, LLAMA31, LlamaShape, RopeScaling, read_shape
 from data_prep.models.safetensors_writer import SafetensorsWriter
 from data_prep.models.torch_dist import CheckpointReader
 from data_prep.progress import Progress
@@ -36,7 +36,7 @@ _LLAMA = {
     "activation": ("fast-swiglu",),
     "position_embedding_type": ("rope",),
     "bias": (False,),
-    "qkv_bias": (False, None),
+    "qkv_bias": (False, True, None),
     "num_moe_experts": (None,),
     "rotary_percentage": (1.0, 1),
     "rotary_interleaved": (False, None),
@@ -106,6 +106,8 @@ def shape_of(path: Path, config: dict[str, Any], vocabulary: int) -> LlamaShape:
         tied=bool(config.get("share_embeddings_and_output_weights", True)),
         init_std=float(config.get("init_method_std", 0.02)),
         dtype="float32",
+        qkv_bias=bool(config.get("qkv_bias")),
+        family="qwen2" if config.get("qkv_bias") else "llama",
     )
 
 
@@ -123,8 +125,8 @@ def hf_config(shape: LlamaShape) -> dict[str, Any]:
     if shape.rope_linear is not None:
         rope = {"rope_type": "linear", "factor": shape.rope_linear}
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [f"{FAMILIES[shape.family].prefix}ForCausalLM"],
+        "model_type": shape.family,
         "hidden_act": "silu",
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,

@@ -7,6 +7,7 @@ again. Embeddings and output layers go by blocks of rows. In memory: a layer in 
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from safetensors import safe_open
 
 from data_prep.models.hf_folder import HFFolder, open_folder
+from data_prep.models.llama_shape import FAMILIES
 from data_prep.models.proof import Failed
 from data_prep.models.proof_rope import set_frequencies
 from data_prep.models.torch_dist import LAYERS, CheckpointReader
@@ -114,11 +116,16 @@ def _blocks(folder: HFFolder, name: str, stored: torch.dtype) -> Iterator[tuple[
 def _hf_states(folder: HFFolder, hidden: torch.Tensor, stored: torch.dtype, say: Say) -> torch.Tensor:
     """What HF's output layer receives: [tokens, hidden], for embeddings of the same shape."""
     from transformers import AutoConfig
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+
+    family = folder.shape.family
+    modeling = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+    def of_family(name: str) -> Any:
+        return getattr(modeling, f"{FAMILIES[family].prefix}{name}")
 
     config = AutoConfig.from_pretrained(folder.path, attn_implementation="eager")
     length = len(hidden)
-    rotary = LlamaRotaryEmbedding(config)
+    rotary = of_family("RotaryEmbedding")(config)
     set_frequencies(rotary, folder.path)
     angles = rotary(hidden, torch.arange(length)[None])
     mask = torch.zeros(1, 1, length, length).masked_fill(_mask(length), torch.finfo(torch.float32).min)
@@ -126,7 +133,7 @@ def _hf_states(folder: HFFolder, hidden: torch.Tensor, stored: torch.dtype, say:
     for index in range(folder.shape.layers):
         say(phase=f"computing HF's layer {index + 1} of {folder.shape.layers}")
         with torch.device("meta"):
-            layer = LlamaDecoderLayer(config, index).eval()
+            layer = of_family("DecoderLayer")(config, index).eval()
         begin = f"model.layers.{index}."
         names = [name for name in folder.files if name.startswith(begin)]
         weights = {name.removeprefix(begin): _fp32(folder, name, stored) for name in names}
@@ -134,7 +141,7 @@ def _hf_states(folder: HFFolder, hidden: torch.Tensor, stored: torch.dtype, say:
         del weights
         states = layer(states, attention_mask=mask, position_embeddings=angles)[0]
         del layer
-    norm = LlamaRMSNorm(folder.shape.hidden, eps=config.rms_norm_eps)
+    norm = of_family("RMSNorm")(folder.shape.hidden, eps=config.rms_norm_eps)
     norm.weight.copy_(_read(folder, "model.norm.weight", stored))
     return norm(states)[0]
 

@@ -100,8 +100,9 @@ def _make_tiny(folder: Path, progress: Progress) -> None:
 
 
 def write_random_llama(folder: Path, seed: int = 1, dtype: str = "float32", **changes: Any) -> None:
-    """A random Llama with a trained tokenizer in `folder`; `changes` are keys of config.json, None to leave
-    one out. The same each time.
+    """A random Llama (by `model_type` Qwen2.5 or Mistral) with a trained tokenizer in `folder`. The same each time.
+
+    `changes` are keys of config.json, None to leave one out.
 
     Weights are drawn wide (0.1, not Llama's 0.02): attention is then far from uniform, so that a wrong rotary embedding
     or a wrong head order shows in the logits.
@@ -109,12 +110,12 @@ def write_random_llama(folder: Path, seed: int = 1, dtype: str = "float32", **ch
     import torch
     from safetensors.torch import save_file
 
-    from data_prep.models.llama_shape import read_shape
+    from data_prep.models.llama_shape import FAMILIES, read_shape
     from data_prep.models.tiny_tokenizer import write_tokenizer
 
     tokens = write_tokenizer(folder)
     config = {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [f"{FAMILIES[changes.get('model_type', 'llama')].prefix}ForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
         "hidden_size": 64,
@@ -133,13 +134,15 @@ def write_random_llama(folder: Path, seed: int = 1, dtype: str = "float32", **ch
         "bos_token_id": 0,
         "eos_token_id": 1,
         "pad_token_id": 1,
-    } | changes
+        **({"sliding_window": None} if changes.get("model_type") == "mistral" else {}),  # left out, it is 4096
+        **changes,
+    }
     config = {key: value for key, value in config.items() if value is not None or key not in changes}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     random = torch.Generator().manual_seed(seed)
     weights = {}
     for name, size in read_shape(folder).tensors().items():
-        mean = 1.0 if len(size) == 1 else 0.0  # norms are near one
+        mean = 1.0 if "norm" in name else 0.0  # norms are near one
         weights[name] = (mean + 0.1 * torch.randn(size, generator=random)).to(getattr(torch, dtype))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 

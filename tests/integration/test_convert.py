@@ -42,6 +42,9 @@ VARIANTS = {
         "rope_parameters": {"rope_theta": 500000.0} | LLAMA31 | {"factor": 32.0},
         "transformers_version": "5.2.0",
     },
+    "qwen 2.5, tied": {"model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1e6, "rms_norm_eps": 1e-6},
+    "qwen 2.5, untied, bf16": {"model_type": "qwen2", "rope_theta": 1e6, "dtype": "bfloat16"},
+    "mistral 7b v0.3": {"model_type": "mistral", "rope_theta": 1e6, "max_position_embeddings": 32768},
 }
 
 
@@ -116,9 +119,15 @@ def one_weight_off(query, key, value, groups, _right=megatron_weights.fuse_qkv):
     return fused
 
 
+def bias_lost(query, key, value, groups, _right=megatron_weights.fuse_qkv):
+    fused = _right(query, key, value, groups)
+    return fused * 0 if fused.shape[1] == 1 else fused
+
+
 MISTAKES = {
     "qkv not interleaved": (megatron_weights, "fuse_qkv", wrong_qkv),
     "one weight off": (megatron_weights, "fuse_qkv", one_weight_off),
+    "bias lost": (megatron_weights, "fuse_qkv", bias_lost),
     "rope scaling lost": (
         nemo_config,
         "rotary_config",
@@ -150,7 +159,7 @@ def test_a_config_misread_by_both_sides_fails(llama, prover, tmp_path, monkeypat
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_wrong_conversion_fails_and_leaves_no_file(llama, prover, tmp_path, monkeypatch, mistake, whole):
     monkeypatch.setattr(convert_checkpoint, "WHOLE", whole)
-    folder = llama(rope_theta=500000.0, rope_scaling=LLAMA31)
+    folder = llama(rope_theta=500000.0, rope_scaling=LLAMA31, model_type="qwen2")
     monkeypatch.setattr(*mistake)
     with pytest.raises(proof.Failed, match="logits differ from HF's by up to"):
         convert_checkpoint.convert(str(folder), tmp_path / "out" / "made.nemo", prover=prover)

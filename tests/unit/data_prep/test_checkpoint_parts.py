@@ -200,7 +200,20 @@ def test_more_tokens_than_rows_are_refused():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, "MistralForCausalLM: unsupported"),
+        ({"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}, "MixtralForCausalLM: unsupported"),
+        ({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}, "Qwen3ForCausalLM: .*Qwen2.5 and Mistral"),
+        ({"architectures": ["MistralForCausalLM"], "model_type": "llama"}, "MistralForCausalLM: unsupported"),
+        ({"architectures": None, "model_type": "mistral"}, "sliding_window=4096: .* null in config.json"),
+        ({"architectures": None, "model_type": "mistral", "sliding_window": 128}, "sliding_window=128"),
+        (
+            {"architectures": None, "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 128},
+            "sliding_window=128",
+        ),
+        (
+            {"architectures": None, "model_type": "qwen2"},
+            "6 weights are missing, first model.layers.0.self_attn.k_proj.b",
+        ),
+        ({"architectures": None, "model_type": "qwen2", "num_key_value_heads": None}, "num_key_value_heads=None: must"),
         ({"model_type": "gpt2", "architectures": None}, "unsupported architecture"),
         ({"hidden_act": "gelu"}, "hidden_act=gelu"),
         ({"attention_bias": True}, "attention_bias"),

@@ -32,6 +32,8 @@ VARIANTS = {
     "wide heads": {"head_dim": 32},
     "more rows than tokens": {"vocab_size": 1100},
     "bf16": {"dtype": "bfloat16"},
+    "qwen 2.5": {"model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1e6},
+    "mistral": {"model_type": "mistral", "rope_theta": 1e6},
 }
 
 
