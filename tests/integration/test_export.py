@@ -98,7 +98,7 @@ def with_peft(base: Path, adapter: Path) -> Any:
     return PeftModel.from_pretrained(model, adapter).eval()
 
 
-def check(sweep: Sweep, base: Path, held_out: Path, out: Path) -> None:
+def check(sweep: Sweep, base: Path, held_out: Path, out: Path, tolerance: float = TOLERANCE) -> None:
     """The adapter on its base, the adapter switched off, and the merged model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -113,7 +113,7 @@ def check(sweep: Sweep, base: Path, held_out: Path, out: Path) -> None:
     merged = AutoModelForCausalLM.from_pretrained(out / "merged").eval()
     found["merged"] = furthest(sweep, merged, AutoTokenizer.from_pretrained(out / "merged"), held_out)
     print(found)
-    assert max(found.values()) < TOLERANCE, found
+    assert max(found.values()) < tolerance, found
 
 
 LORA = {"model__peft__lora_tuning__adapter_dim": 8, "model__peft__lora_tuning__alpha": 20}

@@ -1,0 +1,5 @@
+"""See the package."""
+
+from tests.integration.generations import main
+
+main()
