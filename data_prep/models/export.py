@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,47 @@ def export(
     Without `merge`: adapter_model.safetensors, adapter_config.json, the tokenizer, README.md. With it: a whole model in
     its base's precision. `base` is what the folder calls the base model; default its name in the .nemo. Raises Refused.
     """
+    folders.check("--out", out, force)
+    with folders.new_folder("--out", out) as folder:
+        _fill(folder, sweep, trial, merge, base)
+    return out
+
+
+def export_all(
+    sweep: Sweep, trials: Sequence[Trial], out: Path, *, base: str | None = None, force: bool = False
+) -> list[str]:
+    """Write each trial's adapter into a folder of its own in `out`, and all of them or none.
+
+    Returns the command line with which vLLM serves them side by side on their base model. Raises Refused, also where
+    the trials were trained on different base models: one server has one.
+    """
+    folders.check("--out", out, force)
+    bases = {str(trial.config()["pretrained_checkpoint"]["restore_from_path"]) for trial in trials}
+    if len(bases) > 1:
+        why = f"the trials have {len(bases)} base models: {', '.join(sorted(bases))}"
+        raise Refused([Finding("--all", "", why, "export them one by one")])
+    rank = 0
+    names = [f"trial{trial.number}" for trial in trials]
+    with folders.new_folder("--out", out) as folder:
+        for name, trial in zip(names, trials, strict=True):
+            (folder / name).mkdir()
+            rank = max(rank, _fill(folder / name, sweep, trial, False, base).rank)
+    largest = next((size for size in _VLLM_RANKS if size >= rank), rank)
+    command = ["vllm", "serve", base or base_name(Path(bases.pop())), "--enable-lora", "--max-loras", str(len(names))]
+    command += ["--max-lora-rank", str(largest), "--lora-modules"]
+    return [*command, *(f"{name}={out / name}" for name in names)]
+
+
+#: What vLLM takes for --max-lora-rank.
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def _fill(folder: Path, sweep: Sweep, trial: Trial, merge: bool, base: str | None) -> Adapters:
+    """Write what is exported of one trial into `folder`, which is there."""
     result = trial.result()
     if result is None:
         why = "has no result.json: it is not done"
         raise Refused([Finding(str(trial.folder), "", why, "wait for it, or `retry` it; see `status`")])
-    folders.check("--out", out, force)
     config = trial.config()
     restored = Path(config["pretrained_checkpoint"]["restore_from_path"])
     described = base_model.load(restored)
@@ -48,19 +84,18 @@ def export(
         shape = {**described.config, **config["model"]} if described else None
         found = adapters.read(adapter_file(trial, result), shape)
     name = base or base_name(restored)
-    with folders.new_folder("--out", out) as folder:
-        if merge:
-            model = nemo_to_hf.open_nemo(_there(restored))
-            _fits(restored, model, found)
-            nemo_to_hf.write_folder(model, folder, progress, Merge(found))
-        else:
-            write_peft(found, name, folder)
-            _copy_tokenizer(trial, config, restored, folder)
-        text = card(sweep, trial, result, config, found, name, nemo_file.read_record(restored) or {}, merge)
-        (folder / "README.md").write_text(text, encoding="utf-8")
-        for file in folder.iterdir():  # safetensors writes files that only their owner can read
-            file.chmod((folder / "README.md").stat().st_mode)
-    return out
+    if merge:
+        model = nemo_to_hf.open_nemo(_there(restored))
+        _fits(restored, model, found)
+        nemo_to_hf.write_folder(model, folder, progress, Merge(found))
+    else:
+        write_peft(found, name, folder)
+        _copy_tokenizer(trial, config, restored, folder)
+    text = card(sweep, trial, result, config, found, name, nemo_file.read_record(restored) or {}, merge)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    for file in folder.iterdir():  # safetensors writes files that only their owner can read
+        file.chmod((folder / "README.md").stat().st_mode)
+    return found
 
 
 def adapter_file(trial: Trial, result: Mapping[str, Any]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -281,6 +282,45 @@ def test_another_folder_is_never_replaced(sweep, tmp_path, capsys):
     assert export(sweep.folder, 1, "--out", tmp_path / "data", "--force") == 2
     assert "with other things in it" in capsys.readouterr().err
     assert (tmp_path / "data" / "train.jsonl").exists()
+
+
+def test_all_adapters_side_by_side(sweep, tmp_path, capsys):
+    """What vLLM is started with names each folder; the adapters are those of single exports."""
+    out = tmp_path / "adapters"
+    assert export(sweep.folder, "--all", "--out", out, "--base", "org/base") == 0
+    said = capsys.readouterr().out
+    assert "2 LoRA adapters" in said
+    assert "1 more have no result" in said
+    (command_line,) = [line for line in said.splitlines() if line.startswith("vllm serve")]
+    words = command_line.split()
+    assert words[2] == "org/base"
+    assert words[words.index("--max-loras") + 1] == "2"
+    assert int(words[words.index("--max-lora-rank") + 1]) == 8, "the least that vLLM takes for rank 4"
+    assert words[words.index("--lora-modules") + 1 :] == [f"trial0={out / 'trial0'}", f"trial1={out / 'trial1'}"]
+    for number in (0, 1):
+        assert export(sweep.folder, number, "--out", tmp_path / str(number), "--base", "org/base") == 0
+        ours = {file.name: file.read_bytes() for file in (out / f"trial{number}").iterdir()}
+        alone = {file.name: file.read_bytes() for file in (tmp_path / str(number)).iterdir()}
+        assert alone.pop(".dpo-launcher.json")
+        assert ours == alone
+    assert export(sweep.folder, "--all", "--out", out) == 2
+    assert "--force to replace" in capsys.readouterr().err
+
+
+def test_all_of_different_bases_or_of_none_are_refused(sweep, base, tmp_path, capsys):
+    for words in (["--best"], ["--merge"], [0]):
+        assert export(sweep.folder, *words, "--all", "--out", tmp_path / "out") == 2
+        assert "does not go with --all" in capsys.readouterr().err
+    shutil.copyfile(base, tmp_path / "other.nemo")
+    file = sweep.trials[1].folder / "config.yaml"
+    file.write_text(file.read_text().replace(str(base), str(tmp_path / "other.nemo")))
+    assert export(sweep.folder, "--all", "--out", tmp_path / "out") == 2
+    assert "2 base models" in capsys.readouterr().err
+    for trial in sweep.trials:
+        (trial.folder / "result.json").unlink(missing_ok=True)
+    assert export(sweep.folder, "--all", "--out", tmp_path / "out") == 2
+    assert "no trial has a result" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_fails_leaves_nothing(sweep, tmp_path, monkeypatch):
