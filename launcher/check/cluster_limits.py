@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,9 +25,25 @@ class Site:
         return client.cluster()
 
     @functools.cached_property
+    def _accounts(self) -> tuple[list[Association] | None, str]:
+        """What sacctmgr lists for this user, or why that is not known: it may be forbidden, absent or list nothing."""
+        try:
+            rows = client.associations()
+        except client.SlurmError as error:
+            return None, error.said or str(error)
+        except KeyError:
+            return None, f"uid {os.getuid()} has no name on this machine"
+        return (rows, "") if rows or rows is None else (None, "sacctmgr lists none of yours")
+
+    @property
     def associations(self) -> list[Association] | None:
-        """None where the site keeps no accounts."""
-        return client.associations()
+        """None where the site keeps no accounts, or this user cannot see them: then sbatch has the last word."""
+        return self._accounts[0]
+
+    @property
+    def accounts_unknown(self) -> str:
+        """Why this user's accounts are not known; "" where they are, or where the site keeps none."""
+        return self._accounts[1]
 
     @property
     def enforces_limits(self) -> bool:
@@ -46,6 +63,9 @@ def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
         return [Finding("cluster", cluster.name, why, "try again later, or run here with cluster=local")]
     name = _asked_for(site, config)
     found = _side_by_side(config)
+    if not site.cluster.max_array_size:
+        why = "MaxArraySize=0 turns job arrays off on this cluster, and a sweep is an array"
+        return [Finding("cluster", cluster.name, why, "ask its administrators for arrays")]
     if name is None:
         why = "is not set, and the cluster has no default"
         return [Finding("cluster.partition", "null", why, f"there are: {', '.join(sorted(partitions))}")]
@@ -63,7 +83,7 @@ def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
             associations = [row for row in associations if row.cluster.lower() == here]
             partition = partitions[name.split(",")[0]]
             found += _account(associations, partition, cluster)
-            if not found and site.enforces_limits and associations:
+            if not found and site.enforces_limits:
                 found += _limits(_association(associations, partition, cluster), config, trials)
     return found
 
@@ -90,6 +110,10 @@ def warnings(site: Site, trials: Sequence[PlannedTrial], folder: Path) -> list[F
     It sends Slurm no query that `findings` has not sent already. `folder` is the sweep's folder.
     """
     found: dict[Finding, None] = {}
+    if site.accounts_unknown:
+        account = str(trials[0].config.cluster.account or "")
+        why = f"your accounts and their limits were not checked ({site.accounts_unknown})"
+        found[Finding("cluster.account", account, why, "if sbatch refuses: `sshare -U` may list them")] = None
     places: dict[tuple[str, Path], None] = {("paths.runs", folder): None}
     largest = 1
     for trial in trials:
@@ -118,12 +142,14 @@ def _warned_late(cluster: Cluster) -> list[Finding]:
 def _asked_for(site: Site, config: TrialConfig) -> str | None:
     """The partition (or several, separated by commas) that a trial asks for; by default the cluster's default one."""
     default = site.cluster.default_partition
-    return config.cluster.partition or (default.name if default else None)
+    return config.cluster.partition or os.environ.get("SBATCH_PARTITION") or (default.name if default else None)
 
 
 def _down_now(partition: Partition, config: TrialConfig, together: int) -> list[Finding]:
     nodes, gpus, memory = config.nodes, config.cluster.gpus * together, config.cluster.memory_mb
-    there, up = partition.nodes_with(gpus, memory), partition.nodes_with(gpus, memory, usable=True)
+    kind = config.cluster.gpu_kind
+    there = partition.nodes_with(gpus, memory, kind=kind)
+    up = partition.nodes_with(gpus, memory, kind=kind, usable=True)
     if not up < nodes <= there:
         return []
     why = f"of partition {partition.name}'s {there} nodes that fit, {up} can be used now; trials wait for the others"
@@ -141,22 +167,38 @@ def _partition(partition: Partition, config: TrialConfig, together: int) -> list
     if math.inf > cluster.time_limit_s > partition.max_time:
         limit = f"{partition.max_time / 60:g} minutes"
         found.append(Finding("cluster.time", str(cluster.time), f"{where} allows {limit}", f"write at most {limit}"))
-    if together > 1 and of_one <= partition.gpus_per_node < gpus:
-        why = f"{where} has {partition.gpus_per_node} GPUs a node, and each trial takes {of_one}"
-        remedy = f"write at most {partition.gpus_per_node // of_one}"
+    kind, value = cluster.gpu_kind, str(cluster.gpus_per_node)
+    most_gpus = partition.most_gpus(kind)
+    has = f"{where} has {most_gpus} GPUs {f'of type {kind} ' if kind else ''}a node"
+    if together > 1 and of_one <= most_gpus < gpus:
+        remedy = f"write at most {most_gpus // of_one}"
+        why = f"{has}, and each trial takes {of_one}"
         found.append(Finding("cluster.trials_per_node", str(together), why, remedy))
         gpus = 0
-    elif gpus > partition.gpus_per_node:
-        why = f"{where} has {partition.gpus_per_node} GPUs a node"
-        remedy = "set trainer.devices to at most that" if partition.gpus_per_node else "set it to null for CPU nodes"
-        found.append(Finding("cluster.gpus_per_node", str(of_one), why, remedy))
+    elif gpus > most_gpus:
+        if kind and not most_gpus and partition.most_gpus():
+            names = ", ".join(partition.gpu_kinds)
+            remedy = f"its types: {names}" if names else f"its GPUs have no types: write {of_one}"
+        else:
+            remedy = "set trainer.devices to at most that" if most_gpus else "set it to null for CPU nodes"
+        found.append(Finding("cluster.gpus_per_node", value, has, remedy))
         gpus = 0
-    most = min(partition.max_nodes, partition.nodes_with(gpus=gpus, memory=cluster.memory_mb))
+    memory = cluster.memory_mb
+    with_gpus = f" with {gpus} GPUs" if gpus else ""
+    if nodes > partition.nodes_with(gpus, memory, kind=kind) and nodes <= partition.nodes_with(gpus, kind=kind):
+        largest = max((group.memory for group in partition.groups if group.gpus_of(kind) >= gpus), default=0.0)
+        fit = partition.nodes_with(gpus, memory, kind=kind)
+        why = f"{fit} nodes of {where}{with_gpus} have that much memory, and a trial takes {nodes}"
+        remedy = f"its largest have {largest / 1024:g} GB: write at most that, or 0 for all that a node has"
+        found.append(Finding("cluster.mem_gb", f"{cluster.mem_gb:g}", why, remedy))
+        memory = 0
+    most = min(partition.max_nodes, partition.nodes_with(gpus, memory, kind=kind))
     if nodes > most:
-        largest = int(most) if most < math.inf else partition.total_nodes
-        with_gpus = f" with {gpus} GPUs" if gpus else ""
-        why = f"{where} gives at most {largest} nodes{with_gpus} to a job"
-        found.append(Finding("trainer.num_nodes", str(nodes), why, f"write at most {largest}, or another partition"))
+        largest_job = int(most) if most < math.inf else partition.total_nodes
+        why = f"{where} gives at most {largest_job} nodes{with_gpus} to a job"
+        found.append(
+            Finding("trainer.num_nodes", str(nodes), why, f"write at most {largest_job}, or another partition")
+        )
     return found
 
 
@@ -191,7 +233,8 @@ def _account(associations: list[Association], partition: Partition, cluster: Clu
 
 def _account_name(associations: list[Association], cluster: Cluster) -> str:
     default = next((row.account for row in associations if row.default), None)
-    return str(cluster.account or default or min(row.account for row in associations))
+    asked = cluster.account or os.environ.get("SBATCH_ACCOUNT")
+    return str(asked or default or min(row.account for row in associations))
 
 
 def _association(associations: list[Association], partition: Partition, cluster: Cluster) -> Association:

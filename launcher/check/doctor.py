@@ -5,6 +5,7 @@ Each check is a function that yields lines. None imports torch or NeMo into this
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import importlib.util
 import json
@@ -168,6 +169,7 @@ def runs_folder(runs: Path, many_nodes: bool) -> Iterator[Line]:
         yield Line("runs", OK, where)
     yield _space("space", place, "checkpoints of an 8B trial with LoRA take 3 GB")
     yield _clock(place)
+    yield _locks(place)
 
 
 def scratch() -> Iterator[Line]:
@@ -185,6 +187,17 @@ def _space(topic: str, folder: Path, why: str) -> Line:
             topic, WARNING, f"only {units.size(free)} free in {folder}; {why}", "free some, or use another disk"
         )
     return Line(topic, OK, f"{units.size(free)} free in {folder} (quotas are not counted)")
+
+
+def _locks(folder: Path) -> Line:
+    """Whether the disk has flock, by which launchers on several machines keep out of each other's way."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        what = f"the disk of {folder} has no flock ({error.strerror}): files named *.held are used in its place"
+        return Line("locks", WARNING, what, "on Lustre, mount with -o flock")
+    return Line("locks", OK, f"the disk of {folder} has flock")
 
 
 def _clock(folder: Path) -> Line:

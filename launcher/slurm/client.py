@@ -323,8 +323,8 @@ def cluster() -> SlurmCluster:
 def associations(user: str | None = None) -> list[Association] | None:
     """What a user (by default this one) may do under each account. None: this cluster keeps no accounts.
 
-    []: the cluster keeps accounts and this user has none; if it enforces them, sbatch refuses all jobs. Raises
-    SlurmError.
+    []: the cluster shows no account of this user; if it enforces them and this is so, sbatch refuses all jobs. Raises
+    SlurmError, and KeyError where this user has no name (in a container without the site's passwd).
     """
     name = user or pwd.getpwuid(os.getuid()).pw_name
     fields = f"format={','.join(site.ASSOCIATION_FIELDS)}"

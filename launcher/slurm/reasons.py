@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from launcher.slurm.rows import AccountRow, QueueRow
 from launcher.units import clock
 
@@ -40,6 +42,35 @@ _GROUPS = (
     ("QOS", "the limit of its QoS is reached"),
     ("MaxJobs", "its user runs as many jobs as the site allows"),
 )
+
+
+#: In an error of sbatch -> the key that it is about and what to do. The first that matches counts.
+_REFUSED = (
+    (
+        r"SubmitJob|job submit limit|MaxSubmit",
+        "cluster.account",
+        "sweep over fewer values at a time, wait until jobs of yours have ended, or run several trials in one job:"
+        " cluster.trials_per_node",
+    ),
+    (r"MaxArraySize|Invalid job array", "cluster", "sweep over fewer values at a time"),
+    (r"MaxJobCount|Job limit exceeded|temporarily unavailable", "cluster", "the queue is full: try again later"),
+    (r"Invalid account", "cluster.account", "name one of yours: `sacctmgr show assoc user=$USER` lists them"),
+    (r"(?i)\bqos\b", "cluster.qos", "name one that your account may use"),
+    (r"(?i)time ?limit", "cluster.time", "lower it"),
+    (r"(?i)memory", "cluster.mem_gb", "lower it; where memory is asked for by the CPU: cluster.sbatch.mem_per_cpu=4G"),
+    (r"(?i)partition", "cluster.partition", "`sinfo -s` lists those that there are"),
+    (
+        r"(?i)node configuration|node count|\bgres\b|CPU count",
+        "cluster.gpus_per_node",
+        "ask for what a node of the partition has: `sinfo -o '%P %D %c %m %G'`",
+    ),
+)
+
+
+def refused(error: str) -> tuple[str, str]:
+    """(key, remedy) for an error of sbatch; ("cluster", ...) where the error is none of those known."""
+    found = ((key, remedy) for pattern, key, remedy in _REFUSED if re.search(pattern, error))
+    return next(found, ("cluster", "correct the keys that it names"))
 
 
 def waiting(row: QueueRow) -> str:

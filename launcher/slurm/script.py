@@ -120,9 +120,10 @@ def parameters(request: ArrayRequest) -> dict[str, Any]:
         **{name: getattr(cluster, name) for name in PLAIN},
     }
     if cluster.mem_gb is not None:
-        known["mem"] = f"{cluster.memory_mb}M"  # sbatch takes no fractions
+        known["mem"] = f"{cluster.memory_mb}M" if cluster.mem_gb else "0"  # sbatch takes no fractions
     if cluster.gpus_per_node:
-        known["gpus_per_node"] = cluster.gpus_per_node * request.share
+        count = cluster.gpus * request.share
+        known["gpus_per_node"] = f"{cluster.gpu_kind}:{count}" if cluster.gpu_kind else count
     free: dict[str, Any] = {}
     findings = []
     for option, value in cluster.sbatch.items():

@@ -32,6 +32,10 @@ class NodeGroup:
     gpus: dict[str, int]
     """GPUs a node, by type; the type is "" if the site names none."""
 
+    def gpus_of(self, kind: str = "") -> int:
+        """GPUs a node of one type; of all types for "". Slurm compares types without regard to case."""
+        return sum(count for name, count in self.gpus.items() if kind.lower() in ("", name.lower()))
+
     @property
     def usable(self) -> bool:
         """Whether a job could get these nodes without an administrator's help. (`inval`: configured wrongly.)"""
@@ -68,19 +72,26 @@ class Partition:
     def admits_qos(self, qos: str) -> bool:
         return qos not in self.denied_qos and (self.qos is None or qos in self.qos)
 
+    def most_gpus(self, kind: str = "") -> int:
+        """GPUs of its best equipped nodes: those of one type, or all for ""."""
+        return max((group.gpus_of(kind) for group in self.groups), default=0)
+
     @property
-    def gpus_per_node(self) -> int:
-        """GPUs of its best equipped nodes."""
-        return max((sum(group.gpus.values()) for group in self.groups), default=0)
+    def gpu_kinds(self) -> list[str]:
+        """The types of its GPUs that the site names."""
+        return sorted({kind for group in self.groups for kind in group.gpus if kind})
 
     @property
     def memory_per_node(self) -> float:
         """MB of its largest nodes."""
         return max((group.memory for group in self.groups), default=0.0)
 
-    def nodes_with(self, gpus: int = 0, memory: float = 0, cpus: int = 0, usable: bool = False) -> int:
-        """How many of its nodes have at least this much; memory in MB. `usable`: count only nodes usable now."""
-        fit = (g for g in self.groups if sum(g.gpus.values()) >= gpus and g.memory >= memory and g.cpus >= cpus)
+    def nodes_with(self, gpus: int = 0, memory: float = 0, cpus: int = 0, kind: str = "", usable: bool = False) -> int:
+        """How many of its nodes have at least this much; memory in MB.
+
+        kind: the type of the GPUs, "" for any. usable: count only nodes usable now.
+        """
+        fit = (g for g in self.groups if g.gpus_of(kind) >= gpus and g.memory >= memory and g.cpus >= cpus)
         return sum(group.count for group in fit if group.usable or not usable)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -118,13 +117,4 @@ def locked(lock: Path) -> bool:
     If /proc/locks does not list the lock, it is taken for microseconds to find out: a controller that starts at that
     very moment would believe that another launcher runs the trial.
     """
-    if holder(lock) is not None:
-        return True
-    try:
-        with whole_file.regular(lock) as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return holder(lock) is not None or whole_file.is_locked(lock)

@@ -14,7 +14,7 @@ import launcher as package
 from launcher.check import files
 from launcher.findings import Finding, Refused
 from launcher.nemo import base_model, nemo_file
-from launcher.slurm import container, script, template
+from launcher.slurm import container, rows, script, template
 from launcher.slurm.script import ArrayRequest
 from launcher.trial_config.cluster import Cluster
 from launcher.trial_config.config import Split, TrialConfig
@@ -246,7 +246,20 @@ def directives(
 ) -> list[str]:
     """The #SBATCH lines of one process on one node: as for a trial, less what asks for GPUs or for several nodes."""
     free = {key: value for key, value in cluster.sbatch.items() if not str(key).startswith(_OF_TRIALS)}
-    changes = {"gpus_per_node": None, "exclusive": None, "nodelist": None, "mem_gb": mem_gb, "sbatch": free}
+    changes: dict[str, object] = {
+        "gpus_per_node": None,
+        "exclusive": None,
+        "nodelist": None,
+        "mem_gb": mem_gb,
+        "sbatch": free,
+    }
+    per_cpu = next((value for key, value in cluster.sbatch.items() if key.replace("-", "_") == "mem_per_cpu"), None)
+    if per_cpu is not None and mem_gb is not None:
+        # The site wants memory requested by the CPU: request as many CPUs as the stage's memory takes.
+        cpus = math.ceil(mem_gb * 1024 / (rows.megabytes(str(per_cpu)) or 1))
+        changes |= {"mem_gb": None, "sbatch": {**free, "mem_per_cpu": per_cpu}, "cpus_per_task": cpus}
+    if cluster.stages_partition:
+        changes["partition"] = cluster.stages_partition
     one_process = cluster.model_copy(update=changes)
     request = ArrayRequest(
         sweep=Path(), name=name, trials=[0], nodes=1, ranks_per_node=1, cluster=one_process, after=after

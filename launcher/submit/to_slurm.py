@@ -18,7 +18,7 @@ from launcher.compose.trials import PlannedTrial
 from launcher.engines import ENGINES
 from launcher.findings import Finding, LauncherError, Refused
 from launcher.job import slurm_job
-from launcher.slurm import client, container, profile, script
+from launcher.slurm import client, container, profile, reasons, script
 from launcher.slurm.script import ArrayRequest
 from launcher.submit import node_share, prepare
 from launcher.submit.prepare import Check, Warn, folder_of
@@ -167,8 +167,9 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
             client.submit(path, receipt=sweep.receipt(path.name))
         except client.SlurmError as error:
             if number == taken and error.code and not error.unanswered:
-                why = f"sbatch refused it ({error.said or f'exit code {error.code}'})"
-                raise Refused([Finding(str(path), "", why, "correct the keys of cluster that it names")]) from error
+                key, remedy = reasons.refused(error.said)
+                why = f"sbatch refused {path.name} ({error.said or f'exit code {error.code}'})"
+                raise Refused([Finding(key, "", why, remedy)]) from error
             missing = sum(len(request.trials) for request in requests[number - taken :])
             raise SubmissionFailed(
                 f"{error}; {missing} of {len(sweep.trials)} trials are not known to be submitted: see"

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from launcher.trial_config.types import FreeKeys, Lines, Number, Section, Text, TimeLimit
+from launcher.trial_config.types import FreeKeys, Gpus, Lines, Number, Section, Text, TimeLimit
 from launcher.units import parse_time_limit
 
 
@@ -41,9 +41,12 @@ class Cluster(Section):
     mail_type: Text | None = None
     mail_user: Text | None = None
     comment: Text | None = None
-    gpus_per_node: int | None = Field(None, ge=1, description="follows trainer.devices")
+    gpus_per_node: Gpus | None = Field(None, description="follows trainer.devices; with a type: a100:2")
     cpus_per_task: int | None = Field(None, ge=1, description="CPUs a rank; null: its GPU's share of a node, at most 8")
-    mem_gb: Number | None = Field(None, gt=0, description="GB a node; null: its GPUs' share of a node")
+    mem_gb: Number | None = Field(None, ge=0, description="GB a node; null: its GPUs' share; 0: all of it (--mem=0)")
+    stages_partition: Text | None = Field(
+        None, description="partition of the conversion, the data and the report, which use no GPU; null: the trials'"
+    )
     # estimates
     gpu_memory_gb: Number | None = Field(None, gt=0, description="GiB of one GPU; for a warning only")
     tokens_per_second: Number | None = Field(None, gt=0, description="training tokens a second and rank, for estimates")
@@ -98,7 +101,12 @@ class Cluster(Section):
     @property
     def gpus(self) -> int:
         """GPUs a node that one trial asks for."""
-        return self.gpus_per_node or 0
+        return int(str(self.gpus_per_node or 0).rpartition(":")[2])
+
+    @property
+    def gpu_kind(self) -> str:
+        """The type of those GPUs; "" where any will do."""
+        return str(self.gpus_per_node or "").rpartition(":")[0]
 
     @property
     def memory_mb(self) -> int:

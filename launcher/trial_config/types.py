@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
@@ -66,6 +67,11 @@ def _time_limit(value: int | str) -> int | str:
     return value
 
 
+def _gpus(value: int | str) -> int | str:
+    _fail_unless(bool(re.fullmatch(r"([\w.-]+:)?[1-9]\d*", str(value))))
+    return value
+
+
 def _engine(value: str) -> str:
     _fail_unless(module_of(value) is not None)
     return value
@@ -108,6 +114,9 @@ Interval: TypeAlias = Annotated[
     Allowed("steps (a whole number, at least 1) or a fraction of an epoch (a decimal number above 0, up to 1.0)"),
 ]
 TimeLimit: TypeAlias = Annotated[int | str, AfterValidator(_time_limit), Allowed("minutes, or D-HH:MM:SS")]
+Gpus: TypeAlias = Annotated[
+    int | str, AfterValidator(_gpus), Allowed("a whole number of at least 1, or a type and a number (a100:2)")
+]
 Precision: TypeAlias = Annotated[Literal["auto", "bf16", "bf16-mixed", "32"], BeforeValidator(_precision)]
 Engine: TypeAlias = Annotated[
     str, AfterValidator(_engine), Allowed(f"{', '.join(ENGINES)}, or a module such as mypackage.engine")

@@ -12,6 +12,7 @@ from launcher.check import cluster_limits, disk
 from launcher.compose.trials import PlannedTrial
 from launcher.slurm import client
 from launcher.slurm import site as slurm_site
+from launcher.slurm.run import Answer
 from launcher.trial_config.config import TrialConfig
 from tests.unit.conftest import changed
 from tests.unit.slurm.test_slurm import said
@@ -27,9 +28,8 @@ def site(associations: str | None = None, drained: bool = False, enforce: str = 
     found = cluster_limits.Site()
     partitions = slurm_site.partitions(text, slurm_site.node_groups(said(f"{label} 2")))
     vars(found)["cluster"] = client.SlurmCluster(settings, partitions)
-    vars(found)["associations"] = slurm_site.associations(
-        said("associations") if associations is None else associations
-    )
+    rows = slurm_site.associations(said("associations") if associations is None else associations)
+    vars(found)["_accounts"] = (rows, "")
     return found
 
 
@@ -62,6 +62,11 @@ def test_a_good_trial(trial: Any) -> None:
         ({"num_nodes": 3}, "trainer.num_nodes=3: partition main gives at most 2 nodes with 2 GPUs"),
         ({"gpus_per_node": 4}, "cluster.gpus_per_node=4: partition main has 2 GPUs a node"),
         ({"account": "vip"}, "cluster.account=vip: you have no association with this account; yours: research, root"),
+        (
+            {"gpus_per_node": "a100:2"},
+            "cluster.gpus_per_node=a100:2: partition main has 0 GPUs of type a100 a node; its GPUs",
+        ),
+        ({"mem_gb": 100}, "cluster.mem_gb=100: 0 nodes of partition main with 2 GPUs have that much memory"),
         ({"qos": "gold"}, "cluster.qos=gold: account research may not use it"),
         ({"partition": "wide"}, "cluster.account=research: partition wide does not admit it"),
     ],
@@ -158,3 +163,51 @@ def test_a_slurm_that_does_not_answer(trial: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", str(tmp_path))
     (finding,) = found(cluster_limits.Site(), trial())
     assert "Slurm does not answer" in finding and "cluster=local" in finding
+
+
+def test_accounts_that_cannot_be_seen_are_sbatchs_affair(
+    trial: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sites forbid sacctmgr to users, or it lists nothing, or this user has no name: sbatch may take the sweep."""
+    monkeypatch.setattr(disk, "file_system", lambda path: disk.FileSystem("nfs4", "server:/x", "/"))
+
+    def denied() -> Any:
+        raise client.SlurmError(Answer(("sacctmgr",), 1, "", "sacctmgr: error: Access/permission denied\n", 0.0))
+
+    def nameless() -> Any:
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    for answer, why in ((denied, "Access/permission denied"), (nameless, "no name"), (list, "lists none of yours")):
+        where = site()
+        del vars(where)["_accounts"]
+        monkeypatch.setattr(client, "associations", answer)
+        assert found(where, trial()) == []
+        (finding,) = warned(where, workspace, trial())
+        assert finding.startswith("cluster.account: your accounts and their limits were not checked") and why in finding
+
+
+def test_a_profile_names_the_partition_and_the_account(trial: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sbatch takes SBATCH_PARTITION and SBATCH_ACCOUNT where the script names none."""
+    monkeypatch.setenv("SBATCH_PARTITION", "dead")
+    assert found(site(), trial()) == ["cluster.partition=dead: is DOWN; choose another"]
+    assert found(site(), trial(partition="main")) == []
+    monkeypatch.delenv("SBATCH_PARTITION")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "vip")
+    assert "vip: you have no association" in found(site(), trial())[0]
+
+
+def test_a_cluster_without_arrays(trial: Any) -> None:
+    where = site()
+    where.cluster.settings["MaxArraySize"] = "0"
+    (finding,) = found(where, trial())
+    assert "MaxArraySize=0" in finding
+
+
+def test_gpus_of_a_type(trial: Any) -> None:
+    where = site()
+    typed = [dataclasses.replace(g, gpus={"a100": 4, "v100": 2}) for g in where.cluster.partition("main").groups]
+    main = dataclasses.replace(where.cluster.partition("main"), groups=tuple(typed))
+    vars(where)["cluster"] = client.SlurmCluster(where.cluster.settings, [main])
+    assert found(where, trial(gpus_per_node="a100:4")) == []
+    assert "main has 2 GPUs of type v100" in found(where, trial(gpus_per_node="v100:4"))[0]
+    assert "its types: a100, v100" in found(where, trial(gpus_per_node="h100:1"))[0]

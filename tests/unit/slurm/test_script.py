@@ -55,6 +55,11 @@ def test_parallelism() -> None:
     assert "#SBATCH --array=0-2%1" in lines(text(request(cluster={"array_parallelism": 1})))
 
 
+def test_gpus_of_a_type_and_all_of_a_nodes_memory() -> None:
+    made = lines(text(request(share=2, cluster={"gpus_per_node": "a100:4", "mem_gb": 0})))
+    assert "#SBATCH --gpus-per-node=a100:8" in made and "#SBATCH --mem=0" in made
+
+
 @pytest.mark.parametrize("option", ["array", "output", "nodes", "--partition", "a b", "job-name"])
 def test_options_that_are_the_launchers_own(option: str) -> None:
     if option == "job-name":

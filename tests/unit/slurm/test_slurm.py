@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.slurm import reasons, site
 from launcher.slurm import rows as slurm_rows
-from launcher.slurm import site
 
 RECORDED = {
     answer["label"]: answer
@@ -124,6 +124,28 @@ def test_reasons_may_hold_the_separator_and_sinfos_header_is_skipped() -> None:
 
 
 @pytest.mark.parametrize(
+    ("error", "key", "remedy"),
+    [
+        ("AssocMaxSubmitJobLimit; Batch job submission failed: Job violates accounting/QOS policy (job submit limit, "
+         "user's size and/or time limits)", "cluster.account", "cluster.trials_per_node"),
+        ("Batch job submission failed: Invalid qos specification", "cluster.qos", "name one"),
+        ("Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
+         "cluster.time", "lower"),
+        ("Batch job submission failed: Memory required by task is not available", "cluster.mem_gb", "mem_per_cpu"),
+        ("Batch job submission failed: Requested node configuration is not available",
+         "cluster.gpus_per_node", "sinfo"),
+        ("Batch job submission failed: Invalid account or account/partition combination specified",
+         "cluster.account", "sacctmgr"),
+        ("something that a site's plugin says", "cluster", "correct the keys"),
+    ],
+)  # fmt: skip
+def test_what_to_do_where_sbatch_refuses(error: str, key: str, remedy: str) -> None:
+    """The texts are slurm_errno.c's (22.05)."""
+    found = reasons.refused(error)
+    assert found[0] == key and remedy in found[1]
+
+
+@pytest.mark.parametrize(
     ("text", "word", "phase"),
     [
         ("RUNNING", "RUNNING", "running"),
@@ -201,7 +223,7 @@ def test_partitions_with_a_drained_node() -> None:
         "wide": ("UP", False, math.inf, None),
     }
     main, wide = found["main"], found["wide"]
-    assert (main.total_nodes, main.max_nodes, main.gpus_per_node, main.memory_per_node) == (2, math.inf, 2, 64000)
+    assert (main.total_nodes, main.max_nodes, main.most_gpus(), main.memory_per_node) == (2, math.inf, 2, 64000)
     assert (main.nodes_with(gpus=2), main.nodes_with(gpus=2, usable=True), main.nodes_with(gpus=3)) == (2, 1, 0)
     assert (main.nodes_with(memory=64000, cpus=16), main.nodes_with(memory=64001)) == (2, 0)
     assert main.admits_account("anyone") and main.admits_qos("anything")
@@ -215,7 +237,7 @@ def test_partitions_that_deny_and_that_have_unlike_nodes() -> None:
     (wide,) = site.partitions(line, groups)
     assert not wide.admits_account("guest") and wide.admits_account("research")
     assert not wide.admits_qos("normal") and wide.admits_qos("high")
-    assert (wide.max_nodes, wide.gpus_per_node, wide.memory_per_node) == (4, 8, 515000)
+    assert (wide.max_nodes, wide.most_gpus(), wide.memory_per_node) == (4, 8, 515000)
     assert [(group.state, group.usable, group.gpus) for group in wide.groups] == [
         ("idle", True, {"h100": 8}),
         ("down", False, {}),

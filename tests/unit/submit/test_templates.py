@@ -186,6 +186,18 @@ def test_a_stage_asks_for_no_gpus_and_one_node() -> None:
         assert present in made
 
 
+def test_a_stage_where_memory_is_asked_for_by_the_cpu() -> None:
+    """Some sites refuse --mem and demand --mem-per-cpu: a stage takes as many CPUs as its memory needs."""
+    made = stages.directives(CLUSTER.model_copy(update={"sbatch": {"mem_per_cpu": "3968M"}}), "name", "out", mem_gb=8)
+    assert "#SBATCH --mem-per-cpu=3968M" in made and "#SBATCH --cpus-per-task=3" in made
+    assert not [line for line in made if line.startswith("#SBATCH --mem=")]
+
+
+def test_stages_may_have_a_partition_without_gpus() -> None:
+    made = stages.directives(CLUSTER.model_copy(update={"stages_partition": "cpu"}), "name", "out")
+    assert "#SBATCH --partition=cpu" in made and "#SBATCH --partition=gpu" not in made
+
+
 def test_a_name_that_is_no_variable_never_gets_into_a_script() -> None:
     with pytest.raises(launcher.findings.Refused, match=r"cluster.environment.A;touch /x"):
         stages.surroundings(CLUSTER.model_copy(update={"environment": {"A;touch /x": "1"}}), Inside())
