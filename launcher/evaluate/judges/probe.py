@@ -1,0 +1,182 @@
+"""A probe as a judge, where no reward model is at hand: logistic regression on the reference policy's hidden states.
+
+It is a Bradley-Terry model: P(a is better than b) = sigmoid(w . (f(a) - f(b))), with f the hidden state at the end of
+prompt and answer. It is trained on pairs that no trial was trained on, and is never shown without its own accuracy on
+pairs that it was not fitted to. Where that accuracy could be chance, it says that nothing can be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from launcher import estimates
+from launcher.estimates import LEVEL
+from launcher.evaluate.judges.judge import Comparison, Preferences
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+    Array = NDArray[numpy.float64]
+else:
+    Array = Any
+
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Ridge penalties tried, for differences of features scaled to a mean square of 1 and a mean loss over pairs."""
+_FOLDS = 5
+_STEPS = 50  # of Newton's method at most; it needs about ten
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted probe."""
+
+    weights: Array
+    """[features], for unscaled features."""
+    accuracy: float
+    """Share of the held-out pairs whose chosen answer it prefers."""
+    error: float
+    """Standard error of `accuracy`, over prompts."""
+    pairs: int
+    penalty: float
+    """The ridge penalty that was chosen."""
+
+    @property
+    def unusable(self) -> str:
+        """Why it cannot judge; "" where its accuracy is above chance, one-sided, at LEVEL."""
+        if estimates.student_tail((self.accuracy - 0.5) / self.error, self.pairs - 1) < LEVEL:
+            return ""
+        return (
+            f"cannot be told: the probe prefers the chosen answer in {self.accuracy:.3f} ± {self.error:.3f} of "
+            f"{self.pairs} pairs held out from it, which may be chance"
+        )
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """What is shown beside every result."""
+        return {
+            "held_out_accuracy": self.accuracy,
+            "held_out_accuracy_error": self.error,
+            "pairs": self.pairs,
+            "penalty": self.penalty,
+        }
+
+    def prefer(self, first: Array, second: Array) -> list[float]:
+        """P(first is better) of each row. Both are [comparisons, features]."""
+        import numpy
+
+        margins = (numpy.asarray(first, dtype=float) - numpy.asarray(second, dtype=float)) @ self.weights
+        return [float(value) for value in _sigmoid(margins)]
+
+
+def fit(chosen: Array, rejected: Array, prompts: Sequence[str]) -> Probe:
+    """Fit a probe on pairs and measure it on pairs held out.
+
+    `chosen` and `rejected` are [pairs, features], `prompts` names each pair's prompt: pairs of one prompt are never on
+    both sides of a split. Accuracy is by nested cross-validation of five folds: each pair is judged by a probe that was
+    neither fitted to it nor had its penalty chosen by it. Raises ValueError with fewer than 20 prompts.
+    """
+    import numpy
+
+    differences = numpy.asarray(chosen, dtype=float) - numpy.asarray(rejected, dtype=float)
+    scale = numpy.sqrt((differences**2).mean(axis=0))  # the same whichever answer of a pair is the chosen one
+    scaled = differences / numpy.where(scale > 0, scale, 1.0)
+    names = list(dict.fromkeys(prompts))
+    if len(names) < 20:
+        raise ValueError(f"a probe needs pairs of at least 20 prompts; there are {len(names)}")
+    order = numpy.random.default_rng(0).permutation(len(names))
+    fold_of = {names[place]: number % _FOLDS for number, place in enumerate(order)}
+    folds = numpy.array([fold_of[name] for name in prompts])
+    right = numpy.zeros(len(scaled))
+    for fold in range(_FOLDS):
+        inside, outside = folds != fold, folds == fold
+        penalty = _choose(scaled[inside], folds[inside])
+        right[outside] = _right(scaled[outside] @ _weights(scaled[inside], penalty))
+    by_prompt = {name: [0.0, 0] for name in names}
+    for name, value in zip(prompts, right.tolist(), strict=True):
+        by_prompt[name][0] += value
+        by_prompt[name][1] += 1
+    measured = estimates.ratio([total for total, _ in by_prompt.values()], [size for _, size in by_prompt.values()])
+    least = estimates.share_error(measured.value, len(names))
+    penalty = _choose(scaled, folds)
+    weights = _weights(scaled, penalty) / numpy.where(scale > 0, scale, 1.0)
+    return Probe(weights, measured.value, max(measured.error or 0.0, least), len(scaled), penalty)
+
+
+def _choose(differences: Array, folds: Array) -> float:
+    """The penalty with the smallest loss on pairs left out, fold by fold."""
+    import numpy
+
+    def loss(penalty: float) -> float:
+        total = 0.0
+        for fold in numpy.unique(folds):
+            inside = folds != fold
+            margins = differences[~inside] @ _weights(differences[inside], penalty)
+            total += float(numpy.logaddexp(0.0, -margins).sum())
+        return total
+
+    return min(PENALTIES, key=loss)
+
+
+def _weights(differences: Array, penalty: float) -> Array:
+    """argmin over w of mean(log(1 + exp(-w . d))) + penalty / 2 |w|^2, by Newton's method with halved steps.
+
+    With more features than pairs the solution lies in the span of the pairs, so the problem is solved there.
+    """
+    import numpy
+
+    count, width = differences.shape
+    if width > count:
+        basis, _ = numpy.linalg.qr(differences.T)
+        return numpy.asarray(basis @ _weights(differences @ basis, penalty))
+    weights = numpy.zeros(width)
+
+    def value(at: Array) -> float:
+        return float(numpy.logaddexp(0.0, -differences @ at).mean() + penalty / 2 * at @ at)
+
+    current = value(weights)
+    for _ in range(_STEPS):
+        chances = _sigmoid(-differences @ weights)
+        gradient = penalty * weights - differences.T @ chances / count
+        curvature = (differences.T * (chances * (1 - chances) / count)) @ differences
+        step = numpy.linalg.solve(curvature + penalty * numpy.eye(width), gradient)
+        size = 1.0
+        while (new := value(weights - size * step)) > current and size > 1e-6:
+            size /= 2
+        if current - new < 1e-10 * max(1.0, abs(current)):
+            break
+        weights, current = weights - size * step, new
+    return weights
+
+
+def _right(margins: Array) -> Array:
+    """1 where the chosen answer is preferred, 0.5 where neither is."""
+    import numpy
+
+    return numpy.where(margins > 0, 1.0, numpy.where(margins == 0, 0.5, 0.0))
+
+
+def _sigmoid(values: Array) -> Array:
+    import numpy
+
+    return numpy.asarray(0.5 * (1 + numpy.tanh(values / 2)))
+
+
+@dataclass(frozen=True)
+class ProbeJudge:
+    """A probe with the means to compute features of answers."""
+
+    probe: Probe
+    features: Callable[[Sequence[tuple[str, str]]], Array]
+    """[(prompt, answer)] -> [answers, features], as the probe was fitted on."""
+    name: str = "probe"
+
+    def prefer(self, comparisons: Sequence[Comparison]) -> Preferences:
+        """The verdict is unusable, and no features are computed, where the probe's own accuracy could be chance."""
+        if self.probe.unusable:
+            return Preferences([None] * len(comparisons), self.probe.facts, self.probe.unusable)
+        first = self.features([(it.prompt, it.first) for it in comparisons])
+        second = self.features([(it.prompt, it.second) for it in comparisons])
+        return Preferences(list(self.probe.prefer(first, second)), self.probe.facts)
