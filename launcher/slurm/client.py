@@ -261,11 +261,18 @@ _NOT_WAITING = "no longer pending|Invalid job id|Access/permission denied"  # it
 _GONE = "Invalid job id|already completing or completed"
 
 
+def can_look_for(name: str) -> bool:
+    """Whether squeue and sacct can select jobs by this name.
+
+    A comma starts the next name. sacct 22.05 finds nothing and exits with 0 if there are quotes or brackets.
+    """
+    return bool(name) and not set(name) & set(",'\"[]")
+
+
 def _chosen(jobs: Iterable[int | str] | None, name: str | None) -> list[str] | None:
     """The options that select jobs; None if the selection is empty, which must not become all jobs."""
-    if name is not None and (odd := set(name) & set(",'\"[]")):
-        # sacct 22.05 would find nothing and exit with 0; a comma starts the next name
-        raise ValueError(f"name={name!r}: Slurm cannot look for a name with {' '.join(sorted(odd))} in it")
+    if name is not None and not can_look_for(name):
+        raise ValueError(f"name={name!r}: Slurm cannot look for a name with a comma, quotes or brackets in it")
     ids = None if jobs is None else [str(job) for job in jobs]
     if ids == []:
         return None

@@ -44,6 +44,7 @@ STATES: dict[str, State] = {
         ("POWER_UP_NODE", "running", "its nodes are powered up"),
         ("RUNNING", "running", "runs"),
         ("RESIZING", "running", "changes its size"),
+        ("REVOKED", "running", "is on another cluster of the federation"),  # until it ends there
         ("SIGNALING", "running", "is sent a signal"),
         ("STAGE_OUT", "running", "stages its files out"),
         ("STOPPED", "running", "is stopped and keeps its nodes"),
@@ -59,7 +60,6 @@ STATES: dict[str, State] = {
         ("OUT_OF_MEMORY", "failed", "took more memory than it asked for"),  # 22.05 may say FAILED 9:0 or 1:0 of the job
         ("PREEMPTED", "failed", "had to make room for another job"),  # where it is requeued, a PENDING row follows
         ("RECONFIG_FAIL", "failed", "a node could not be reconfigured"),
-        ("REVOKED", "failed", "runs on another cluster of the federation"),
         ("TIMEOUT", "failed", "reached its time limit"),
     )
 }

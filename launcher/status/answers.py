@@ -52,7 +52,8 @@ class Answers:
 def ask(sweep: Sweep) -> Answers:
     """Run one squeue for all arrays that have a trial without a result, and one sacct if that is not enough.
 
-    If an sbatch left no id, another squeue looks for its array by the job name of the sweep.
+    Another squeue asks by the job name of the sweep if an sbatch left no id, or if the time of submission does not tell
+    whether a job is the sweep's.
     """
     claimed = _claim(sweep)
     now = time.time()
@@ -76,29 +77,51 @@ def ask(sweep: Sweep) -> Answers:
     submitted = {part.name: part for parts in parts_by_trial for part in parts}
     try:
         rows = client.squeue(ids, ended=True)
-        reused = {row.name for row in rows if row.name in submitted and not _is_ours(row, submitted[row.name])}
+        reused = _reused(rows, submitted, sweep)
         queue = {row.name: row for row in rows if row.name not in reused}
     except run.SlurmError as error:
         troubles.append(f"squeue does not answer ({_words(error)}): which trials wait or run is not certain")
     if queue is None or any(parts and not _alive(parts, queue) for parts in parts_by_trial):
         try:
-            account = {row.name: row for row in client.sacct(ids) if row.name not in reused}
+            account = {row.name: row for row in client.sacct(ids, name=_job_name(sweep)) if row.name not in reused}
         except run.SlurmError as error:
             troubles.append(f"sacct does not answer ({_words(error)}): it is not fully known how trials ended")
     return Answers(now, queue, account, tuple(troubles), claimed, frozenset(reused), answers.cluster)
 
 
-def _is_ours(row: QueueRow, part: Element) -> bool:
-    """Whether the job in the queue is the one that was submitted: Slurm reuses job ids when its counter wraps around.
+def _reused(rows: Iterable[QueueRow], submitted: Mapping[str, Element], sweep: Sweep) -> set[str]:
+    """The names of the elements in `submitted` that are other jobs now. Raises SlurmError.
 
-    A requeue gives a job a new time of submission.
+    Slurm reuses job ids when its counter wraps around, and other clusters have the same ids. A job is the sweep's if it
+    was submitted when the sweep says. A requeue gives a job a new time of submission, and clocks can be wrong: then its
+    user and its name decide. The name has the sweep's id in it.
     """
+    doubtful = {row.name: row for row in rows if row.name in submitted and not _agrees(row, submitted[row.name])}
+    if not doubtful:
+        return set()
+    name = _job_name(sweep)
+    if name is None:
+        return {element for element, row in doubtful.items() if not row.restarts}
+    arrays = sorted({int(submitted[element].job["id"]) for element in doubtful})
+    ours = client.squeue(arrays, name=name, user=sweep.data["user"], ended=True)
+    return set(doubtful) - {row.name for row in ours}
+
+
+def _agrees(row: QueueRow, part: Element) -> bool:
+    """Whether the job was submitted when the sweep says."""
     if row.submitted is None:
         return True
     delay = row.submitted - datetime.fromisoformat(part.job["submitted"]).timestamp()
-    if delay > _SUBMITTED_SLACK_S:
-        return row.restarts > 0
-    return delay > -_SUBMITTED_SLACK_S or "first" in part.job  # a continuation's time is that of a copied file
+    if "first" in part.job and delay < 0:
+        return True  # the time of a continuation is that of a file, which may have been copied since
+    return abs(delay) <= _SUBMITTED_SLACK_S
+
+
+def _job_name(sweep: Sweep) -> str | None:
+    """The name of the sweep's jobs, which no other job has. None if there is none that Slurm can look for."""
+    names = {" ".join(job["name"].split()) for job in sweep.jobs if job["kind"] == "slurm" and job.get("name")}
+    name = names.pop() if len(names) == 1 else ""
+    return name if sweep.data["id"] in name and client.can_look_for(name) else None
 
 
 def _cluster_name() -> str:
@@ -116,10 +139,11 @@ def _claim(sweep: Sweep) -> dict[str, str]:
     """
     known = sweep.submitted()
     nameless = [job for job in known if job["kind"] == "slurm" and not job["id"] and job.get("name")]
-    if not nameless or "," in nameless[-1]["name"]:
+    name = " ".join(nameless[-1]["name"].split()) if nameless else ""
+    if not client.can_look_for(name):
         return {}
     try:
-        rows = client.squeue(name=" ".join(nameless[-1]["name"].split()), user=sweep.data["user"], ended=True)
+        rows = client.squeue(name=name, user=sweep.data["user"], ended=True)
     except run.SlurmError:
         return {}
     known_ids = {int(job["id"]) for job in known if has_array_id(job)}

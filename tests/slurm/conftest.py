@@ -32,7 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    recorded = [pair for report in reports if report.when == "call" for pair in report.user_properties]
+    calls = [report for report in reports if getattr(report, "when", "") == "call"]  # deselected tests have no report
+    recorded = [pair for report in calls for pair in report.user_properties]
     if rows := [faults.Row(**row) for name, row in recorded if name == ROW]:
         terminalreporter.write_sep("=", "what faults cost a trial")
         terminalreporter.write_line(faults.text(rows))

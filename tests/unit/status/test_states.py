@@ -228,7 +228,7 @@ def test_a_retry_that_sbatch_refused_hides_nothing(tmp_path: Path, monkeypatch: 
     sweep = make(tmp_path / "s", 1)
     sweep.record_job("slurm", "", [0], script="1.sbatch", name="tune")
     monkeypatch.setattr(client, "squeue", lambda *ids, **how: [])
-    monkeypatch.setattr(client, "sacct", lambda ids: [accounted(0, "TIMEOUT")])
+    monkeypatch.setattr(client, "sacct", lambda ids, **how: [accounted(0, "TIMEOUT")])
     assert (states.look(sweep).trials[0].state, states.look(sweep).trials[0].slurm) == ("FAILED", "TIMEOUT")
 
 
@@ -274,7 +274,7 @@ def test_one_question_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return [queued(number, "RUNNING") for number in range(500)]
 
     monkeypatch.setattr(client, "squeue", squeue)
-    monkeypatch.setattr(client, "sacct", lambda ids: asked.append(("sacct", ids)) or [])
+    monkeypatch.setattr(client, "sacct", lambda ids, **how: asked.append(("sacct", ids)) or [])
     assert states.look(sweep).counts == {"RUNNING": 500} and asked == [("squeue", [ARRAY])]
     for number in range(500):
         done(sweep, number)

@@ -118,7 +118,10 @@ def test_a_number_that_slurm_has_given_to_another_job(
 ) -> None:
     sweep = dated(make(runs / "s"), LAST_YEAR)
     held = {"reason": "BeginTime", "restarts": 0}
-    monkeypatch.setattr(client, "squeue", lambda *ids, **how: [queued(n, "PENDING", **held) for n in range(3)])
+    stranger = [queued(n, "PENDING", **held) for n in range(3)]
+    monkeypatch.setattr(
+        client, "squeue", lambda *ids, **how: stranger
+    )  # by hand: the sweep's jobs have no name of its own
     look = states.look(sweep)
     assert [state.state for state in look.trials] == ["FAILED"] * 3
     assert "to another job" in look.trials[0].reason and "deleted" not in table(look)
@@ -126,6 +129,60 @@ def test_a_number_that_slurm_has_given_to_another_job(
     ours = [queued(0, "RUNNING", restarts=2), queued(1, "RUNNING", submitted=None)]
     monkeypatch.setattr(client, "squeue", lambda *ids, **how: ours)
     assert [state.state for state in states.look(sweep).trials][:2] == ["RUNNING"] * 2, "a requeue is a new submission"
+
+
+def named(sweep: Sweep) -> Sweep:
+    """The sweep with jobs named as a submission names them."""
+    data = json.loads((sweep.folder / "sweep.json").read_text())
+    data["jobs"][0]["name"] = f"tune-{data['id']}"
+    (sweep.folder / "sweep.json").write_text(json.dumps(data))
+    return Sweep.load(sweep.folder)
+
+
+@pytest.mark.parametrize("restarts", [0, 3])
+def test_the_name_and_the_user_decide_where_the_time_cannot(
+    runs: Path, slurm: list[Any], monkeypatch: pytest.MonkeyPatch, restarts: int
+) -> None:
+    """Of today's jobs with last year's numbers, 0 was requeued and is the sweep's; 1 and 2 are others."""
+    sweep = named(dated(make(runs / "s"), LAST_YEAR))
+    rows = [queued(n, "RUNNING", restarts=restarts) for n in range(3)]
+    asked: list[dict[str, Any]] = []
+
+    def squeue(ids: list[int], **how: Any) -> list[Any]:
+        asked.append(how)
+        return rows[:1] if how.get("name") else rows
+
+    monkeypatch.setattr(client, "squeue", squeue)
+    look = states.look(sweep)
+    assert [state.state for state in look.trials] == ["RUNNING", "FAILED", "FAILED"]
+    assert asked[1] == {"name": f"tune-{sweep.data['id']}", "user": sweep.data["user"], "ended": True}
+    actions.cancel(look, actions.to_cancel(look, []).chosen)
+    assert slurm == [[f"{ARRAY}_0"]]
+    asked.clear()
+    states.look(named(make(runs / "new")))
+    assert len(asked) == 1, "the usual sweep is one question"
+
+
+def test_the_accounting_is_asked_for_jobs_of_this_name(
+    runs: Path, slurm: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[Any] = []
+    monkeypatch.setattr(client, "sacct", lambda ids, name: names.append(name) or [])
+    sweep = named(make(runs / "s"))
+    states.look(sweep)
+    assert names == [f"tune-{sweep.data['id']}"]
+
+
+def test_a_lost_id_of_a_sweep_with_quotes_in_its_name(runs: Path, slurm: list[Any]) -> None:
+    sweep = make(runs / "s", array=None)
+    sweep.record_job("slurm", "", range(3), script="0.sbatch", name="it's")
+    assert [state.state for state in states.look(sweep).trials] == ["UNSUBMITTED"] * 3
+
+
+def test_a_job_on_another_cluster_of_the_federation_is_no_failure(runs: Path, slurm: list[Any]) -> None:
+    look = states.join(make(runs / "s", 1), answers([queued(0, "REVOKED")]))
+    assert look.trials[0].state == "RUNNING" and "federation" in look.trials[0].reason
+    assert actions.to_retry(look, [], only_failed=False).chosen == []
 
 
 def test_a_job_of_another_cluster(runs: Path, slurm: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
