@@ -10,30 +10,45 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.findings import Finding, Refused
 from launcher.slurm import client
 
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+#: The Hydra launchers of launcher/plugins.
+LAUNCHERS = ("preference_local", "preference_slurm", "preference_write", "preference_handover")
+
 
 @dataclass(frozen=True)
 class CommandLine:
-    """`argv` is for Hydra, `forced` are the keys that the user wrote with a `+`, `note` is one line to print."""
+    """The words for Hydra, and what else the user's words say."""
 
     argv: list[str]
     forced: frozenset[str]
+    """The keys that the user wrote with `+` or `++`."""
     note: str
+    """One line to print."""
+    names_folder: bool
+    """Whether the user chose the sweep's folder."""
 
 
 def prepare(argv: Sequence[str], config_root: Path) -> CommandLine:
     """Check and rewrite the words after `launcher/main.py`. Raises Refused with every finding in them."""
     from hydra._internal.utils import get_args_parser
 
-    args = get_args_parser().parse_args(list(argv))
+    args = get_args_parser().parse_intermixed_args(list(argv))  # options may stand between overrides
     roots = [config_root] + [Path(d) for d in (args.config_dir,) if d]
     overrides = list(args.overrides)
     options = _without(list(argv), overrides)
 
     findings: list[Finding] = []
+    if args.multirun and (args.cfg or args.info):
+        findings.append(
+            Finding("-m", "", "cannot be combined with --cfg or --info", "drop it, and give one value a key")
+        )
     rewritten: list[str] = []
     forced: set[str] = set()
     for word in overrides:
@@ -50,7 +65,8 @@ def prepare(argv: Sequence[str], config_root: Path) -> CommandLine:
     if not shows and not args.multirun:  # one trial is a sweep of one: same folder, checks and launcher
         rewritten.append("hydra/sweeper=preference_single")
         options = [*options, "--multirun"]
-    return CommandLine([*options, *rewritten], frozenset(forced), note)
+    names_folder = any(word.lstrip("+").startswith(("hydra.sweep.dir=", "hydra.run.dir=")) for word in overrides)
+    return CommandLine([*options, *rewritten], frozenset(forced), note, names_folder)
 
 
 def default_cluster() -> tuple[str, str]:
@@ -73,6 +89,7 @@ def plain(override: str) -> str:
 
 def _rewrite(word: str, roots: list[Path], multirun: bool, forced: set[str], findings: list[Finding]) -> str:
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ValueType
     from hydra.errors import HydraException
 
     try:
@@ -85,17 +102,49 @@ def _rewrite(word: str, roots: list[Path], multirun: bool, forced: set[str], fin
     if override.is_sweep_override() and not multirun:
         findings.append(Finding(key, word.partition("=")[2], "several values", "add -m to run one trial for each"))
     if key.startswith(("hydra.", "hydra/")):
+        findings += _of_hydra(key, word.partition("=")[2])
         return word
     options = _options(key, roots)
     if options is not None:
-        _check_group(key, override.get_value_element_as_str(), options, findings)
-        return word
+        for choice in _choices(override):
+            findings += _check_group(key, choice, options)
+        return word.removeprefix("++")  # Hydra has no `++` for a group
     if override.is_delete():
         return word
-    if override.is_add():
+    if key.startswith("cluster.") and override.value_type is ValueType.SIMPLE_CHOICE_SWEEP and multirun:
+        value = word.partition("=")[2]
+        why = "with a comma is a sweep: a trial for each value"
+        remedy = f"""as one value: '{key}="{value}"'; if a sweep is meant: '{key}=choice({value})'"""
+        findings.append(Finding(key, value, why, remedy))
+    if override.is_add() or override.is_force_add():
         forced.add(key)
-        return "++" + word.lstrip("+")
-    return "++" + word
+    return "++" + word.lstrip("+")
+
+
+def _of_hydra(key: str, value: str) -> list[Finding]:
+    """Keys of Hydra that its own launchers read, and ours do not."""
+    if key == "hydra/launcher" and value not in LAUNCHERS:
+        why = "is a launcher of Hydra's, which would train nothing"
+        return [Finding(key, value, why, "drop it: cluster=local runs trials here, cluster=slurm submits them")]
+    if key.startswith("hydra.launcher."):
+        name = key.removeprefix("hydra.launcher.")
+        remedy = f"write cluster.{name}={value}, or cluster.sbatch.{name}={value} if cluster has no such key"
+        return [Finding(key, value, "is an option of Hydra's own launchers and not read here", remedy)]
+    if key == "hydra.sweep.subdir":
+        return [Finding(key, value, "is not read: a trial's folder is its number", "drop it")]
+    return []
+
+
+def _choices(override: Override) -> list[str]:
+    """The names that an override of a config group chooses; none if it gives a pattern."""
+    from hydra.core.override_parser.types import ChoiceSweep
+
+    value = override.value()
+    if override.is_sweep_override() and not isinstance(value, ChoiceSweep):
+        return []
+    chosen = value.list if isinstance(value, ChoiceSweep) else [value]
+    flat = [name for item in chosen for name in (item if isinstance(item, list) else [item])]
+    return [str(name) for name in flat if name is not None]
 
 
 def _options(group: str, roots: list[Path]) -> list[str] | None:
@@ -106,13 +155,12 @@ def _options(group: str, roots: list[Path]) -> list[str] | None:
     return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
 
 
-def _check_group(group: str, value: str, options: list[str], findings: list[Finding]) -> None:
-    for choice in value.strip("[]").split(","):
-        name = choice.strip().strip("'\"")
-        if name and name != "null" and name not in options and not name.startswith(("glob(", "choice(")):
-            near = difflib.get_close_matches(name, options, n=1)
-            remedy = (f"did you mean {near[0]}? " if near else "") + f"there are: {', '.join(options)}"
-            findings.append(Finding(group, name, f"no such {group}", remedy))
+def _check_group(group: str, name: str, options: list[str]) -> list[Finding]:
+    if name in options:
+        return []
+    near = difflib.get_close_matches(name, options, n=1)
+    remedy = (f"did you mean {near[0]}? " if near else "") + f"there are: {', '.join(options)}"
+    return [Finding(group, name, f"no such {group}", remedy)]
 
 
 def _without(argv: list[str], overrides: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None, program: str = "") -> int:
     terminal.replace_unencodable()
     try:
         line = command_line.prepare(words, config_root())
-        hydra_state.forced = line.forced
+        hydra_state.forced, hydra_state.names_folder = line.forced, line.names_folder
         hydra_state.command = [*(program.split() or [Path(sys.argv[0]).name]), *words]
         if line.note:
             print(line.note, file=sys.stderr)

@@ -30,6 +30,8 @@ Take: TypeAlias = "Callable[[HydraLauncher, Sequence[Sequence[str]]], Sequence[J
 command: list[str] = []
 #: Keys that the user added with Hydra's `+` or `++`.
 forced: frozenset[str] = frozenset()
+#: Whether the user chose the sweep's folder. Otherwise it is named by the time, and a number if that is taken.
+names_folder: bool = False
 #: The sweep's folder, once this command has written it.
 folder: Path | None = None
 #: The command's exit code. A launcher sets it, since Hydra does not keep the result of a multirun.

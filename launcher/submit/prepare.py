@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from launcher.compose import hydra_state, trials
 from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, LauncherError, Refused
-from launcher.sweep.folder import Sweep
+from launcher.sweep.folder import FolderTaken, Sweep
 from launcher.sweep.trial import Trial
 
 Check = Callable[[Sequence[PlannedTrial]], list[Finding]]
@@ -57,6 +59,8 @@ def refuse(
     expected: Collection[Path] = (),
 ) -> None:
     """Raises Refused with all that is wrong; `expected` are files that will be made before a trial starts."""
+    if launcher.sweep is None and not hydra_state.names_folder:
+        _choose_free_folder(launcher)
     folder = folder_of(launcher)
     findings = preflight.findings(configs, None if launcher.sweep else folder, expected)
     findings += check(configs) if check else []
@@ -71,11 +75,29 @@ def written(launcher: HydraLauncher, configs: Sequence[PlannedTrial]) -> tuple[S
     pairs = [(trial.overrides, trial.config.plain) for trial in configs]
     if launcher.sweep is not None:
         return launcher.sweep, launcher.sweep.add_trials(pairs)
-    launcher.sweep = Sweep.create(
-        folder_of(launcher), command=hydra_state.command, experiment=configs[0].config.plain["experiment"], trials=pairs
-    )
+    experiment = configs[0].config.plain["experiment"]
+    while launcher.sweep is None:
+        try:
+            launcher.sweep = Sweep.create(
+                folder_of(launcher), command=hydra_state.command, experiment=experiment, trials=pairs
+            )
+        except FolderTaken:
+            if hydra_state.names_folder:
+                raise
+            _choose_free_folder(launcher)
     hydra_state.folder = launcher.sweep.folder
     return launcher.sweep, launcher.sweep.trials
+
+
+def _choose_free_folder(launcher: HydraLauncher) -> None:
+    """Add a number to the folder's name, which is the time to the second, while another sweep has the name already."""
+    from omegaconf import read_write
+
+    folder = folder_of(launcher)
+    stem = re.sub(r"(?<=\d\d-\d\d-\d\d)_\d+$", "", folder.name)
+    names = itertools.chain([folder], (folder.with_name(f"{stem}_{number}") for number in itertools.count(2)))
+    with read_write(launcher.config.hydra):
+        launcher.config.hydra.sweep.dir = str(next(name for name in names if not name.exists()))
 
 
 class NoResult(LauncherError):

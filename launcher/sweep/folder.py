@@ -40,6 +40,10 @@ _DISTRIBUTIONS = ("dpo-launcher", "hydra-core", "hydra-submitit-launcher", "subm
 _PLACEHOLDERS = re.compile("%[jtAa]")
 
 
+class FolderTaken(Refused):
+    """The folder holds a sweep already."""
+
+
 class Sweep:
     """A sweep folder that exists. Made by `create`, opened by `load`."""
 
@@ -60,12 +64,12 @@ class Sweep:
     ) -> Sweep:
         """Write the folder completely or not at all. A trial is (overrides, complete resolved config).
 
-        `folder` may exist already, with Hydra's files in it, but not a sweep. Raises Refused.
+        `folder` may exist already, with Hydra's files in it, but not a sweep. Raises Refused, FolderTaken.
         """
         sweep = cls.planned(folder, command=command, experiment=experiment, trials=trials)
         folder, data = sweep.folder, sweep.data
         if (folder / "sweep.json").exists():
-            raise Refused([Finding(str(folder), "", "holds a sweep already", _ELSEWHERE)])
+            raise FolderTaken([Finding(str(folder), "", "holds a sweep already", _ELSEWHERE)])
         beside = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
         try:
             beside.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +80,8 @@ class Sweep:
             whole_file.write_json(beside / "sweep.json", data)
             _put_in_place(beside, folder, mode)
         except OSError as error:
+            if (folder / "sweep.json").exists():  # another process was faster
+                raise FolderTaken([Finding(str(folder), "", "holds a sweep already", _ELSEWHERE)]) from error
             why = f"cannot be written ({error.strerror or error})"
             raise Refused([Finding(str(folder), "", why, _ELSEWHERE)]) from error
         finally:

@@ -14,6 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
+from launcher.findings import Finding, Refused
+
 if TYPE_CHECKING:
     from launcher.sweep.folder import Sweep
 
@@ -28,6 +30,10 @@ class PreferenceSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
+        launcher = str(self.config.hydra.launcher._target_)
+        if not launcher.startswith(_HERE):  # a config file may choose one of Hydra's own
+            why = "would train nothing"
+            raise Refused([Finding("hydra/launcher", launcher, why, "choose cluster=local or cluster=slurm instead")])
         # Written like the keys from launcher.compose.command_line, so the command line overrides an experiment's.
         chosen = [f"++{key.lstrip('+')}={values}" for key, values in self.params.items()]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
