@@ -35,6 +35,8 @@ class Paths(Section):
 class Compute(Section):
     """`compute`: what a step need not compute."""
 
+    share_prompt: bool = Field(description="compute a pair's prompt once, not for chosen and rejected each")
+    positions_per_micro_batch: int | None = Field(ge=1, description="pairs share a row of so many positions at most")
     cut_padding: bool = Field(description="cut each micro batch to its own longest pair")
     length_multiple: int | None = Field(ge=1, description="tokens that a micro batch's length is rounded up to")
     cache_reference: bool = Field(description="keep the reference policy's log-probabilities in paths.cache")

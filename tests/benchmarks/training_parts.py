@@ -75,11 +75,24 @@ def count(session: Any, folder: Path) -> None:
     (folder / "bench.json").write_text(json.dumps(found))
 
 
-def time_steps(session: Any, folder: Path) -> None:
-    """CPU seconds of reference pass and training step, for each batch by turns: stock, cut alone, all savings."""
-    import torch
+#: Ways to compute a step, and their pairs a micro batch: stock is at its best with four, ours with one.
+WAYS = {"stock": 4, "cut": 1, "all": 1, "shared": 1, "packed": 1}
+#: Positions of a row of several pairs.
+PACKED = 1024
 
-    from launcher.train.nemo_aligner.savings import micro_batches, response_logits
+
+def time_steps(session: Any, folder: Path) -> None:
+    """CPU seconds of reference pass and training step, each batch by turns in all WAYS."""
+    from megatron.core import num_microbatches_calculator as calculator
+
+    from launcher.train.nemo_aligner.savings import (
+        attention,
+        micro_batches,
+        packing,
+        response_logits,
+        row,
+        shared_prompt,
+    )
 
     trainer, model = session.trainer, session.model
     collate = trainer.collate_fn
@@ -87,7 +100,12 @@ def time_steps(session: Any, folder: Path) -> None:
     micro_batches.install(model, 1)
     cut = model.get_forward_output_and_loss_func
     response_logits.install(model)
-    ways = {"stock": stock, "cut": cut, "all": model.get_forward_output_and_loss_func}
+    every = model.get_forward_output_and_loss_func
+    model.get_forward_output_and_loss_func = stock
+    way_of_attention = attention.choose("cpu", str(session.config.trainer.precision))
+    shared_prompt.install(model, 1, way_of_attention.attend)
+    shared = model.get_forward_output_and_loss_func
+    ways = {"stock": stock, "cut": cut, "all": every, "shared": shared, "packed": shared}
     found: list[dict[str, Any]] = []
     for rows in trainer.train_dataloader:
         if len(found) == len(ways) * trainer.max_steps:
@@ -96,6 +114,10 @@ def time_steps(session: Any, folder: Path) -> None:
             model.get_ref_policy_logprobs(collate(rows, pad_length_to_multiple_of=trainer.pad_seq_length_to_mult))
         for way, forward in ways.items():
             model.get_forward_output_and_loss_func = forward
+            model.cfg.micro_batch_size = model.cfg.dpo.log_prob_forward_micro_batch_size = WAYS[way]
+            calculator.reconfigure_num_microbatches_calculator(0, None, len(rows), WAYS[way], 1)
+            if way == "packed":
+                packing.install(model, PACKED)
             some = rows if way == "stock" else micro_batches.longest_first(rows)
             batch = collate(some, pad_length_to_multiple_of=trainer.pad_seq_length_to_mult)
             began = _cpu_seconds()
@@ -103,12 +125,17 @@ def time_steps(session: Any, folder: Path) -> None:
             half = len(values) // 2
             batch["ref_policy_log_probs_chosen"], batch["ref_policy_log_probs_rejected"] = values[:half], values[half:]
             between = _cpu_seconds()
-            trainer.train_single_step(batch)
+            loss, _ = trainer.train_single_step(batch)
             ended = _cpu_seconds()
-            own = batch["chosen"].shape[1] * len(rows)
-            if way != "stock":
-                own = int(torch.maximum(batch["chosen_length"], batch["rejected_length"]).sum())
-            found.append({"way": way, "reference": between - began, "step": ended - between, "positions": 2 * own})
+            own = 2 * batch["chosen"].shape[1] * len(rows)
+            if way in ("cut", "all"):
+                own = 2 * sum(max(one["chosen_length"], one["rejected_length"]) for one in rows)
+            elif way != "stock":
+                own = int(row.row_lengths(batch).sum())
+            if way == "packed":
+                del model.get_logprob_batch, model.get_loss_and_metrics
+            taken = {"reference": between - began, "step": ended - between}
+            found.append({"way": way, **taken, "positions": own, "loss": loss})
             print(found[-1], flush=True)
     (folder / "bench.json").write_text(json.dumps(found))
 

@@ -58,7 +58,14 @@ def hidden_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:
         tokens = torch.nn.functional.pad(tokens, (0, parallel - length % parallel))
     tokens = tokens.cuda()
     mask, _, positions = get_ltor_masks_and_position_ids(tokens, model.tokenizer.eos_id, False, False, False)
-    batch = {"input_ids": tokens, "position_ids": positions, "attention_mask": mask[:1]}
+    hidden = last_hidden(model, {"input_ids": tokens, "position_ids": positions, "attention_mask": mask[:1]})
+    if parallel > 1:
+        hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+    return hidden.transpose(0, 1)[:, :length]
+
+
+def last_hidden(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The output layer's input as Megatron has it, [length, sequences, hidden], for what its GPTModel takes."""
 
     def forward(batches: Iterator[dict[str, torch.Tensor]], module: Any, *_: Any) -> tuple[torch.Tensor, Any]:
         return module(**next(batches), labels=None), lambda output, non_loss_data=True: output
@@ -71,13 +78,11 @@ def hidden_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:
             model=model.model,
             num_microbatches=1,
             forward_only=True,
-            seq_length=tokens.shape[1],
-            micro_batch_size=tokens.shape[0],
+            seq_length=batch["input_ids"].shape[1],
+            micro_batch_size=batch["input_ids"].shape[0],
             collect_non_loss_data=True,
         )
-    if parallel > 1:
-        hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-    return hidden.transpose(0, 1)[:, :length]
+    return hidden
 
 
 def output_weight(model: Any) -> torch.Tensor:

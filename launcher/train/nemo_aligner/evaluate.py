@@ -124,7 +124,10 @@ def _hidden(model: Any, pair: Mapping[str, Any]) -> Any:
     import torch
 
     from launcher.train.nemo_aligner import divergence
+    from launcher.train.nemo_aligner.savings import shared_prompt
 
+    if shared_prompt.taught(divergence.megatron_gpt(model)):
+        return shared_prompt.responses(model, pair)
     # A pair's two sides are padded to the same length.
     hidden = divergence.hidden_states(model, torch.stack([pair["chosen"], pair["rejected"]]))
     return hidden[torch.stack([pair["chosen_labels"], pair["rejected_labels"]]).to(hidden.device) > -1]

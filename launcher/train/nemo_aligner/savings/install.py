@@ -15,10 +15,25 @@ from typing import Any
 import torch
 
 from launcher.train.metrics_file import MetricsFile
-from launcher.train.nemo_aligner.savings import micro_batches, reference, reference_key, response_logits
+from launcher.train.nemo_aligner.savings import (
+    attention,
+    micro_batches,
+    packing,
+    reference,
+    reference_key,
+    response_logits,
+    shared_prompt,
+)
 from launcher.train.nemo_aligner.savings.reference_cache import Cache, private_folder
 
-DEFAULTS = {"cut_padding": True, "length_multiple": None, "skip_prompt_logits": True, "cache_reference": True}
+DEFAULTS = {
+    "share_prompt": False,
+    "positions_per_micro_batch": None,
+    "cut_padding": True,
+    "length_multiple": None,
+    "skip_prompt_logits": True,
+    "cache_reference": True,
+}
 
 _EACH = "the reference policy is run for every batch"
 
@@ -41,17 +56,38 @@ def install(config: Any, trainer: Any, splits: Mapping[str, Split], progress: Me
     """
     asked = {**DEFAULTS, **(config.get("compute") or {})}
     model = trainer.model
-    how = {"length_multiple": 0, "skip_prompt_logits": False}
+    how: dict[str, Any] = {"length_multiple": 0, "skip_prompt_logits": False, "attention": "", "positions": None}
+    if _wanted(asked["share_prompt"], "prompts are computed twice", shared_prompt.obstacle(model.cfg), progress):
+        how["length_multiple"] = _multiple(config, trainer, asked)
+        way = attention.choose(config.trainer.accelerator, str(config.trainer.precision))
+        how["attention"] = way.name
+        shared_prompt.install(model, how["length_multiple"], way.attend)
+        _sort(trainer)
+        if asked["positions_per_micro_batch"]:
+            how["positions"] = int(asked["positions_per_micro_batch"])
+            packing.install(model, how["positions"])
+        if progress.writes:
+            print(f"prompts are computed once; attention by {way.name}", flush=True)
+    else:
+        _cut(config, trainer, asked, how, progress)
+    if _wanted(asked["cache_reference"], _EACH, reference_key.obstacle(config, model.cfg), progress):
+        _cached_reference(config, trainer, splits, how, progress)
+
+
+def _cut(config: Any, trainer: Any, asked: dict[str, Any], how: dict[str, Any], progress: MetricsFile) -> None:
+    model = trainer.model
     if _wanted(asked["cut_padding"], "padding is computed", micro_batches.obstacle(model.cfg), progress):
         how["length_multiple"] = micro_batches.length_multiple(model.cfg, _multiple(config, trainer, asked))
         micro_batches.install(model, how["length_multiple"])
-        collate = trainer.collate_fn
-        trainer.collate_fn = lambda pairs, **options: collate(micro_batches.longest_first(pairs), **options)
+        _sort(trainer)
     if _wanted(asked["skip_prompt_logits"], "prompts get logits", response_logits.obstacle(model.cfg), progress):
         how["skip_prompt_logits"] = True
         response_logits.install(model)
-    if _wanted(asked["cache_reference"], _EACH, reference_key.obstacle(config, model.cfg), progress):
-        _cached_reference(config, trainer, splits, how, progress)
+
+
+def _sort(trainer: Any) -> None:
+    collate = trainer.collate_fn
+    trainer.collate_fn = lambda pairs, **options: collate(micro_batches.longest_first(pairs), **options)
 
 
 def _wanted(asked: bool, otherwise: str, obstacle: str, progress: MetricsFile) -> bool:

@@ -29,7 +29,10 @@ _NOT_OF_THE_TOKENS = (
     "default_chosen_reward", "default_rejected_reward",
 )  # fmt: skip
 #: Modules of the launcher's whose code the numbers come from.
-_CODE = ("savings/micro_batches.py", "savings/reference.py", "savings/response_logits.py", "standins")
+_CODE = (
+    "savings/attention.py", "savings/micro_batches.py", "savings/reference.py", "savings/response_logits.py",
+    "savings/row.py", "savings/shared_prompt.py", "standins",
+)  # fmt: skip
 
 
 def obstacle(config: Any, model_config: Any) -> str:

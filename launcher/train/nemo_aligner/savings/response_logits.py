@@ -43,26 +43,10 @@ def install(model: Any) -> None:
 
         def picking(batches: Iterator[dict[str, torch.Tensor]], *rest: Any) -> Any:
             batch = next(batches)
-            labels = torch.cat((batch["chosen_labels"], batch["rejected_labels"]))
-            places = labelled(labels).cuda(
-                non_blocking=True
-            )  # looked for on the CPU: a GPU would have to be waited for
-
-            def pick(layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-                hidden, *others = inputs
-                return hidden.flatten(0, 1)[places][None], *others  # as [1, n]: torch multiplies [n, 1] n times
-
-            hook = output_layer.register_forward_pre_hook(pick)
-            try:
+            places = labelled(torch.cat((batch["chosen_labels"], batch["rejected_labels"])))
+            with picked(output_layer, places):
                 output, finish = forward(iter([batch]), *rest)
-            finally:
-                hook.remove()
-
-            def finished(*args: Any, **kwargs: Any) -> Any:
-                with _log_probabilities_at(places):
-                    return finish(*args, **kwargs)
-
-            return output, finished
+            return output, reading(finish, places)
 
         return picking
 
@@ -72,10 +56,37 @@ def install(model: Any) -> None:
 def labelled(labels: torch.Tensor) -> torch.Tensor:
     """Where [sequences, length] labels are none of -100, as indices into what Megatron has as [length x sequences].
 
-    At least one index: an output layer has to have an input.
+    These indices stay the same where sequences are cut. At least one: an output layer has to have an input. Labels are
+    on the CPU: a GPU would have to be waited for.
     """
     places = (labels.t().reshape(-1) > -1).nonzero()[:, 0]
     return places if len(places) else torch.zeros(1, dtype=torch.long)
+
+
+@contextmanager
+def picked(output_layer: Any, places: torch.Tensor) -> Iterator[None]:
+    """Inside this context the output layer is given hidden states at `places` of [length x sequences] alone."""
+    places = places.cuda(non_blocking=True)
+
+    def pick(layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden, *others = inputs
+        return hidden.flatten(0, 1)[places][None], *others  # as [1, n]: torch multiplies [n, 1] n times
+
+    hook = output_layer.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def reading(finish: Callable[..., Any], labels_at: torch.Tensor) -> Callable[..., Any]:
+    """`finish`, a loss of NeMo-Aligner's, for logits that belong to labels at `labels_at` of [length x sequences]."""
+
+    def finished(*args: Any, **kwargs: Any) -> Any:
+        with _log_probabilities_at(labels_at.cuda(non_blocking=True)):
+            return finish(*args, **kwargs)
+
+    return finished
 
 
 @contextmanager
@@ -83,14 +94,14 @@ def _log_probabilities_at(places: torch.Tensor) -> Iterator[None]:
     """NeMo-Aligner's losses take log-probabilities from logits by this function, found in its module by name."""
     whole = megatron_gpt_dpo_model.from_parallel_logits_to_logprobs
 
-    def picked(vocab_parallel_logits: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Tensor:
+    def of_some(vocab_parallel_logits: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Tensor:
         sequences, length = target.shape
         labels = target.t().reshape(-1)[places]
         found = LogProbability.apply(vocab_parallel_logits[:, 0], labels, not options["inference_only"])
         everywhere = found.new_zeros(length * sequences).index_copy(0, places, found)
         return everywhere.view(length, sequences).t()
 
-    megatron_gpt_dpo_model.from_parallel_logits_to_logprobs = picked
+    megatron_gpt_dpo_model.from_parallel_logits_to_logprobs = of_some
     try:
         yield
     finally:
