@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def at(config: Mapping[str, Any], key: str) -> Any:
+def at(config: Mapping[str, object], key: str) -> Any:
     """The value of a dotted key; None if there is none."""
     node: Any = config
     for name in key.split("."):

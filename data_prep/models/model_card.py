@@ -135,8 +135,8 @@ def _number(value: Any) -> str:
 
 
 def _commit(sweep: Sweep) -> str:
-    git = sweep.data.get("git") or {}
-    return f", launcher {git['commit'][:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else ""
+    git = sweep.data.get("git")
+    return f", launcher {git['commit'][:12]}{' with changes' if git['dirty'] else ''}" if git else ""
 
 
 def _use(merged: bool) -> str:

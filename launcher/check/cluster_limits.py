@@ -12,7 +12,7 @@ from launcher.check import disk
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding
 from launcher.slurm import client, script
-from launcher.slurm.site import Association, Partition
+from launcher.slurm.site import Association, Partition, SlurmCluster
 from launcher.trial_config.cluster import Cluster
 from launcher.trial_config.config import TrialConfig
 
@@ -21,7 +21,7 @@ class Site:
     """The cluster's answers. Each is asked for once: three commands a submission, however many trials it has."""
 
     @functools.cached_property
-    def cluster(self) -> client.SlurmCluster:
+    def cluster(self) -> SlurmCluster:
         return client.cluster()
 
     @functools.cached_property

@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from launcher import gpus, machine, units
-from launcher.check import cost, disk, files, memory, rewards, steps, throughput
+from launcher import gpus, units
+from launcher.check import cost, disk, files, key_rules, memory, rewards, steps, throughput
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, Refused
 from launcher.nemo import base_model, lora
@@ -115,7 +115,7 @@ def _rows(config: TrialConfig, split: Split) -> int:
 
 
 def _trial(config: TrialConfig, expected: Collection[Path]) -> list[Finding]:
-    found = [*_parallel(config), *_packs(config), *_optimizer(config)]
+    found = key_rules.findings(config)
     model_file, batch = config.base_model, config.global_batch_size
     damaged = [] if model_file in expected else _nemo_file(model_file)
     base = None if damaged or model_file in expected else base_model.load(model_file)
@@ -188,69 +188,6 @@ def _room(trials: Sequence[PlannedTrial], folder: Path | None) -> tuple[list[Fin
     config = trials[0].config
     at_once = config.cluster.array_parallelism or len(trials)
     return disk.room(each, folder or Path(config.paths.runs), at_once)
-
-
-def _parallel(config: TrialConfig) -> list[Finding]:
-    model = config.model
-    tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
-    micro, batch = model.micro_batch_size, config.global_batch_size
-    shape = f"trainer.num_nodes={config.nodes} x trainer.devices={config.ranks_per_node} = {config.ranks} ranks"
-    if config.ranks % config.model_parallel_ranks:
-        why = f"x model.pipeline_model_parallel_size={pipeline} does not divide {shape}"
-        return [Finding("model.tensor_model_parallel_size", str(tensor), why, "choose sizes whose product divides it")]
-    data_parallel = config.data_parallel_ranks
-    found = []
-    if batch % (micro * data_parallel):
-        multiple = micro * data_parallel
-        near = max(1, round(batch / multiple)) * multiple
-        why = f"is no multiple of model.micro_batch_size={micro} x {data_parallel} data-parallel ranks ({shape})"
-        found.append(Finding("model.global_batch_size", str(batch), why, f"write {near}"))
-    else:
-        share, forward = batch // data_parallel, model.dpo.log_prob_forward_micro_batch_size
-        if share % forward:
-            why = f"does not divide a rank's {share} pairs of the global batch of {batch}"
-            remedy = f"write {math.gcd(share, forward)}"
-            found.append(Finding("model.dpo.log_prob_forward_micro_batch_size", str(forward), why, remedy))
-    if model.sequence_parallel and (model.data.pad_length_to_multiple_of or 1) % tensor:
-        why = f"model.sequence_parallel needs lengths divisible by model.tensor_model_parallel_size={tensor}"
-        found.append(Finding("model.data.pad_length_to_multiple_of", "", why, f"write {tensor}"))
-    return found
-
-
-def _packs(config: TrialConfig) -> list[Finding]:
-    """Findings on what NeMo-Aligner's packed pairs need (model.data.data_impl=packed_jsonl)."""
-    impl, micro = config.model.data.data_impl, config.model.micro_batch_size
-    if not config.packed:
-        return []
-    found = []
-    if micro != 1:
-        why = f"packed pairs are read one pack at a time (model.data.data_impl={impl})"
-        found.append(Finding("model.micro_batch_size", str(micro), why, "write 1"))
-    accelerator = config.trainer.accelerator
-    if accelerator == "cpu" or (accelerator == "auto" and config.cluster.is_local and not machine.gpus()):
-        # Megatron's own attention refuses packs; Transformer Engine's has no CPU kernels.
-        why = "needs Transformer Engine's attention, which runs on GPUs only, and this trial runs on the CPU"
-        found.append(Finding("model.data.data_impl", impl, why, "write jsonl, and name the .jsonl files"))
-    return found
-
-
-def _optimizer(config: TrialConfig) -> list[Finding]:
-    optim = config.model.optim
-    name = optim.name
-    found = []
-    if config.trains_adapters and name in ("distributed_fused_adam", "mcore_distributed_optim"):
-        why = "does not train LoRA adapters: NeMo refuses it" if name.startswith("dist") else "does not learn with LoRA"
-        found.append(Finding("model.optim.name", name, why, "write model.optim.name=fused_adam"))
-    if not name.startswith("distributed"):
-        for key in ("bucket_cap_mb", "overlap_grad_sync", "overlap_param_sync", "contiguous_grad_buffer"):
-            if key in optim.model_fields_set:
-                value = str(getattr(optim, key))
-                why = f"is a key of distributed_fused_adam; {name} does not take it"
-                found.append(Finding(f"model.optim.{key}", value, why, f"drop it: ~model.optim.{key}"))
-    if optim.sched.min_lr > optim.lr:
-        why = f"is above model.optim.lr={optim.lr:g}"
-        found.append(Finding("model.optim.sched.min_lr", f"{optim.sched.min_lr:g}", why, "lower it"))
-    return found
 
 
 def _steps(config: TrialConfig, train_rows: int) -> list[Finding]:

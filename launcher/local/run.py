@@ -82,7 +82,7 @@ def run(
     runner = _Runner(chosen, job, slots, on_update, grace_s, machine or look(), entry, paths)
     for copy in dict.fromkeys(codes[trial.number] for trial in runner.waiting):
         numbers = [trial.number for trial in runner.waiting if codes[trial.number] == copy]
-        sweep.record_job("local", job, numbers, **({"code": copy} if copy else {}))
+        sweep.record_job("local", job, numbers, code=copy or 0)
     with _signals() as caught:
         try:
             while (runner.waiting or runner.running) and not caught:

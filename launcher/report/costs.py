@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from launcher.report.recorded import Result, Validation, integer, validation
 from launcher.sweep.folder import Sweep
@@ -89,12 +88,8 @@ Submitted = dict[int, float]
 def submitted(sweep: Sweep) -> Submitted:
     times: Submitted = {}
     for job in sweep.jobs:
-        try:
-            when = datetime.fromisoformat(job["submitted"]).timestamp()
-        except (KeyError, TypeError, ValueError):
-            continue
-        for number in job.get("trials", ()):
-            times.setdefault(number, when)
+        for number in job.trials:
+            times.setdefault(number, job.submitted.timestamp())
     return times
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from launcher import estimates
 from launcher.estimates import LEVEL, Estimate
@@ -72,7 +72,7 @@ class Judged:
 class Verdict:
     """The verdict on one hypothesis."""
 
-    beta: float | None
+    beta: object
     name: str
     claim: str
     findings: tuple[Judged, ...] = ()
@@ -127,7 +127,7 @@ def judge(report: Report) -> Judgement:
     return Judgement(verdicts, corrected(theory))
 
 
-def problem(expect: Any) -> str:
+def problem(expect: object) -> str:
     """What is wrong with a hypothesis's `expect`; "" if nothing is."""
     known = measures.REGISTRY
     if not isinstance(expect, dict) or not expect:
@@ -170,7 +170,7 @@ def best(report: Report, key: str) -> tuple[TrialReport, str]:
     return max(chosen.done, key=lambda trial: sign * trial.estimates[key].value), why
 
 
-def _verdict(report: Report, hypothesis: Mapping[str, Any], group: Sequence[Pool]) -> Verdict:
+def _verdict(report: Report, hypothesis: Mapping[str, object], group: Sequence[Pool]) -> Verdict:
     beta, label = hypothesis.get("beta"), group[0].label
     name = " ".join(filter(None, (str(hypothesis.get("name", "")), f"({label})" if label else "")))
     verdict = Verdict(beta, name, str(hypothesis.get("claim", "")))
@@ -180,7 +180,8 @@ def _verdict(report: Report, hypothesis: Mapping[str, Any], group: Sequence[Pool
     expect = hypothesis.get("expect")
     if expect is None:
         return replace(verdict, why="the hypothesis does not name the measure that it is about (key `expect`)")
-    if wrong := problem(expect):
+    wrong = problem(expect)
+    if wrong or not isinstance(expect, dict):
         return replace(verdict, why=f"`expect` {wrong}")
     if not own.done:
         return replace(verdict, why=f"its trial has no result ({own.why})")
@@ -275,5 +276,5 @@ def _some(names: Sequence[str]) -> str:
     )
 
 
-def _same(beta: float | None, other: Any) -> bool:
+def _same(beta: float | None, other: object) -> bool:
     return beta is not None and isinstance(other, (int, float)) and math.isclose(beta, other, rel_tol=1e-9)

@@ -132,11 +132,11 @@ def _card(report: Report, pool: Pool, colour: str) -> Card:
 def _facts(report: Report) -> list[tuple[str, str]]:
     """Facts about the sweep and its first result: command, commit, device, versions."""
     data = report.sweep.data
-    git = data.get("git") or {}
+    git = data.get("git")
     facts = [
         ("sweep", f"{data.get('id', '')}, {report.sweep.folder}"),
         ("command", " ".join(redact.command(data.get("command") or ()))),
-        ("commit", f"{git.get('commit', '')}{' with changes' if git.get('dirty') else ''}" if git else ""),
+        ("commit", f"{git['commit']}{' with changes' if git['dirty'] else ''}" if git else ""),
     ]
     result = report.done[0].result if report.done else None
     if result is not None:

@@ -32,7 +32,7 @@ from launcher.slurm.run import (
     reading,
     run,
 )
-from launcher.slurm.site import Association, Partition
+from launcher.slurm.site import Association, SlurmCluster
 
 # -- is there a Slurm? -------------------------------------------------------------------------------------------------
 
@@ -198,53 +198,38 @@ def squeue(
         return rows.queue_rows(answer.stdout)
 
 
-def sacct(
-    jobs: Iterable[int | str] | None = None,
-    *,
-    name: str | None = None,
-    since: float | None = None,
-    every_run: bool = False,
-    arrays_only: bool = False,
-) -> list[AccountRow]:
-    """The accounting's rows for some jobs or arrays, or for this user's jobs with a name.
+def sacct(jobs: Iterable[int | str], *, name: str | None = None, every_run: bool = False) -> list[AccountRow]:
+    """The accounting's rows for some jobs or arrays, with `name` only those of that name.
 
-    since         seconds since 1970; earlier jobs are left out (default with `name`: since midnight)
-    every_run     return a row for each run of a requeued job, not only for the latest run
-    arrays_only   return only rows of array elements. Use it for arrays: in the first seconds the accounting (22.05)
-                  may show the last element as a plain job with the array's id, FAILED if that element failed
+    every_run: return a row for each run of a requeued job, not only for the latest run.
 
-    The accounting lags by 1 s, by 5 s on a busy machine. Jobs that were held from the start are found only by id. An
-    element that was cancelled alone before it started has no row, here or in squeue (22.05). Raises SlurmError.
+    In the first seconds the accounting (22.05) may show the last element of an array as a plain job with the array's
+    id, FAILED if that element failed. The accounting lags by 1 s, by 5 s on a busy machine. Jobs that were held from
+    the start are found only by id. An element that was cancelled alone before it started has no row, here or in squeue
+    (22.05). Raises SlurmError.
     """
     chosen = _chosen(jobs, name)
     if chosen is None:
         return []
-    start = [] if since is None else ["--starttime", time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))]
     runs = ["--duplicates"] if every_run else []
-    answer = ask("sacct", "-X", "-n", "-P", *chosen, *start, *runs, "-o", ",".join(rows.ACCOUNT_FIELDS))
+    answer = ask("sacct", "-X", "-n", "-P", *chosen, *runs, "-o", ",".join(rows.ACCOUNT_FIELDS))
     with reading(answer):
-        found = rows.account_rows(answer.stdout)
-    return [row for row in found if row.task_id is not None] if arrays_only else found
+        return rows.account_rows(answer.stdout)
 
 
-def scancel(jobs: Iterable[int | str], signal_name: str | None = None, *, batch: bool = False) -> None:
-    """Cancel jobs, arrays (`69`), elements (`69_2`, `69_[2-5]`), or send them a signal. Ended jobs are ignored.
-
-    batch: send the signal to the batch script too, not only to its steps. Raises SlurmError.
-    """
-    ids = [str(job) for job in jobs]
-    if ids:
-        options = [*([f"--signal={signal_name}"] if signal_name else []), *(["--full"] if batch else [])]
-        run("scancel", *options, *ids, tolerate=_GONE)
+def scancel(jobs: Iterable[int | str]) -> None:
+    """Cancel jobs, arrays (`69`), elements (`69_2`, `69_[2-5]`). Ended jobs are ignored. Raises SlurmError."""
+    if ids := [str(job) for job in jobs]:
+        run("scancel", *ids, tolerate=_GONE)
 
 
-def requeue(jobs: Iterable[int | str], *, hold: bool = False) -> None:
+def requeue(jobs: Iterable[int | str]) -> None:
     """End running jobs and put them back into the queue; also ended jobs that the queue still knows.
 
     Slurm holds them for cred_expire (2 minutes by default); `start_now` avoids that. Raises SlurmError.
     """
     if ids := ",".join(str(job) for job in jobs):
-        run("scontrol", "requeuehold" if hold else "requeue", ids)
+        run("scontrol", "requeue", ids)
 
 
 def start_now(jobs: Iterable[int | str]) -> None:
@@ -280,36 +265,6 @@ def _chosen(jobs: Iterable[int | str] | None, name: str | None) -> list[str] | N
 
 
 # -- the cluster -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SlurmCluster:
-    """What a cluster allows and has."""
-
-    settings: dict[str, str]
-    """`scontrol show config`, as written there."""
-    partitions: list[Partition]
-
-    @property
-    def name(self) -> str:
-        return self.settings["ClusterName"]
-
-    @property
-    def max_array_size(self) -> int:
-        """An array's highest index is one less. It does not limit the number of elements."""
-        return int(self.settings["MaxArraySize"])
-
-    @property
-    def memory_is_allocated(self) -> bool:
-        """Whether jobs are given memory of their own (slurm.conf(5), SelectTypeParameters), and not all of a node's."""
-        return "memory" in self.settings.get("SelectTypeParameters", "").lower()
-
-    @property
-    def default_partition(self) -> Partition | None:
-        return next((partition for partition in self.partitions if partition.default), None)
-
-    def partition(self, name: str) -> Partition | None:
-        return next((partition for partition in self.partitions if partition.name == name), None)
 
 
 def cluster() -> SlurmCluster:

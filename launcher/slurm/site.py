@@ -81,11 +81,6 @@ class Partition:
         """The types of its GPUs that the site names."""
         return sorted({kind for group in self.groups for kind in group.gpus if kind})
 
-    @property
-    def memory_per_node(self) -> float:
-        """MB of its largest nodes."""
-        return max((group.memory for group in self.groups), default=0.0)
-
     def nodes_with(self, gpus: int = 0, memory: float = 0, cpus: int = 0, kind: str = "", usable: bool = False) -> int:
         """How many of its nodes have at least this much; memory in MB.
 
@@ -93,6 +88,36 @@ class Partition:
         """
         fit = (g for g in self.groups if g.gpus_of(kind) >= gpus and g.memory >= memory and g.cpus >= cpus)
         return sum(group.count for group in fit if group.usable or not usable)
+
+
+@dataclass(frozen=True)
+class SlurmCluster:
+    """What a cluster allows and has."""
+
+    settings: dict[str, str]
+    """`scontrol show config`, as written there."""
+    partitions: list[Partition]
+
+    @property
+    def name(self) -> str:
+        return self.settings["ClusterName"]
+
+    @property
+    def max_array_size(self) -> int:
+        """An array's highest index is one less. It does not limit the number of elements."""
+        return int(self.settings["MaxArraySize"])
+
+    @property
+    def memory_is_allocated(self) -> bool:
+        """Whether jobs are given memory of their own (slurm.conf(5), SelectTypeParameters), and not all of a node's."""
+        return "memory" in self.settings.get("SelectTypeParameters", "").lower()
+
+    @property
+    def default_partition(self) -> Partition | None:
+        return next((partition for partition in self.partitions if partition.default), None)
+
+    def partition(self, name: str) -> Partition | None:
+        return next((partition for partition in self.partitions if partition.name == name), None)
 
 
 def node_groups(text: str) -> dict[str, list[NodeGroup]]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from launcher.slurm import client, run
 from launcher.slurm.rows import AccountRow, QueueRow
-from launcher.sweep.elements import Element, elements, has_array_id
+from launcher.sweep.elements import Element, Job, elements
 from launcher.sweep.folder import Sweep
 
 # A job was submitted when sweep.json says so, give or take this: clocks differ, and sbatch may wait for its controller.
@@ -37,16 +34,16 @@ class Answers:
     cluster: str = ""
     """This machine's cluster; set only if a job may be on another cluster of a multi-cluster site."""
 
-    def jobs(self, sweep: Sweep) -> list[Mapping[str, Any]]:
+    def jobs(self, sweep: Sweep) -> list[Job]:
         """The jobs recorded in sweep.json, with the ids that were found since."""
         return [
-            {**job, "id": self.claimed[job["script"]]} if not job["id"] and job.get("script") in self.claimed else job
+            replace(job, id=self.claimed[job.script]) if not job.id and job.script in self.claimed else job
             for job in sweep.submitted()
         ]
 
     def on_other_cluster(self, part: Element) -> bool:
         """Whether the element is on another cluster than this machine's; that cluster is not asked."""
-        return part.job.get("cluster", "") not in ("", self.cluster)
+        return part.job.cluster not in ("", self.cluster)
 
 
 def ask(sweep: Sweep) -> Answers:
@@ -59,7 +56,7 @@ def ask(sweep: Sweep) -> Answers:
     now = time.time()
     answers = Answers(now, claimed=claimed)
     jobs = answers.jobs(sweep)
-    if any(job.get("cluster") for job in jobs):
+    if any(job.cluster for job in jobs):
         answers = Answers(now, claimed=claimed, cluster=_cluster_name())
     elements_of = elements(jobs)
     parts_by_trial = [
@@ -67,7 +64,7 @@ def ask(sweep: Sweep) -> Answers:
         for trial in sweep.trials
         if trial.result() is None
     ]
-    ids = sorted({int(part.job["id"]) for parts in parts_by_trial for part in parts})
+    ids = sorted({int(part.job.id) for parts in parts_by_trial for part in parts})
     if not ids:
         return answers
     troubles = []
@@ -102,7 +99,7 @@ def _reused(rows: Iterable[QueueRow], submitted: Mapping[str, Element], sweep: S
     name = _job_name(sweep)
     if name is None:
         return {element for element, row in doubtful.items() if not row.restarts}
-    arrays = sorted({int(submitted[element].job["id"]) for element in doubtful})
+    arrays = sorted({int(submitted[element].job.id) for element in doubtful})
     ours = client.squeue(arrays, name=name, user=sweep.data["user"], ended=True)
     return set(doubtful) - {row.name for row in ours}
 
@@ -111,15 +108,15 @@ def _agrees(row: QueueRow, part: Element) -> bool:
     """Whether the job was submitted when the sweep says."""
     if row.submitted is None:
         return True
-    delay = row.submitted - datetime.fromisoformat(part.job["submitted"]).timestamp()
-    if "first" in part.job and delay < 0:
+    delay = row.submitted - part.job.submitted.timestamp()
+    if part.job.first is not None and delay < 0:
         return True  # the time of a continuation is that of a file, which may have been copied since
     return abs(delay) <= _SUBMITTED_SLACK_S
 
 
 def _job_name(sweep: Sweep) -> str | None:
     """The name of the sweep's jobs, which no other job has. None if there is none that Slurm can look for."""
-    names = {" ".join(job["name"].split()) for job in sweep.jobs if job["kind"] == "slurm" and job.get("name")}
+    names = {" ".join(job.name.split()) for job in sweep.jobs if job.kind == "slurm" and job.name}
     name = names.pop() if len(names) == 1 else ""
     return name if sweep.data["id"] in name and client.can_look_for(name) else None
 
@@ -138,21 +135,21 @@ def _claim(sweep: Sweep) -> dict[str, str]:
     It is found by the job name of the sweep. If Slurm does not answer, the squeue for the other arrays reports that.
     """
     known = sweep.submitted()
-    nameless = [job for job in known if job["kind"] == "slurm" and not job["id"] and job.get("name")]
-    name = " ".join(nameless[-1]["name"].split()) if nameless else ""
+    nameless = [job for job in known if job.kind == "slurm" and not job.id and job.name]
+    name = " ".join(nameless[-1].name.split()) if nameless else ""
     if not client.can_look_for(name):
         return {}
     try:
         rows = client.squeue(name=name, user=sweep.data["user"], ended=True)
     except run.SlurmError:
         return {}
-    known_ids = {int(job["id"]) for job in known if has_array_id(job)}
+    known_ids = {int(job.id) for job in known if job.has_array_id}
     strangers = sorted({row.array_id for row in rows if row.array_id} - known_ids)
     if len(strangers) != 1:
         return {}
     size = len({row.task_id for row in rows if row.array_id == strangers[0]})
-    same = [job for job in nameless if math.ceil(len(job["trials"]) / job.get("share", 1)) == size]
-    return {same[-1]["script"]: str(strangers[0])} if same else {}
+    same = [job for job in nameless if job.size == size]
+    return {same[-1].script: str(strangers[0])} if same else {}
 
 
 def _alive(parts: Iterable[Element], queue: Mapping[str, QueueRow]) -> bool:

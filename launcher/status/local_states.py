@@ -5,25 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from launcher import whole_file
 from launcher.status.trial_state import TrialState
 from launcher.sweep import logs
+from launcher.sweep.elements import Job
 from launcher.sweep.trial import Trial
 
 
-def state(trial: Trial, job: Mapping[str, Any]) -> TrialState:
+def state(trial: Trial, job: Job) -> TrialState:
     """The state of a trial without a result, whose last start was by the local launcher of `job`."""
-    host, _, pid = str(job["id"]).rpartition(":")
+    host, _, pid = job.id.rpartition(":")
     here = host == socket.gethostname()
-    submitted = datetime.fromisoformat(job["submitted"]).timestamp()
+    submitted = job.submitted.timestamp()
     starts = [start for start in logs.by_start(trial.folder) if start.local and start.last_written >= submitted]
-    base = TrialState(trial=trial, state="UNKNOWN", job=str(job["id"]))
+    base = TrialState(trial=trial, state="UNKNOWN", job=job.id)
     if locked(trial.folder / "log" / "lock"):
         return replace(base, state="RUNNING", nodes=host, node_count=1)
     launcher_lives = here and alive(int(pid), submitted)

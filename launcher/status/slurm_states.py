@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 from launcher.slurm import reasons
@@ -30,16 +29,16 @@ def state(trial: Trial, parts: Sequence[Element], answers: Answers) -> TrialStat
     for part in reversed(parts):  # an earlier array's element may have been requeued by hand
         if answers.queue and part.name in answers.queue and not answers.queue[part.name].state.ended:
             return _live(trial, answers.queue[part.name])
-    taken = [part for part in parts if part.job["id"]]
+    taken = [part for part in parts if part.job.id]
     if not taken:
         why = "sbatch returned no job id: it refused the job, or was killed too early"
         return TrialState(trial=trial, state="UNSUBMITTED", reason=why)
     last = taken[-1]  # a later retry that sbatch refused has left nothing but its record
-    if last.job["kind"] != "slurm":
+    if last.job.kind != "slurm":
         return None
     if answers.on_other_cluster(last):
-        cluster = last.job["cluster"]
-        why = f"is on the cluster {cluster}; to see its state: squeue -M {cluster} -j {last.job['id']}"
+        cluster = last.job.cluster
+        why = f"is on the cluster {cluster}; to see its state: squeue -M {cluster} -j {last.job.id}"
         return TrialState(trial=trial, state="UNKNOWN", reason=why, job=f"{last.name};{cluster}")
     if last.name in answers.reused:
         why = f"has ended without a result; Slurm has given the job id {last.name} to another job"
@@ -104,7 +103,7 @@ def _with_row(done: TrialState, parts: Sequence[Element], answers: Answers) -> T
 def _last_name(parts: Sequence[Element]) -> str:
     if not parts:
         return ""
-    return parts[-1].name if parts[-1].in_slurm else str(parts[-1].job["id"])
+    return parts[-1].name if parts[-1].in_slurm else parts[-1].job.id
 
 
 def _live(trial: Trial, row: QueueRow) -> TrialState:
@@ -133,7 +132,7 @@ def _chain(parts: Sequence[Element], name: str) -> str:
     """The submitted element at the start of the chain that the element `name` belongs to."""
     chain = ""
     for part in parts:
-        chain = chain if "first" in part.job else part.name
+        chain = chain if part.job.first is not None else part.name
         if part.name == name:
             break
     return chain
@@ -194,5 +193,5 @@ def _forgotten(trial: Trial, part: Element, answers: Answers) -> TrialState:
 
 
 def _left_logs_since(trial: Trial, part: Element) -> bool:
-    since = datetime.fromisoformat(part.job["submitted"]).timestamp()
+    since = part.job.submitted.timestamp()
     return any(start.last_written >= since for start in logs.by_start(trial.folder))

@@ -42,7 +42,7 @@ def join(sweep: Sweep, answers: Answers, max_errors: int = _MOST_ERRORS) -> Look
         submitted = parts.get(trial.number, [])
         state = slurm_states.state(trial, submitted, answers)
         if state is None:
-            state = local_states.state(trial, [part for part in submitted if part.job["id"]][-1].job)
+            state = local_states.state(trial, [part for part in submitted if part.job.id][-1].job)
         elif state.state in LIVE and trials_of[state.job] > 1:
             state = slurm_states.beside_others(state, submitted)
         if state.state in ENDED_BADLY or state.state in ("RUNNING", "STOPPING", "UNKNOWN"):

@@ -8,7 +8,6 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from launcher import whole_file
 from launcher.findings import Finding, Refused
@@ -132,8 +131,8 @@ def _launcher(sweep: Sweep, job: str) -> int:
     host, _, pid = job.rpartition(":")
     if host != socket.gethostname():
         raise Refused([Finding("SWEEP", str(sweep.folder), f"it runs on {host}", f"cancel it on {host}")])
-    record = next(record for record in reversed(sweep.jobs) if record["id"] == job)
-    if not local_states.alive(int(pid), datetime.fromisoformat(record["submitted"]).timestamp()):
+    record = next(record for record in reversed(sweep.jobs) if record.id == job)
+    if not local_states.alive(int(pid), record.submitted.timestamp()):
         raise Refused([Finding("SWEEP", str(sweep.folder), "its launcher has ended already", "see status")])
     if not local_states.is_own(int(pid)):
         why = f"process {pid} is no Python process of yours"
@@ -190,5 +189,5 @@ def of_local(sweep: Sweep, trial: Trial) -> bool:
     """Whether the trial was last started on this machine; if it never was, whether its config says so."""
     parts = elements(sweep.submitted()).get(trial.number)
     if parts:
-        return bool(parts[-1].job["kind"] == "local")
+        return parts[-1].job.kind == "local"
     return str((trial.config().get("cluster") or {}).get("name")) == "local"

@@ -80,7 +80,7 @@ def submit(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]], sour
         by_number = {trial.number: planned.config for trial, planned in zip(trials, configs, strict=True)}
         requests = list(to_slurm.arrays(sweep, by_number, site, chain.last))
         to_slurm.submit(sweep, requests)
-        ids = [int(job["id"]) for job in sweep.submitted() if job["kind"] == "slurm"]
+        ids = [int(job.id) for job in sweep.submitted() if job.kind == "slurm"]
         print(to_slurm.submitted(sweep, requests, configs[0].config), flush=True)
         chain.submitted += ids
         chain.last = ids

@@ -158,9 +158,9 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
         path = folder / f"{number}.sbatch"
         path.write_text(script.text(request), encoding="utf-8")
         path.chmod(0o700)
-        beside = {"share": request.share} if request.share > 1 else {}
-        beside |= {"code": request.code} if request.code else {}
-        sweep.record_job("slurm", "", request.trials, script=path.name, name=request.name, **beside)
+        sweep.record_job(
+            "slurm", "", request.trials, script=path.name, name=request.name, share=request.share, code=request.code
+        )
         for variable, value in profile.overriding(path.read_text(encoding="utf-8")).items():
             print(f"note: {variable}={value} in your environment is not used: the script decides", file=sys.stderr)
         try:
@@ -213,7 +213,7 @@ def _folder(launcher: HydraLauncher) -> list[Finding]:
 
 
 def submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: TrialConfig) -> str:
-    ids = [job["id"] for job in sweep.submitted() if job["id"]][-len(requests) :]
+    ids = [job.id for job in sweep.submitted() if job.id][-len(requests) :]
     trials = sum(len(request.trials) for request in requests)
     shape = f"{config.nodes} nodes x {config.ranks_per_node} ranks"
     if requests[0].share > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ _NOT_TEXT = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "nul
 
 
 class _Dumper(_BaseDumper):  # type: ignore[misc]  # the base class is chosen at run time
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 
-def _text(dumper: Any, value: str) -> Any:
+def _text(dumper: yaml.Dumper, value: str) -> yaml.ScalarNode:
     plain = _PLAIN.match(value) and value.lower() not in _NOT_TEXT
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
 
@@ -31,9 +32,9 @@ def _text(dumper: Any, value: str) -> Any:
 _Dumper.add_representer(str, _text)
 
 
-def dump(config: dict[str, Any]) -> str:
+def dump(config: Mapping[str, object]) -> str:
     """The config in block style. Raises YAMLError for values other than dict, list, text, number, bool, None."""
-    text: str = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30)
+    text: str = yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30)
     return text
 
 

@@ -53,8 +53,9 @@ def _below(folder: Path, depth: int) -> Iterable[Path]:
 
 def sweep(what: str = LAST) -> Sweep:
     """The sweep that `what` names. Raises Refused, with the existing sweeps, if none or several match."""
-    named = os.path.expanduser(what)
-    if os.path.exists(f"{named}/sweep.json") or (os.sep in what and os.path.exists(named)):
+    if (Path(what).expanduser() / "sweep.json").exists():
+        return Sweep.load(what)
+    if os.sep in what and Path(what).expanduser().exists():
         return Sweep.load(what)  # raises Refused with what is wrong with the folder
     known = folders()
     looked = " and ".join(str(root) for root in roots())
@@ -70,7 +71,7 @@ def sweep(what: str = LAST) -> Sweep:
     loaded = _readable(known)
     number = _ARRAY.fullmatch(what)
     for one in loaded:
-        if number and any(job["kind"] == "slurm" and job["id"] == number[1] for job in one.submitted()):
+        if number and any(job.kind == "slurm" and job.id == number[1] for job in one.submitted()):
             return one
     for one in loaded:
         if what in (one.data.get("id"), str(one.experiment.get("name")), one.folder.parent.name):

@@ -12,30 +12,29 @@ SWEEP/code/<n>/          the launcher's code that the trials run (see kept_code)
 from __future__ import annotations
 
 import contextlib
-import getpass
-import importlib.metadata
 import json
 import os
 import re
 import secrets
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from launcher import whole_file
 from launcher.findings import Finding, Refused
 from launcher.plain_data import at
 from launcher.slurm import client
-from launcher.sweep import kept_code
+from launcher.sweep import kept_code, new_folder, origin
+from launcher.sweep.elements import Job
+from launcher.sweep.records import ExperimentRecord, Kind, NewTrial, PlainConfig, SweepRecord, TrialRecord
 from launcher.sweep.trial import BETA, Trial, labels
 
 _ELSEWHERE = "choose another folder (hydra.sweep.dir)"
 FORMAT = 1  # of sweep.json; a reader refuses a newer one
-_DISTRIBUTIONS = ("dpo-launcher", "hydra-core", "hydra-submitit-launcher", "submitit", "nemo-aligner", "nemo_toolkit")
 # submitit (and Slurm, in --output) replace these by ids anywhere in a path.
 _PLACEHOLDERS = re.compile("%[jtAa]")
 
@@ -47,7 +46,7 @@ class FolderTaken(Refused):
 class Sweep:
     """A sweep folder that exists. Made by `create`, opened by `load`."""
 
-    def __init__(self, folder: Path, data: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, data: SweepRecord) -> None:
         self.folder = folder
         self.data = data
         """sweep.json as it was when read."""
@@ -58,11 +57,11 @@ class Sweep:
         folder: Path | str,
         *,
         command: Sequence[str],
-        experiment: dict[str, Any],
-        trials: Sequence[tuple[Sequence[str], dict[str, Any]]],
+        experiment: ExperimentRecord,
+        trials: Sequence[NewTrial],
         mode: int = 0o700,
     ) -> Sweep:
-        """Write the folder completely or not at all. A trial is (overrides, complete resolved config).
+        """Write the folder completely or not at all.
 
         `folder` may exist already, with Hydra's files in it, but not a sweep. Raises Refused, FolderTaken.
         """
@@ -75,10 +74,10 @@ class Sweep:
             beside.parent.mkdir(parents=True, exist_ok=True)
             beside.mkdir(mode=mode)
             beside.chmod(mode)  # the umask limits mkdir's mode
-            _write_configs(beside, enumerate(config for _, config in trials))
+            new_folder.write_configs(beside, enumerate(config for _, config in trials))
             kept_code.write(beside, 0)
             whole_file.write_json(beside / "sweep.json", data)
-            _put_in_place(beside, folder, mode)
+            new_folder.put_in_place(beside, folder, mode)
         except OSError as error:
             if (folder / "sweep.json").exists():  # another process was faster
                 raise FolderTaken([Finding(str(folder), "", "holds a sweep already", _ELSEWHERE)]) from error
@@ -94,24 +93,24 @@ class Sweep:
         folder: Path | str,
         *,
         command: Sequence[str],
-        experiment: dict[str, Any],
-        trials: Sequence[tuple[Sequence[str], dict[str, Any]]],
+        experiment: ExperimentRecord,
+        trials: Sequence[NewTrial],
     ) -> Sweep:
         """The sweep that `create` would write. Raises Refused if the folder's name cannot be used."""
         folder = Path(os.path.abspath(Path(folder).expanduser()))
         if _PLACEHOLDERS.search(str(folder)):
             why = "submitit and Slurm put ids in the place of %j, %t, %A and %a in paths"
             raise Refused([Finding(str(folder), "", why, "choose a folder without them")])
-        data: dict[str, Any] = {
+        data: SweepRecord = {
             "format": FORMAT,
             "id": f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": list(command),
             "cwd": os.getcwd(),
-            "user": _user(),
+            "user": origin.user(),
             "host": socket.gethostname(),
-            "git": _git_state(),
-            "versions": _versions(),
+            "git": origin.git_state(),
+            "versions": origin.versions(),
             "code": [kept_code.sha256_today()],
             "experiment": experiment,
             "trials": [_entry(number, *trial) for number, trial in enumerate(trials)],
@@ -135,7 +134,7 @@ class Sweep:
         if not isinstance(data, dict) or not isinstance(data.get("format"), int) or data["format"] > FORMAT:
             why = f"has a format that this version does not know (it knows up to {FORMAT})"
             raise Refused([Finding(str(file), "", why, "use a newer version")])
-        sweep = cls(folder, data)
+        sweep = cls(folder, cast("SweepRecord", data))
         try:
             sweep._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -149,12 +148,7 @@ class Sweep:
         for trial in trials:
             f"{int(trial.number)} {trial.name}"
         self.experiment.get("name")
-        for job in self.jobs:
-            datetime.fromisoformat(job["submitted"]).timestamp()
-            if job["kind"] not in ("slurm", "local", "stage") or not all(
-                isinstance(number, int) for number in job["trials"]
-            ):
-                raise ValueError(f"job {job['id']}")
+        _ = self.jobs
 
     @property
     def own(self) -> bool:
@@ -184,62 +178,71 @@ class Sweep:
         ]
 
     @property
-    def experiment(self) -> dict[str, Any]:
-        """The `experiment` part of the config: name, hypotheses."""
-        experiment: dict[str, Any] = self.data["experiment"]
-        return experiment
+    def experiment(self) -> ExperimentRecord:
+        return self.data["experiment"]
 
     @property
-    def jobs(self) -> list[dict[str, Any]]:
-        """What was submitted for this sweep, oldest first: {"kind", "id", "trials", ...}."""
-        jobs: list[dict[str, Any]] = self.data["jobs"]
-        return jobs
+    def jobs(self) -> list[Job]:
+        """What was submitted for this sweep, oldest first."""
+        return [Job.from_json(record) for record in self.data["jobs"]]
 
-    def submitted(self) -> list[dict[str, Any]]:
+    def submitted(self) -> list[Job]:
         """`jobs`, with the array ids that sbatch wrote ("" if it wrote none), oldest first.
 
-        Includes the continuations that jobs have submitted: arrays with one element, whose index is "first".
+        Includes the continuations that jobs have submitted: arrays with one element, whose index is `first`.
         """
-        found = []
+        jobs = []
         for job in self.jobs:
-            if job["kind"] == "slurm" and not job["id"]:
-                number, cluster = client.read_receipt(self.receipt(job["script"])) or ("", "")
-                job = {**job, "id": str(number), **({"cluster": cluster} if cluster else {})}
-            found.append(job)
-        return sorted([*found, *self._continuations()], key=lambda job: datetime.fromisoformat(job["submitted"]))
+            if job.kind == "slurm" and not job.id:
+                number, cluster = client.read_receipt(self.receipt(job.script)) or ("", "")
+                job = replace(job, id=str(number), cluster=cluster)
+            jobs.append(job)
+        return sorted([*jobs, *self._continuations()], key=lambda job: job.submitted)
 
-    def _continuations(self) -> Iterator[dict[str, Any]]:
+    def _continuations(self) -> Iterator[Job]:
         """The jobs that launcher.job.slurm_job.continuation has recorded: trial<n>-after-<array>_<index>.id"""
         for path in (self.folder / "slurm").glob("trial*-after-*_*.id"):
             trial, index = path.stem.partition("-")[0].removeprefix("trial"), path.stem.rpartition("_")[2]
-            when = datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat()
+            when = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
             number = (whole_file.read(path) or b"").decode(errors="replace").strip()
-            note = {"kind": "slurm", "id": number, "trials": [int(trial)], "first": int(index)}
-            yield {**note, "submitted": when, "script": path.name, "name": ""}
+            yield Job(kind="slurm", id=number, trials=[int(trial)], first=int(index), submitted=when, script=path.name)
 
     def receipt(self, script: str) -> Path:
         """The file into which sbatch writes the array's id; `script` is the script's name in the folder slurm/."""
         return (self.folder / "slurm" / script).with_suffix(".id")
 
-    def add_trials(self, trials: Sequence[tuple[Sequence[str], dict[str, Any]]]) -> list[Trial]:
+    def add_trials(self, trials: Sequence[NewTrial]) -> list[Trial]:
         """Add trials to the sweep, with the next numbers; for sweepers that choose them batch by batch."""
         with self._changing() as data:
             first = len(data["trials"])
-            _write_configs(self.folder, enumerate((config for _, config in trials), first))
+            new_folder.write_configs(self.folder, enumerate((config for _, config in trials), first))
             data["trials"] += [_entry(number, *trial) for number, trial in enumerate(trials, first)]
         return self.trials[first:]
 
-    def record_job(self, kind: str, job_id: str, trials: Iterable[int], **more: Any) -> None:
-        """Record in sweep.json what was submitted: kind "local" or "slurm", its id, the numbers of its trials."""
-        now = datetime.now().astimezone().isoformat(timespec="seconds")
+    def record_job(
+        self,
+        kind: Kind,
+        job_id: str,
+        trials: Iterable[int],
+        *,
+        script: str = "",
+        name: str = "",
+        share: int = 1,
+        code: int = 0,
+    ) -> None:
+        """Record in sweep.json what was submitted; see Job."""
+        job = Job(
+            kind=kind, id=job_id, trials=list(trials), submitted=datetime.now().astimezone(), script=script, name=name,
+            share=share, code=code,
+        )  # fmt: skip
         with self._changing() as data:
-            data["jobs"].append({"kind": kind, "id": job_id, "trials": list(trials), "submitted": now, **more})
+            data["jobs"].append(job.to_json())
 
     def code_of(self, trial: int) -> int | None:
         """The number of the copy of the launcher's code that a trial ran last. None in a sweep that keeps no code."""
         if not self.data.get("code"):
             return None
-        return int(next((job.get("code", 0) for job in reversed(self.jobs) if trial in job["trials"]), 0))
+        return next((job.code for job in reversed(self.jobs) if trial in job.trials), 0)
 
     def keep_code(self) -> int:
         """Keep the code that runs now as a further copy, unless one of the copies equals it. Returns its number."""
@@ -248,7 +251,7 @@ class Sweep:
             if today not in copies:
                 kept_code.write(self.folder, len(copies))
                 copies.append(today)
-            return int(copies.index(today))
+            return copies.index(today)
 
     def check_code(self, number: int) -> None:
         """Raises Refused if a copy of the code is not what it was when it was written."""
@@ -258,79 +261,19 @@ class Sweep:
             raise Refused([Finding(str(place), "", why, "run the code of today: retry --code current")])
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[dict[str, Any]]:
+    def _changing(self) -> Iterator[SweepRecord]:
         """sweep.json as it is now, written back afterwards. One writer at a time; readers see the old or new file."""
         with whole_file.locked(self.folder / ".lock"):
-            data = json.loads((self.folder / "sweep.json").read_bytes())
+            data: SweepRecord = json.loads((self.folder / "sweep.json").read_bytes())
             yield data
             whole_file.write_json(self.folder / "sweep.json", data)
             self.data = data
 
 
-def _entry(number: int, overrides: Sequence[str], config: dict[str, Any]) -> dict[str, Any]:
+def _entry(number: int, overrides: Sequence[str], config: PlainConfig) -> TrialRecord:
     return {"number": number, "overrides": list(overrides), "beta": _beta(config)}
 
 
-def _beta(config: dict[str, Any]) -> float | None:
+def _beta(config: PlainConfig) -> float | None:
     beta = at(config, BETA)
     return float(beta) if isinstance(beta, (int, float)) and not isinstance(beta, bool) else None
-
-
-def _write_configs(folder: Path, configs: Iterable[tuple[int, dict[str, Any]]]) -> None:
-    from launcher.sweep import config_file  # PyYAML takes a while to import
-
-    for number, config in configs:
-        trial = folder / str(number)
-        trial.mkdir()
-        (trial / "config.yaml").write_text(config_file.dump(config), encoding="utf-8")
-
-
-def _put_in_place(beside: Path, folder: Path, mode: int) -> None:
-    """Rename `beside` to `folder`; if that has files already, move the contents, sweep.json last."""
-    try:
-        os.rename(beside, folder)
-        return
-    except OSError:
-        if not folder.is_dir():
-            raise
-    moved: list[Path] = []
-    names = sorted((path.name for path in beside.iterdir()), key=lambda name: name == "sweep.json")
-    try:
-        folder.chmod(mode)
-        for name in names:
-            os.rename(beside / name, folder / name)
-            moved.append(folder / name)
-    except BaseException:
-        for path in moved:
-            shutil.rmtree(path, ignore_errors=True)
-        raise
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())  # in a container: an id without a name
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit of the current folder, and whether tracked files were changed since; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=10, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None  # no git here, or the work tree is too large to wait for
-    if done.returncode != 0:
-        return None
-    commit, dirty, _ = done.stdout.strip().partition("-dirty")
-    return {"commit": commit, "dirty": bool(dirty)}
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _DISTRIBUTIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions

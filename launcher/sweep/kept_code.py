@@ -47,7 +47,7 @@ def write(sweep: Path, number: int) -> None:
     with zipfile.ZipFile(stream, "w") as archive:  # 0.9 MB; compressing it would take longer than the rest
         for name, content in files.items():
             if name not in _SCRIPTS:
-                archive.writestr(name, content)
+                archive.writestr(zipfile.ZipInfo(name), content)  # without the time, which the digest leaves out too
     for name, content in ((ARCHIVE, stream.getvalue()), *((name, files[name]) for name in _SCRIPTS)):
         (folder / name).write_bytes(content)
         (folder / name).chmod(0o400)

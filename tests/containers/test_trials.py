@@ -97,7 +97,7 @@ def test_two_trials_of_two_nodes_one_requeued(group: str, user: User, image: Pat
         path = env["PYTHONPATH"].split(":")
         assert path[0] == f"{folder}/code/0/launcher.zip" and path[-2:] == ["/opt/NeMo", "/opt/megatron-lm"]
         assert env["LAUNCHER_TEST_FROM"] == "the sweep"
-    array = Sweep.load(folder).submitted()[0]["id"]
+    array = Sweep.load(folder).submitted()[0].id
     assert user.run("scancel", "--signal=USR2", f"{array}_0").returncode == 0
 
     wait_for(lambda: all(trial.result() for trial in Sweep.load(folder).trials), user, folder)

@@ -83,7 +83,7 @@ class Desk:
 
     def arrays(self) -> list[str]:
         """The ids of the arrays that the sweep's folder knows, as Slurm has them."""
-        return [str(job["id"]) for job in self.sweep().submitted()]
+        return [str(job.id) for job in self.sweep().submitted()]
 
     def all_arrays(self) -> set[str]:
         """The arrays that Slurm has or had of this user, whoever knows them."""
@@ -94,7 +94,7 @@ class Desk:
 
     def accounted(self, array: str) -> dict[int, tuple[str, str]]:
         """(state, exit code) of each element of an array, by its index, once sacct has all of them as ended."""
-        elements = next(len(job["trials"]) for job in self.sweep().submitted() if job["id"] == array)
+        elements = next(len(job.trials) for job in self.sweep().submitted() if job.id == array)
         rows: dict[int, tuple[str, str]] = {}
 
         def known() -> bool:

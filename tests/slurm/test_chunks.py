@@ -29,7 +29,7 @@ def test_seven_trials_are_three_arrays_and_one_sweep(small: Desk) -> None:
     arrays = small.arrays()
     assert len(arrays) == 3 and all(arrays)
     assert f"arrays {', '.join(arrays)}: 7 trials" in done.stdout
-    assert [job["trials"] for job in small.sweep().submitted()] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [job.trials for job in small.sweep().submitted()] == [[0, 1, 2], [3, 4, 5], [6]]
     results = [trial.result() for trial in small.sweep().trials]
     assert [result and result["beta"] for result in results] == [0.1, 0.2, 0.3, 0.4, None, 0.6, 0.7]
     assert done.returncode == 1 and "error: trial 4 (beta 0.5) FAILED" in done.stderr

@@ -179,7 +179,7 @@ def test_the_hold_of_a_requeue_is_cut_short(cluster: Existing, tmp_path: Path) -
     sweep = make(tmp_path / "sweep", {"starts": [TRAIN, DONE]})
     submit(sweep)
     look = running(sweep, 0)
-    (array,) = [job["id"] for job in sweep.submitted()]
+    (array,) = [job.id for job in sweep.submitted()]
     cluster.run("scancel", "--signal=TERM", look.trials[0].job)
     assert wait_until(lambda: [row.reason for row in client.squeue([array])] == ["BeginTime"], 20)
     assert requeued.start_held(client.squeue([array])) == [], "it may be too early"

@@ -92,7 +92,7 @@ def test_slurm_away_is_said_and_never_taken_for_an_end(own_cluster: Cluster, clu
     submit(sweep)
     look = until(sweep, lambda look: look.counts == {"RUNNING": 1, "DONE": 1, "FAILED": 2})
     before = [state.state for state in look.trials]
-    (array,) = [job["id"] for job in sweep.submitted()]
+    (array,) = [job.id for job in sweep.submitted()]
     assert wait_until(lambda: Counter(row.state.phase for row in client.sacct([array]))["running"] == 1, 20)
     assert wait_until(lambda: sum(row.state.ended for row in client.sacct([array])) == 3, 20)
     own_cluster.kill("slurmdbd")
@@ -180,7 +180,7 @@ def test_a_thousand_trials_are_one_question(
     count = 1000
     sweep = make(tmp_path / "sweep", *[{}] * count, sbatch={"begin": "now+1hour"})
     submit(sweep)
-    (array,) = [job["id"] for job in sweep.submitted()]
+    (array,) = [job.id for job in sweep.submitted()]
     figures = []
 
     def timed(what: str, queries: dict[str, int], *words: str) -> str:
@@ -224,13 +224,13 @@ def test_retry_runs_what_failed_and_nothing_else(
     assert main(["retry", "--failed", str(sweep.folder)]) == 0
     assert "trial 1" in capsys.readouterr().out
     again = Sweep.load(sweep.folder)
-    assert [job["trials"] for job in again.jobs] == [[0, 1, 2], [1]]
+    assert [job.trials for job in again.jobs] == [[0, 1, 2], [1]]
     assert main(["retry", "1", str(sweep.folder)]) == 1, "it waits or runs"
     assert len(Sweep.load(sweep.folder).jobs) == 2
     look = until(sweep, lambda look: look.counts == {"DONE": 3})
     assert look.exit_code == 0 and look.trials[1].restarts == 1 and times() == before
-    rows = list(client.squeue([job["id"] for job in again.submitted()], ended=True))
-    assert [(row.array_id, row.task_id) for row in rows].count((int(again.submitted()[1]["id"]), 0)) == 1
+    rows = list(client.squeue([job.id for job in again.submitted()], ended=True))
+    assert [(row.array_id, row.task_id) for row in rows].count((int(again.submitted()[1].id), 0)) == 1
     assert len(rows) == 4
     assert main(["retry", "--failed", str(sweep.folder)]) == 0, "nothing to do is no error"
     assert main(["logs", "1", str(sweep.folder)]) == 0

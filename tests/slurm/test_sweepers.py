@@ -24,7 +24,7 @@ def test_optuna(desk: Desk) -> None:
     trials = desk.sweep().trials
     values = {(trial.result() or {})["beta"]: (trial.result() or {})["final"]["val/loss"] for trial in trials}
     assert len(values) == 4 and all(0.05 <= beta <= 0.5 for beta in values)
-    assert [job["trials"] for job in desk.sweep().submitted()] == [[0, 1], [2, 3]]
+    assert [job.trials for job in desk.sweep().submitted()] == [[0, 1], [2, 3]]
     found = yaml.safe_load((desk.sweep_folder / "optimization_results.yaml").read_text())
     assert found["best_value"] == pytest.approx(min(values.values()))
 

@@ -63,7 +63,7 @@ def test_the_plain_array(desk: Desk, python: str) -> None:
     (folder,) = runs.iterdir()
     sweep = Sweep.load(folder)
     assert [trial.beta for trial in sweep.trials] == [0.05, 0.1, 0.5]
-    assert folder.name == f"sweep-{sweep.jobs[0]['id']}"
+    assert folder.name == f"sweep-{sweep.jobs[0].id}"
     assert all(trial.result() for trial in sweep.trials)
     assert [len(list((trial.folder / "log").glob("*_log.out"))) for trial in sweep.trials] == [4, 4, 4]
     assert [state.state for state in states.look(sweep).trials] == ["DONE"] * 3
@@ -137,7 +137,7 @@ SMALL = (
 def jobs(desk: Desk) -> dict[str, int]:
     """The jobs of the desk's sweep, by what they are, in the order in which they were submitted."""
     found = desk.sweep().submitted()
-    return {"sweep" if job["kind"] == "slurm" else Path(job["script"]).stem: int(job["id"]) for job in found}
+    return {"sweep" if job.kind == "slurm" else Path(job.script).stem: int(job.id) for job in found}
 
 
 def ended(desk: Desk, job: int) -> set[str]:
@@ -215,5 +215,5 @@ def test_the_pipeline(desk: Desk, own_cluster: Cluster) -> None:
     desk.cluster.cancel_all()
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("skipped") == 2
-    stages = [Path(job["script"]).stem for job in Sweep.load(desk.folder / "again").jobs]
+    stages = [Path(job.script).stem for job in Sweep.load(desk.folder / "again").jobs]
     assert stages == ["0", "report"], os.listdir(desk.folder / "again" / "slurm")

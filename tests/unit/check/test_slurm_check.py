@@ -13,6 +13,7 @@ from launcher.compose.trials import PlannedTrial
 from launcher.slurm import client
 from launcher.slurm import site as slurm_site
 from launcher.slurm.run import Answer
+from launcher.slurm.site import SlurmCluster
 from launcher.trial_config.config import TrialConfig
 from tests.unit.conftest import changed
 from tests.unit.slurm.test_slurm import said
@@ -27,7 +28,7 @@ def site(associations: str | None = None, drained: bool = False, enforce: str = 
     settings = slurm_site.settings(text)
     found = cluster_limits.Site()
     partitions = slurm_site.partitions(text, slurm_site.node_groups(said(f"{label} 2")))
-    vars(found)["cluster"] = client.SlurmCluster(settings, partitions)
+    vars(found)["cluster"] = SlurmCluster(settings, partitions)
     rows = slurm_site.associations(said("associations") if associations is None else associations)
     vars(found)["_accounts"] = (rows, "")
     return found
@@ -155,7 +156,7 @@ def test_a_folder_of_this_machine_alone(trial: Any, workspace: Path, monkeypatch
     assert finding.startswith(f"paths.runs={workspace / 'runs'}: lies on tmpfs (tmpfs at /tmp) (and pretrained")
     single = site()
     one = [dataclasses.replace(p, total_nodes=1) for p in single.cluster.partitions]
-    vars(single)["cluster"] = client.SlurmCluster(single.cluster.settings, one)
+    vars(single)["cluster"] = SlurmCluster(single.cluster.settings, one)
     assert warned(single, workspace / "runs", trial()) == []
 
 
@@ -207,7 +208,7 @@ def test_gpus_of_a_type(trial: Any) -> None:
     where = site()
     typed = [dataclasses.replace(g, gpus={"a100": 4, "v100": 2}) for g in where.cluster.partition("main").groups]
     main = dataclasses.replace(where.cluster.partition("main"), groups=tuple(typed))
-    vars(where)["cluster"] = client.SlurmCluster(where.cluster.settings, [main])
+    vars(where)["cluster"] = SlurmCluster(where.cluster.settings, [main])
     assert found(where, trial(gpus_per_node="a100:4")) == []
     assert "main has 2 GPUs of type v100" in found(where, trial(gpus_per_node="v100:4"))[0]
     assert "its types: a100, v100" in found(where, trial(gpus_per_node="h100:1"))[0]

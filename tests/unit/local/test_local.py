@@ -139,7 +139,7 @@ def test_ranks_know_each_other_and_logs_are_kept(tmp_path: Path) -> None:
         "local1_1_log.out",
     ]
     assert not list((sweep.folder / "0" / "log").glob("*.pkl"))
-    assert Sweep.load(sweep.folder).jobs[0]["kind"] == "local" and Sweep.load(sweep.folder).jobs[0]["trials"] == [0]
+    assert Sweep.load(sweep.folder).jobs[0].kind == "local" and Sweep.load(sweep.folder).jobs[0].trials == [0]
     assert sweep.trials[0].progress().phase == "starting"
     assert not processes_of(sweep)
 
@@ -154,7 +154,7 @@ def test_what_is_done_is_not_run_again_and_attempts_keep_their_logs(tmp_path: Pa
     assert second[0].log is None and second[0].elapsed == 1.0
     assert second[1].log and second[1].log.name == "local2_0_log.out"
     assert first[1].log and first[1].log.read_bytes() == old
-    assert [job["trials"] for job in Sweep.load(sweep.folder).jobs] == [[0, 1], [1]]
+    assert [job.trials for job in Sweep.load(sweep.folder).jobs] == [[0, 1], [1]]
 
 
 @pytest.mark.parametrize("slots", [1, 2])

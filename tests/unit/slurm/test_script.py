@@ -24,8 +24,10 @@ CLUSTER: dict[str, Any] = {
 }  # fmt: skip
 
 
-def request(**changes: Any) -> ArrayRequest:
+def request(comment: str | None = None, **changes: Any) -> ArrayRequest:
+    """With a `comment` that a config may not hold, if one is given."""
     cluster = Cluster.model_validate({**CLUSTER, **changes.pop("cluster", {})})
+    cluster = cluster if comment is None else cluster.model_copy(update={"comment": comment})
     base: dict[str, Any] = {"sweep": Path("/shared/s"), "name": "dpo-1", "trials": [0, 1, 2], "nodes": 2}
     return ArrayRequest(**{**base, "ranks_per_node": 8, "cluster": cluster, **changes})
 
@@ -92,7 +94,8 @@ def test_odd_texts_never_run_and_never_break_the_script(name: str, comment: str,
         request(
             name=name,
             sweep=Path("/shared") / folder,
-            cluster={"comment": comment, "environment": {"ODD": value}},
+            cluster={"environment": {"ODD": value}},
+            comment=comment,
             trials=[3],
             python_on_node="no python",
         )

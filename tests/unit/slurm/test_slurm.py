@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.slurm import reasons, site
+from launcher.slurm import reasons, site, state_words
 from launcher.slurm import rows as slurm_rows
 
 RECORDED = {
@@ -157,7 +157,7 @@ def test_what_to_do_where_sbatch_refuses(error: str, key: str, remedy: str) -> N
     ],
 )
 def test_state_words(text: str, word: str, phase: str) -> None:
-    assert (slurm_rows.state(text).word, slurm_rows.state(text).phase) == (word, phase)
+    assert (state_words.state(text).word, state_words.state(text).phase) == (word, phase)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_partitions_with_a_drained_node() -> None:
         "wide": ("UP", False, math.inf, None),
     }
     main, wide = found["main"], found["wide"]
-    assert (main.total_nodes, main.max_nodes, main.most_gpus(), main.memory_per_node) == (2, math.inf, 2, 64000)
+    assert (main.total_nodes, main.max_nodes, main.most_gpus()) == (2, math.inf, 2)
     assert (main.nodes_with(gpus=2), main.nodes_with(gpus=2, usable=True), main.nodes_with(gpus=3)) == (2, 1, 0)
     assert (main.nodes_with(memory=64000, cpus=16), main.nodes_with(memory=64001)) == (2, 0)
     assert main.admits_account("anyone") and main.admits_qos("anything")
@@ -237,7 +237,8 @@ def test_partitions_that_deny_and_that_have_unlike_nodes() -> None:
     (wide,) = site.partitions(line, groups)
     assert not wide.admits_account("guest") and wide.admits_account("research")
     assert not wide.admits_qos("normal") and wide.admits_qos("high")
-    assert (wide.max_nodes, wide.most_gpus(), wide.memory_per_node) == (4, 8, 515000)
+    assert (wide.max_nodes, wide.most_gpus()) == (4, 8)
+    assert (wide.nodes_with(memory=515000), wide.nodes_with(memory=515001)) == (3, 0)
     assert [(group.state, group.usable, group.gpus) for group in wide.groups] == [
         ("idle", True, {"h100": 8}),
         ("down", False, {}),

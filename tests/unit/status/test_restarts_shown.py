@@ -79,6 +79,7 @@ def test_bad_nodes_are_seen(tmp_path: Path) -> None:
 def test_only_what_was_requeued_a_while_ago_is_hastened(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     started: list[list[str]] = []
+    monkeypatch.setattr(requeued, "_held", {})
     monkeypatch.setattr(requeued.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(client, "start_now", lambda names: started.append(list(names)))
     held = queued(0, "PENDING", reason="BeginTime", restarts=1)

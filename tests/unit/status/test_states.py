@@ -15,7 +15,8 @@ import pytest
 from launcher.__main__ import main
 from launcher.findings import Refused
 from launcher.slurm import client, reasons
-from launcher.slurm.rows import STATES, AccountRow, QueueRow
+from launcher.slurm.rows import AccountRow, QueueRow
+from launcher.slurm.state_words import STATES
 from launcher.status import states
 from launcher.status.answers import Answers
 from launcher.status.table import table

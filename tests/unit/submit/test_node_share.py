@@ -29,9 +29,9 @@ def cluster(keys: str = "", settings: str = "", limits: str = "") -> Site:
     text = "\n".join([config, *settings.split(), *(f"{line} {keys}" for line in lines)]).replace("@", " ")
     found = Site()
     partitions = site.partitions(text, site.node_groups(NODES))
-    vars(found)["cluster"] = client.SlurmCluster(site.settings(text), partitions)
+    vars(found)["cluster"] = site.SlurmCluster(site.settings(text), partitions)
     row = f"lab|research||research|normal||||{limits}|\n"
-    vars(found)["associations"] = site.associations(row)
+    vars(found)["_accounts"] = (site.associations(row), "")
     return found
 
 
@@ -97,6 +97,6 @@ def test_an_accounting_that_does_not_answer_is_no_reason_to_stop(monkeypatch: py
         raise client.SlurmError(client.Answer(("sacctmgr",), 1, "", "away", 0.0))
 
     where = cluster()
-    del vars(where)["associations"]
+    del vars(where)["_accounts"]
     monkeypatch.setattr(client, "associations", away)
     assert asked(where) == {}

@@ -314,7 +314,7 @@ def test_write_only_writes_and_does_so_once(workspace: Path) -> None:
     assert (first.returncode, first.stderr) == (0, ""), first.stderr
     sweep = Sweep.load(workspace / ELEMENT["SWEEP"])
     assert [trial.beta for trial in sweep.trials] == [0.1, 0.5]
-    assert [(job["id"], job["trials"]) for job in sweep.jobs] == [("4711", [0, 1])]
+    assert [(job.id, job.trials) for job in sweep.jobs] == [("4711", [0, 1])]
     again = run(workspace, MAIN, *WRITE, env=ELEMENT)
     assert again.returncode == 0 and "is written already" in again.stdout
     other = run(workspace, MAIN, *WRITE, "model.seed=7", env=ELEMENT)

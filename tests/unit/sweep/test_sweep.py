@@ -110,7 +110,7 @@ def test_jobs_of_many_writers_are_all_recorded(tmp_path: Path) -> None:
     folder = create(tmp_path / "s").folder
 
     def record(number: int) -> None:
-        Sweep.load(folder).record_job("slurm", str(number), [number], offset=number)
+        Sweep.load(folder).record_job("slurm", str(number), [number], script=f"{number}.sbatch")
 
     threads = [threading.Thread(target=record, args=(number,)) for number in range(12)]
     for thread in threads:
@@ -118,8 +118,8 @@ def test_jobs_of_many_writers_are_all_recorded(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     jobs = Sweep.load(folder).jobs
-    assert sorted(int(job["id"]) for job in jobs) == list(range(12))
-    assert all(job["trials"] == [job["offset"]] for job in jobs)
+    assert sorted(int(job.id) for job in jobs) == list(range(12))
+    assert all(job.script == f"{job.trials[0]}.sbatch" for job in jobs)
 
 
 def test_more_trials_are_numbered_on(tmp_path: Path) -> None:
@@ -275,4 +275,4 @@ def test_a_sweep_of_a_pipeline_is_read_with_its_stages(tmp_path: Path) -> None:
     sweep = create(tmp_path / "s")
     for kind in ("stage", "slurm", "local"):
         sweep.record_job(kind, "7", [])
-    assert [job["kind"] for job in Sweep.load(sweep.folder).jobs] == ["stage", "slurm", "local"]
+    assert [job.kind for job in Sweep.load(sweep.folder).jobs] == ["stage", "slurm", "local"]
