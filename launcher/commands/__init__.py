@@ -16,6 +16,7 @@ COMMANDS = {
     "logs": "the output of a trial; if it failed, the lines with the error",
     "cancel": "cancel waiting trials, stop running ones",
     "retry": "start failed trials again, from their last checkpoints",
+    "evaluate": "have the trained policies answer prompts, and measure what they say",
     "report": "compare the trials: table, plots, verdicts",
     "export": "write a trained adapter for peft and vLLM, or merged into its base model",
     "render": "print the sbatch script of a stage, without submitting it",

@@ -1,0 +1,105 @@
+"""A teacher-forced pass over held-out pairs: what the policy thinks of responses that it did not write.
+
+Top-10 entropy and mass: of the ten most likely tokens at each position of the chosen response, the entropy in nats of
+their probabilities (not renormalised) and their sum; where a policy is over-optimised the entropy turns down
+(Shi et al. 2024, arXiv 2410.11677, section 4.4).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.evaluate.generation import answer_logits
+
+_TOP = 10
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A held-out pair as tokens."""
+
+    prompt: list[int]
+    responses: tuple[list[int], list[int]]
+    """Chosen, rejected."""
+
+
+def read(file: Path, count: int, tokens: Callable[[str], list[int]], longest: int) -> list[Pair]:
+    """The first `count` pairs of a file that have at most `longest` tokens a side."""
+    found: list[Pair] = []
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            if len(found) == count:
+                break
+            row = json.loads(line)
+            prompt = tokens(row["prompt"])
+            sides = [tokens(row["prompt"] + row[f"{side}_response"])[len(prompt) :] for side in SIDES]
+            if len(prompt) + max(map(len, sides)) <= longest and all(sides):
+                found.append(Pair(prompt, (sides[0], sides[1])))
+    return found
+
+
+@torch.inference_mode()
+def columns(model: Any, pairs: Sequence[Pair], pad: int, rows: int, beat: Callable[[int], None]) -> dict[str, Any]:
+    """{column: a value a pair}: log_probability_{side} (nats, of the response), tokens_{side}, entropy_top10 and
+    mass_top10 (means over the chosen response's tokens). `rows` responses are computed at a time."""
+    found: dict[str, list[float]] = {}
+    each = max(1, rows // len(SIDES))
+    for first in range(0, len(pairs), each):
+        part = pairs[first : first + each]
+        flat = [(pair.prompt, response) for pair in part for response in pair.responses]
+        logits = list(answer_logits(model, flat, pad))
+        for number, pair in enumerate(part):
+            for side, response, given in zip(SIDES, pair.responses, logits[2 * number : 2 * number + 2], strict=True):
+                log_probabilities = given.float().log_softmax(-1)
+                picked = log_probabilities.gather(-1, torch.tensor(response, device=given.device)[:, None])
+                _add(found, f"log_probability_{side}", float(picked.double().sum()))
+                _add(found, f"tokens_{side}", len(response))
+                if side == "chosen":
+                    top = log_probabilities.topk(min(_TOP, given.shape[-1]), -1).values.double()
+                    _add(found, "entropy_top10", float(-(top.exp() * top).sum(-1).mean()))
+                    _add(found, "mass_top10", float(top.exp().sum(-1).mean()))
+        beat(first + len(part))
+    return found
+
+
+def _add(found: dict[str, list[float]], name: str, value: float) -> None:
+    found.setdefault(name, []).append(round(value, 6))
+
+
+def compare(policy: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a trial: the policy's, with log_ratio_{side} and the reference's own entropy and mass beside."""
+    found = dict(policy)
+    for side in SIDES:
+        both = zip(policy[f"log_probability_{side}"], reference[f"log_probability_{side}"], strict=True)
+        found[f"log_ratio_{side}"] = [round(one - other, 6) for one, other in both]
+    for name in ("entropy_top10", "mass_top10"):
+        found[f"reference_{name}"] = reference[name]
+    return found
+
+
+def reward_and_length(pairs: dict[str, Sequence[float]]) -> float | None:
+    """Correlation (Pearson) of a response's log-ratio with its length in tokens, over both responses of all pairs.
+
+    The implicit reward is beta times the log-ratio, which changes no correlation. None where it is not defined.
+    """
+    ratios = [value for side in SIDES for value in pairs[f"log_ratio_{side}"]]
+    lengths = [float(value) for side in SIDES for value in pairs[f"tokens_{side}"]]
+    if len(ratios) < 2:
+        return None
+    means = [math.fsum(values) / len(values) for values in (ratios, lengths)]
+    spreads = [
+        math.fsum((value - mean) ** 2 for value in values)
+        for values, mean in zip((ratios, lengths), means, strict=True)
+    ]
+    if not all(spreads):
+        return None
+    shared = math.fsum((a - means[0]) * (b - means[1]) for a, b in zip(ratios, lengths, strict=True))
+    return shared / math.sqrt(spreads[0] * spreads[1])

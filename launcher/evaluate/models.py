@@ -1,0 +1,172 @@
+"""The models that answer: the base model as a Hugging Face folder, a trial's exported adapter, whole folders beside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.peft_model import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from data_prep.models import nemo_to_hf
+from data_prep.models.export import adapter_file, export
+from launcher.evaluate.generation import Stop
+from launcher.evaluate.prompts import Form
+from launcher.findings import Finding, Refused
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
+
+_ADAPTER = "policy"
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and in which precision models run."""
+
+    name: str
+    dtype: torch.dtype
+    rows: int
+    """Answers that are generated at once."""
+
+    @property
+    def rounds(self) -> bool:
+        """Whether sums of log-probabilities are off by tenths of a nat, depending on how they are computed."""
+        return self.dtype is not torch.float32
+
+
+def choose_device() -> Device:
+    """A GPU in bf16 where there is one, else the CPU in fp32: greedy answers then equal NeMo's in fp32."""
+    if torch.cuda.is_available():
+        return Device("cuda", torch.bfloat16, 256)
+    return Device("cpu", torch.float32, 40)
+
+
+class Model:
+    """A causal language model, with at most one adapter on it at a time."""
+
+    def __init__(self, folder: Path, device: Device) -> None:
+        """Load a Hugging Face folder. No code from the folder is run. Raises Refused where it cannot be loaded."""
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        self.folder, self.device = folder, device
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=device.dtype, use_safetensors=True)
+        except (OSError, ValueError, KeyError) as error:
+            why = f"cannot be loaded ({' '.join(str(error).split())[:200]})"
+            raise Refused([Finding(str(folder), "", why, "name a Hugging Face folder with safetensors")]) from error
+        self._base: Any = model.to(device.name).eval()
+        self._policy: Any = None
+
+    @property
+    def current(self) -> Any:
+        """The model that answers now: with the adapter, if one is on."""
+        return self._base if self._policy is None else self._policy
+
+    @contextlib.contextmanager
+    def adapted(self, adapter: Path) -> Iterator[None]:
+        """Have the adapter on. It stays apart from the weights: these must be the base model's own again afterwards."""
+        try:
+            self._policy = PeftModel.from_pretrained(self._base, adapter, adapter_name=_ADAPTER).eval()
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            why = f"does not fit the base model ({' '.join(str(error).split())[:200]})"
+            raise Refused([Finding(str(adapter), "", why, "name an adapter of this base model")]) from error
+        try:
+            yield
+        finally:
+            self._base = self._policy.unload()
+            self._policy = None
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[Any]:
+        """The model without its adapter."""
+        if self._policy is None:
+            yield self._base
+        else:
+            with self._policy.disable_adapter():
+                yield self._policy
+
+    def tokens(self, text: str) -> list[int]:
+        """A text's tokens, none added: the data's texts hold what begins a conversation."""
+        found: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return found
+
+    def stop(self, form: Form) -> Stop:
+        """The model's own end tokens, and what ends an answer in the data's form."""
+        own = self._base.generation_config.eos_token_id
+        ends = [self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+        ends += [self.tokenizer.convert_tokens_to_ids(token) for token in form.stop_tokens]
+        return Stop(tuple(dict.fromkeys(end for end in ends if end is not None)), form.stop_texts)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that fit into the model."""
+        return int(self._base.config.max_position_embeddings)
+
+
+def own_cache(config: Mapping[str, Any], sweep: Sweep) -> Path:
+    """The folder for what all trials share: paths.cache, or one in the sweep's where that is somebody else's.
+
+    What lies in it is loaded as weights and shown as answers, so another user must not have written it.
+    """
+    named = Path(str((config.get("paths") or {}).get("cache") or sweep.folder / "cache"))
+    folder = named / "evaluation"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_own(folder) and os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass  # it is not ours to write: the sweep's own is
+    folder = sweep.folder / "cache" / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def is_own(path: Path) -> bool:
+    """Whether the file or folder itself, not what a link points at, belongs to this user."""
+    return path.lstat().st_uid == os.geteuid()
+
+
+def base_folder(nemo: Path, digest: str, cache: Path) -> Path:
+    """The base model's .nemo as a Hugging Face folder in `cache`, made once; `digest` is its content's."""
+    folder = cache / "base_models" / digest
+    if folder.is_dir():
+        if not is_own(folder):
+            raise Refused([Finding(str(folder), "", "belongs to somebody else", "set paths.cache to another folder")])
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{digest}.", dir=folder.parent) as scratch:
+        made = nemo_to_hf.convert(nemo, Path(scratch) / "folder")
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # no other process made it meanwhile
+                raise
+    return folder
+
+
+@contextlib.contextmanager
+def exported(sweep: Sweep, trial: Trial, base: Path) -> Iterator[Path]:
+    """The trial's policy in a folder that is there for the block: an adapter, or a whole model where all was trained.
+
+    Raises Refused.
+    """
+    (trial.folder / "evaluation").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".adapter.", dir=trial.folder / "evaluation") as scratch:
+        folder = Path(scratch) / "policy"
+        if trial.config()["model"]["peft"]["peft_scheme"] == "lora":
+            export(sweep, trial, folder, base=str(base))
+        else:
+            nemo_to_hf.convert(adapter_file(trial, trial.result() or {}), folder)
+        yield folder
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()

@@ -1,0 +1,140 @@
+"""Answers of one policy: those that are missing are generated, batch by batch, and appended to its answers.jsonl."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher import whole_file
+from launcher.evaluate import answers, generation, held_out
+from launcher.evaluate.answers import Answer
+from launcher.evaluate.asked import Asked
+from launcher.evaluate.generation import Generated, Sampling, Stop
+from launcher.evaluate.models import Model
+from launcher.evaluate.prompts import Prompt
+from launcher.units import clock
+
+Say = Callable[[str], None]
+#: Seconds between two lines of progress.
+_EVERY = 15.0
+
+
+class Progress:
+    """Prints how far one policy is, at most every so many seconds."""
+
+    def __init__(self, title: str, total: int, say: Say) -> None:
+        self._title, self._total, self._say = title, total, say
+        self._began = self._spoke = time.monotonic()
+        self.tokens = 0
+
+    def at(self, done: int, detail: str = "", last: bool = False) -> None:
+        now = time.monotonic()
+        if now - self._spoke < _EVERY and not last:
+            return
+        self._spoke = now
+        seconds = now - self._began
+        left = f", {clock(seconds * (self._total - done) / done)} left" if 0 < done < self._total else ""
+        rate = f", {self.tokens / seconds:.0f} tokens/s" if self.tokens and seconds else ""
+        self._say(f"{self._title}: {done} of {self._total} prompts{detail}{rate}{left}")
+
+
+class Generator:
+    """Answers prompts with a model as it stands. `reference` has the reference policy, which samples are held against;
+    None: there is none that reads the same tokens, or the model is the reference itself.
+    """
+
+    def __init__(self, model: Model, asked: Asked, stop: Stop, reference: Model | None) -> None:
+        self._model, self._stop, self._reference = model, stop, reference
+        self._sampling = Sampling(asked.samples, asked.temperature, asked.max_tokens, asked.seed)
+        self.tokens = 0
+        """Tokens generated so far."""
+
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+        """Prompts in batches of similar length, so that little is padded."""
+        each = max(1, self._model.device.rows // (1 + self._sampling.samples))
+        by_length = sorted(prompts, key=lambda prompt: (len(prompt.text), prompt.prompt_id))
+        return [by_length[first : first + each] for first in range(0, len(by_length), each)]
+
+    def __call__(self, prompts: Sequence[Prompt], beat: Callable[[int], None] = lambda made: None) -> list[Answer]:
+        room = self._model.longest - self._sampling.max_tokens
+        begun = [(prompt.prompt_id, self._model.tokens(prompt.text)[-room:]) for prompt in prompts]
+        tokenizer = self._model.tokenizer
+        made = generation.answers(self._model.current, tokenizer, begun, self._sampling, self._stop, beat)
+        self.tokens += sum(len(one.tokens) for row in made for one in row)
+        ratios = self._log_ratios(begun, made)
+        return [_answer(*parts) for parts in zip(prompts, made, ratios, strict=True)]
+
+    def _log_ratios(
+        self, begun: Sequence[tuple[str, list[int]]], made: Sequence[Sequence[Generated]]
+    ) -> list[list[float]]:
+        """Of each prompt's samples: their log-probability here less that under the reference policy."""
+        rows = [(prompt, one.tokens) for (_, prompt), row in zip(begun, made, strict=True) for one in row[1:]]
+        if not rows or self._reference is None:
+            return [[] for _ in made]
+        own = [one.log_probability for row in made for one in row[1:]]
+        pad = self._stop.tokens[0]
+        if self._model.device.rounds:  # else the cache of keys rounds otherwise than the pass that scores
+            own = generation.log_probabilities(self._model.current, rows, pad)
+        with self._reference.reference() as reference:
+            scored = generation.log_probabilities(reference, rows, pad)
+        ratios = iter([round(one - other, 6) for one, other in zip(own, scored, strict=True)])
+        return [[next(ratios) for _ in row[1:]] for row in made]
+
+    def held_out(self, pairs: Sequence[held_out.Pair], beat: Callable[[int], None]) -> dict[str, Any]:
+        """The teacher-forced pass of the policy."""
+        return held_out.columns(self._model.current, pairs, self._stop.tokens[0], self._model.device.rows, beat)
+
+
+def _answer(prompt: Prompt, made: Sequence[Generated], ratios: Sequence[float]) -> Answer:
+    greedy, *samples = made
+    return Answer(
+        prompt_id=prompt.prompt_id,
+        source=prompt.source,
+        prompt=prompt.text,
+        messages=prompt.messages,
+        chosen=prompt.chosen,
+        greedy=greedy.text,
+        greedy_ended=greedy.ended,
+        samples=[one.text for one in samples],
+        samples_ended=[one.ended for one in samples],
+        tokens=[one.tokens for one in samples],
+        kl_nats=ratios,
+        instructions=prompt.instructions,
+    )
+
+
+def fill(file: Path, prompts: Sequence[Prompt], generate: Generator, title: str, say: Say) -> int:
+    """Generate the answers that `file` lacks; returns how many prompts were answered."""
+    there = ids(file)
+    missing = [prompt for prompt in prompts if prompt.prompt_id not in there]
+    if not missing:
+        return 0
+    _end_line(file)
+    progress = Progress(title, len(missing), say)
+    done = 0
+    for batch in generate.batches(missing):
+
+        def beat(made: int, done: int = done, size: int = len(batch)) -> None:
+            progress.at(done, f", token {made} of the next {size}")
+
+        made = generate(batch, beat)
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write("".join(f"{answer.line()}\n" for answer in made))
+        done += len(batch)
+        progress.tokens = generate.tokens
+        progress.at(done, last=done == len(missing))
+    return len(missing)
+
+
+def _end_line(file: Path) -> None:
+    """Drop a truncated last line: what is appended must not continue it."""
+    content = whole_file.read(file) or b""
+    if content and not content.endswith(b"\n"):
+        whole_file.write_bytes(file, content[: content.rfind(b"\n") + 1])
+
+
+def ids(file: Path) -> set[str]:
+    """The prompts that `file` has answers to."""
+    return {answer.prompt_id for answer in answers.read(file)}

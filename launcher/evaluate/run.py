@@ -1,0 +1,277 @@
+"""Evaluates trials, one after the other, in one process: the base model is loaded once.
+
+In a trial's folder: evaluation/settings.json (what its answers depend on, and how many prompts there are),
+answers.jsonl (a line a prompt), scores.json (values a prompt and a pair; written last), error.json (why the last try
+failed). What is there is not made again, unless it was made with other settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from data_prep.models.export import adapter_file
+from launcher import whole_file
+from launcher.evaluate import answers, held_out, prompts, scores
+from launcher.evaluate.answers import Answer
+from launcher.evaluate.asked import Asked, data_file, pairs_file
+from launcher.evaluate.models import Model, base_folder, choose_device, exported, is_adapter, own_cache
+from launcher.evaluate.policy import Generator, Progress, Say, fill
+from launcher.evaluate.prompts import Form, Prompt
+from launcher.evaluate.reference import ReferenceAnswers
+from launcher.findings import Finding, LauncherError, Refused
+from launcher.plain_data import at
+from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
+from launcher.train.nemo_aligner.savings.reference_cache import file_digest, group_name
+
+#: Raise it where answers of an older version must not be mixed with new ones.
+_VERSION = 1
+
+
+class Busy(LauncherError):
+    """Another process evaluates the same policy."""
+
+
+class Setting:
+    """What all policies of one base model and one kind of data share: model, prompts, the reference's answers."""
+
+    def __init__(self, sweep: Sweep, config: Mapping[str, Any], asked: Asked) -> None:
+        """Raises Refused where a file is missing or cannot be read."""
+        self.asked = asked
+        self.cache = own_cache(config, sweep)
+        self.nemo = Path(str(at(config, "pretrained_checkpoint.restore_from_path")))
+        if not self.nemo.exists():
+            raise Refused([Finding("pretrained_checkpoint.restore_from_path", str(self.nemo), "no such file")])
+        self.form: Form = prompts.form_of(data_file(config), self.nemo)
+        self.prompts: list[Prompt] = _prompts(config, asked, self.form)
+        self.pairs_file, self.pairs = pairs_file(config), int(at(config, "evaluation.kl_pairs") or 0)
+        self.device = choose_device()
+        self.base = file_digest(self.nemo, self.cache / "files")
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What an answer depends on beside the prompt and the policy's adapter."""
+        return {
+            "base": self.base,
+            **self.asked.sampling,
+            "form": self.form.name,
+            "device": f"{self.device.name} {self.device.dtype}",
+            "version": _VERSION,
+            **{name: version(name) for name in ("torch", "transformers")},
+        }
+
+
+class Evaluator:
+    """Evaluates policies of one sweep. Loads no model before it is needed."""
+
+    def __init__(self, sweep: Sweep, changes: Mapping[str, Any], say: Say, *, again: bool = False) -> None:
+        """`changes` are the command's options (None: as configured); `again` drops what is there."""
+        sweep.refuse_foreign("evaluate")
+        self._sweep, self._changes, self._say, self._again = sweep, changes, say, again
+        self._settings: dict[str, Setting] = {}
+        self._model: Model | None = None
+        self._references: dict[str, ReferenceAnswers] = {}
+
+    @property
+    def reference_generated(self) -> int:
+        """Prompts that the reference policy answered in this process."""
+        return sum(reference.generated for reference in self._references.values())
+
+    def trial(self, trial: Trial) -> dict[str, Any]:
+        """Evaluate one trial; returns its scores. Raises Refused, Busy, or an error of the models, which is noted."""
+        result = trial.result()
+        if result is None:
+            why = "has no result: it is not done"
+            raise Refused([Finding(f"trial {trial.name}", "", why, "wait for it, or `retry` it; see `status`")])
+        folder = trial.folder / "evaluation"
+        with _working(folder, f"trial {trial.name}"):
+            setting = self._setting(trial.config())
+            digest = whole_file.sha256(adapter_file(trial, result))
+            if known := self._known(folder, setting, digest, f"trial {trial.name}"):
+                return known
+            base = base_folder(setting.nemo, setting.base, setting.cache)
+            with exported(self._sweep, trial, base) as policy:
+                return self._evaluate(folder, setting, policy, f"trial {trial.name}", trial.beta)
+
+    def beside(self, path: Path) -> dict[str, Any]:
+        """Evaluate another adapter or Hugging Face folder on the prompts of the sweep's first trial; see `trial`."""
+        path = path.expanduser().absolute()
+        if not (path / "config.json").is_file() and not is_adapter(path):
+            why = "is neither a Hugging Face folder nor a peft adapter"
+            raise Refused(
+                [Finding("--beside", str(path), why, "name a folder with config.json or adapter_config.json")]
+            )
+        folder = self._sweep.folder / "evaluation" / path.name
+        with _working(folder, path.name):
+            setting = self._setting(self._sweep.trials[0].config())
+            digest = file_digest(path, setting.cache / "files")
+            return self._known(folder, setting, digest, path.name) or self._evaluate(folder, setting, path, path.name)
+
+    # -- one policy ----------------------------------------------------------------------------------------------------
+
+    def _known(self, folder: Path, setting: Setting, policy: str, title: str) -> dict[str, Any] | None:
+        """The scores, if there is nothing to do; else the folder is made ready for what there is to do."""
+        settings = {**setting.key, "policy": policy}
+        before = whole_file.read_json(folder / "settings.json")
+        if self._again or not isinstance(before, dict) or before.get("made_with") != settings:
+            if (folder / "answers.jsonl").exists():
+                self._say(f"{title}: {'asked to be' if self._again else 'other settings than before:'} evaluated anew")
+            for name in ("answers.jsonl", "scores.json"):
+                (folder / name).unlink(missing_ok=True)
+        now = {"made_with": settings, "prompts": len(setting.prompts)}
+        if before != now:
+            whole_file.write_json(folder / "settings.json", now)
+        known = whole_file.read_json(folder / "scores.json")
+        if isinstance(known, dict) and not {prompt.prompt_id for prompt in setting.prompts} - set(known["prompt_ids"]):
+            self._say(f"{title}: evaluated already")
+            return known
+        return None
+
+    def _evaluate(
+        self, folder: Path, setting: Setting, policy: Path, title: str, beta: float | None = None
+    ) -> dict[str, Any]:
+        began = time.monotonic()
+        base = self._base(setting)
+        with contextlib.ExitStack() as stack:
+            model = base
+            if is_adapter(policy):
+                stack.enter_context(base.adapted(policy))
+            else:
+                model = Model(policy, setting.device)
+            same = model is base or model.tokenizer.get_vocab() == base.tokenizer.get_vocab()
+            generate = Generator(model, setting.asked, model.stop(setting.form), base if same else None)
+            fill(folder / "answers.jsonl", setting.prompts, generate, title, self._say)
+            pairs = generate.held_out(self._pairs(setting, model), _beat(title, self._say)) if same else None
+        reference, reference_pairs = self._reference(setting)
+        wanted = {prompt.prompt_id for prompt in setting.prompts}
+        found = scores.of(
+            [answer for answer in answers.read(folder / "answers.jsonl") if answer.prompt_id in wanted],
+            reference,
+            held_out.compare(pairs, reference_pairs) if pairs else None,
+            vocabulary=len(model.tokenizer),
+        )
+        seconds = round(time.monotonic() - began, 3)
+        found |= {"made": {**setting.key, "beta": beta, "seconds": seconds, "tokens": generate.tokens}}
+        whole_file.write_json(folder / "scores.json", found)
+        self._say(f"{title}: evaluated on {len(wanted)} prompts in {seconds:.0f} s")
+        return found
+
+    def _reference(self, setting: Setting) -> tuple[dict[str, Answer], dict[str, Any]]:
+        """The reference policy's answers by prompt, and its columns of the held-out pairs."""
+        name = group_name(setting.key)
+        base = self._base(setting)
+        owner = f"{socket.gethostname()} {os.getpid()} {self._sweep.folder}"
+        kept = self._references.setdefault(name, ReferenceAnswers(setting.cache, setting.key, owner))
+        generate = Generator(base, setting.asked, base.stop(setting.form), None)
+        progress = Progress("reference", len(setting.prompts), self._say)
+
+        def answered(missing: Sequence[Prompt]) -> list[Answer]:
+            made = generate(missing, lambda token: progress.at(kept.generated, f", token {token}"))
+            progress.tokens = generate.tokens
+            return made
+
+        found = kept.all(generate.batches(setting.prompts), answered)
+        pairs = self._pairs(setting, base)
+        digest = group_name({"pairs": [[pair.prompt, *pair.responses] for pair in pairs]})
+        return found, kept.held_out(lambda: generate.held_out(pairs, _beat("reference", self._say)), digest)
+
+    # -- what policies share -------------------------------------------------------------------------------------------
+
+    def _setting(self, config: Mapping[str, Any]) -> Setting:
+        asked = Asked.of(config, **self._changes)
+        name = repr([asked, data_file(config), pairs_file(config), at(config, "pretrained_checkpoint")])
+        if name not in self._settings:
+            self._settings[name] = Setting(self._sweep, config, asked)
+        return self._settings[name]
+
+    def _base(self, setting: Setting) -> Model:
+        """The base model, without an adapter; one is kept in memory."""
+        folder = base_folder(setting.nemo, setting.base, setting.cache)
+        if self._model is None or self._model.folder != folder:
+            self._model = None  # so that its memory is free
+            self._say(f"loading {setting.nemo.name}")
+            self._model = Model(folder, setting.device)
+        return self._model
+
+    @staticmethod
+    def _pairs(setting: Setting, model: Model) -> list[held_out.Pair]:
+        return held_out.read(setting.pairs_file, setting.pairs, model.tokens, model.longest)
+
+
+def _prompts(config: Mapping[str, Any], asked: Asked, form: Form) -> list[Prompt]:
+    found = prompts.held_out(data_file(config), asked.held_out) if asked.held_out else []
+    if asked.instructions:
+        found += prompts.checkable(prompts.INSTRUCTIONS, "instructions", form, asked.instructions)
+    if asked.ifeval:
+        found += prompts.checkable(Path(asked.ifeval).expanduser(), "ifeval", form)
+    if asked.prompts:
+        found += prompts.users(Path(asked.prompts).expanduser(), form)
+    return list({prompt.prompt_id: prompt for prompt in found}.values())
+
+
+@contextlib.contextmanager
+def _working(folder: Path, title: str) -> Iterator[None]:
+    """One process at a time evaluates a policy; an error is noted in its folder. Raises Busy."""
+    if folder.is_symlink():
+        raise Refused([Finding(str(folder), "", "is a link", "remove it")])
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with whole_file.locked(folder / "lock", wait=False):
+            (folder / "error.json").unlink(missing_ok=True)
+            try:
+                yield
+            except Exception as error:
+                text = " ".join(str(error).split())[:400]
+                now = datetime.now().astimezone().isoformat(timespec="seconds")
+                whole_file.write_json(folder / "error.json", {"error": f"{type(error).__name__}: {text}", "time": now})
+                raise
+    except BlockingIOError:
+        raise Busy(f"{title}: another process evaluates it") from None
+
+
+def _beat(title: str, say: Say) -> Callable[[int], None]:
+    began = time.monotonic()
+
+    def beat(done: int) -> None:
+        if time.monotonic() - began > 15:
+            say(f"{title}: {done} held-out pairs")
+
+    return beat
+
+
+def evaluate(
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    beside: Sequence[str] = (),
+    changes: Mapping[str, Any] | None = None,
+    *,
+    again: bool = False,
+) -> dict[str, LauncherError]:
+    """Evaluate trials and what is put beside them, one after the other. Returns what could not be, and why.
+
+    Prints progress and, at the end, a table. Raises Refused for another user's sweep, and the errors of the models.
+    """
+    evaluator = Evaluator(sweep, changes or {}, lambda line: print(line, flush=True), again=again)
+    failed: dict[str, LauncherError] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    todo: dict[str, Callable[[], dict[str, Any]]] = {
+        f"trial {trial.name}": partial(evaluator.trial, trial) for trial in trials
+    }
+    todo |= {Path(path).name: partial(evaluator.beside, Path(path)) for path in beside}
+    for title, job in todo.items():
+        try:
+            rows[title] = job()
+        except LauncherError as error:
+            failed[title] = error
+    if rows:
+        print(scores.table(rows), flush=True)
+    return failed
