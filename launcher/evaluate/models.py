@@ -22,6 +22,7 @@ from launcher.evaluate.prompts import Form
 from launcher.findings import Finding, Refused
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
+from launcher.train.nemo_aligner.savings.reference_cache import private_folder
 
 _ADAPTER = "policy"
 
@@ -112,21 +113,17 @@ class Model:
 
 
 def own_cache(config: Mapping[str, Any], sweep: Sweep) -> Path:
-    """The folder for what all trials share: paths.cache, or one in the sweep's where that is somebody else's.
+    """The folder for what all trials share: in paths.cache, or in the sweep's folder where that cannot be used.
 
-    What lies in it is loaded as weights and shown as answers, so another user must not have written it.
+    What lies in it is loaded as weights and shown as answers, so it is this user's, and nobody else can write it.
     """
-    named = Path(str((config.get("paths") or {}).get("cache") or sweep.folder / "cache"))
-    folder = named / "evaluation"
+    named = (config.get("paths") or {}).get("cache")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if is_own(folder) and os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass  # it is not ours to write: the sweep's own is
-    folder = sweep.folder / "cache" / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+        if named:
+            return private_folder(Path(str(named)) / "evaluation")
+    except OSError as error:
+        print(f"paths.cache={named} cannot be used ({error.strerror}); the sweep's folder is", flush=True)
+    return private_folder(sweep.folder / "cache" / "evaluation")
 
 
 def is_own(path: Path) -> bool:

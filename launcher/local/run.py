@@ -17,7 +17,7 @@ from typing import Any
 
 from launcher.findings import LauncherError
 from launcher.job import ports
-from launcher.local import process
+from launcher.local import behind, process
 from launcher.local.controller import BUSY
 from launcher.local.rank import TRAIN, RunRank
 from launcher.local.room import Need, check, slots_for
@@ -63,6 +63,7 @@ def run(
     machine: Machine | None = None,
     entry: str = TRAIN,
     code: int | None = None,
+    evaluation: str = behind.MODULE,
 ) -> list[TrialState]:
     """Run `trials` (all, if not given) of a sweep, and wait for them. A trial that has its result is not run again.
 
@@ -70,6 +71,7 @@ def run(
     on_update: called some ten times a second, and in the end, with the state of every trial, without its progress.
     grace_s: seconds between asking ranks to end and killing them.
     entry: what each rank calls with the trial's folder, as module:function.
+    evaluation: the module that evaluates trials that are done, run with the sweep's folder and their numbers.
     code: the copy of the launcher's code in the sweep's folder that ranks run; by default each trial's own.
 
     Returns the last states in the order of `trials`. Raises RunStopped after a signal. Whatever it raises, no process
@@ -79,13 +81,13 @@ def run(
     job = f"{socket.gethostname()}:{os.getpid()}"
     codes = {trial.number: sweep.code_of(trial.number) if code is None else code for trial in chosen}
     paths = {number: kept_code.pythonpath(sweep.folder, copy) for number, copy in codes.items() if copy is not None}
-    runner = _Runner(chosen, job, slots, on_update, grace_s, machine or look(), entry, paths)
+    runner = _Runner(chosen, job, slots, on_update, grace_s, machine or look(), entry, paths, evaluation)
     for copy in dict.fromkeys(codes[trial.number] for trial in runner.waiting):
         numbers = [trial.number for trial in runner.waiting if codes[trial.number] == copy]
         sweep.record_job("local", job, numbers, code=copy or 0)
     with _signals() as caught:
         try:
-            while (runner.waiting or runner.running) and not caught:
+            while runner.busy and not caught:
                 runner.turn()
                 time.sleep(_POLL_S)
             if caught:
@@ -146,9 +148,11 @@ class _Runner:
         machine: Machine,
         entry: str,
         code: Mapping[int, str],
+        evaluation: str,
     ) -> None:
         self.trials, self.job, self.slots, self.on_update = trials, job, slots, on_update
         self.grace_s, self.machine, self.entry, self.code = grace_s, machine, entry, code
+        self.evaluations = behind.Queue(machine, evaluation, grace_s)
         self.running: list[_Running] = []
         self.waiting: list[Trial] = []
         self.states: dict[int, TrialState] = {}
@@ -158,6 +162,10 @@ class _Runner:
             done = finished(waiting)
             self.states[trial.number] = done or waiting
             self.waiting += [] if done else [trial]
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.running or self.evaluations.busy)
 
     def in_order(self) -> list[TrialState]:
         return [self.states[trial.number] for trial in self.trials]
@@ -174,7 +182,17 @@ class _Runner:
         self.reap()
         while self.waiting and self.start(self.waiting[0]):
             self.waiting.pop(0)
+        if not self.waiting:
+            self.evaluate()
         self.update()
+
+    def evaluate(self) -> None:
+        """Start the evaluation of what is done, where there is room beside what runs; note what has been evaluated."""
+        for trial, error in self.evaluations.ended().items():
+            known = "; ".join(filter(None, (self.states[trial.number].error, error)))
+            self.change(trial, evaluating=False, error=known)
+        for trial in self.evaluations.start([gpu for other in self.running for gpu in other.gpus], bool(self.running)):
+            self.change(trial, evaluating=True)
 
     def start(self, trial: Trial) -> bool:
         """Start a trial if there is room. True if it needs no more starting."""
@@ -233,6 +251,8 @@ class _Runner:
                 state = replace(state, error=f"{state.error} (still there after SIGKILL: {left})".strip())
             self.states[entry.trial.number] = state
             process.tidy(entry.logs, entry.job_id)
+            if state.state == "DONE" and signum is None and load(entry.trial.folder).evaluation.after_training:
+                self.evaluations.add(entry.trial)
 
     def _state_at_end(self, entry: _Running, signum: int | None) -> TrialState:
         """The state of a trial whose controller has ended."""
@@ -270,6 +290,8 @@ class _Runner:
             if update:
                 self.update()
             time.sleep(_POLL_S / 2)
+        for trial in self.evaluations.stop():
+            self.change(trial, evaluating=False, error="its evaluation was stopped")
         for trial in self.waiting:
             self.change(trial, state="CANCELLED", reason="not started")
         self.waiting.clear()

@@ -108,7 +108,7 @@ class LineView(LiveView):
         if self.due(self.every):
             if troubles and age > _OLD_S:
                 self.write(f"! Slurm's last answer is {clock(age)} old")
-            running = [_with_progress(state) for state in states if state.state in _BUSY]
+            running = [_with_progress(state) for state in states if state.state in _BUSY or state.evaluating]
             for state in running:
                 self.validation(state)
             for line in self.overview(states, running):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from launcher.status.losses import ASCII, BLOCKS, Losses, sparkline
 from launcher.status.trial_state import TrialState
+from launcher.sweep import evaluation
 from launcher.sweep.metrics import TrialProgress
 from launcher.terminal import printable
 from launcher.units import clock, when
@@ -81,6 +82,8 @@ def doing(state: TrialState) -> str:
     """What a trial is doing, in a few words: `waits, Priority`, `validating 12 s, 16/64 pairs`, `FAILED`."""
     if state.state == "WAITING":
         return f"waits, {state.slurm_reason}" if state.slurm_reason not in ("", "None") else "waits"
+    if state.evaluating:
+        return evaluation.read(state.trial.folder).text or "evaluating"
     if state.state != "RUNNING":
         return state.state if state.state == "FAILED" else state.state.lower()
     return phase(state.progress)
@@ -103,6 +106,8 @@ def phase(progress: TrialProgress) -> str:
 def cell(state: TrialState) -> str:
     """One running trial in about 30 characters: `#0 13/24 loss 0.612 acc 0.75`."""
     progress, number = state.progress, state.trial.number
+    if state.evaluating:
+        return f"#{number} {doing(state)}"[:_CELL]
     if progress.phase != "training" or not progress.step:
         return f"#{number} {printable(phase(progress))}"[:_CELL]
     total = f"/{progress.max_steps}" if progress.max_steps else ""

@@ -53,6 +53,8 @@ class TrialState:
     """How often the trial was started again, by requeues and retries."""
     expected: float | None = None
     """When Slurm expects it to start, in seconds since 1970."""
+    evaluating: bool = False
+    """Whether this launcher's evaluation of the trial, which is done, runs at the moment."""
     progress: TrialProgress = field(default_factory=TrialProgress)
     log: Path | None = None
     """The log to read, from the last start: that of the rank that failed, else rank 0's."""

@@ -78,7 +78,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
-def make(tmp_path: Path, *behave: Mapping[str, Any], ranks: int = 1) -> Sweep:
+def make(tmp_path: Path, *behave: Mapping[str, Any], ranks: int = 1, after_training: bool = False) -> Sweep:
     trials = [
         (
             [f"++model.dpo.ref_policy_kl_penalty={number + 1}"],
@@ -87,6 +87,7 @@ def make(tmp_path: Path, *behave: Mapping[str, Any], ranks: int = 1) -> Sweep:
                 {
                     "model.dpo.ref_policy_kl_penalty": number + 1.0,
                     "model.behave": dict(what),
+                    "evaluation.after_training": after_training,
                     "cluster.memory_gb_per_rank": None,
                 },
             ),

@@ -1,0 +1,277 @@
+"""python -m launcher evaluate on made-up trials of the tiny model: what is generated, kept, shared, and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import __main__ as command
+from launcher import whole_file
+from launcher.evaluate import answers, prompts
+from launcher.sweep import evaluation
+from launcher.sweep.folder import Sweep
+from tests.integration.minimal_trial import write_pairs
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+from data_prep import convert_checkpoint  # noqa: E402
+from data_prep.models import small_models  # noqa: E402
+from launcher.evaluate import generation, held_out, run  # noqa: E402
+from launcher.evaluate.generation import Sampling, Stop  # noqa: E402
+from tests.unit.export_sweep import config, finish  # noqa: E402
+
+ASKED = {"held_out": 3, "instructions": 2, "samples": 2, "max_tokens": 6, "temperature": 1.0, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """tiny.nemo, and its Hugging Face folder hf/tiny."""
+    folder = tmp_path_factory.mktemp("models")
+    small_models.ensure("tiny", folder / "hf")
+    convert_checkpoint.convert(str(folder / "hf" / "tiny"), folder / "tiny.nemo", verify=False)
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path, models) -> Sweep:
+    """Three trials, of which 0 and 1 are done."""
+    (tmp_path / "data").mkdir()
+    files = {split: write_pairs(tmp_path / "data" / f"{split}.jsonl", 6) for split in ("train", "validation", "test")}
+    trials = []
+    for beta in (0.05, 0.1, 0.5):
+        one = config(models / "tiny.nemo", beta, files["train"])
+        one["model"]["data"]["data_prefix"] = {split: [str(path)] for split, path in files.items()}
+        one |= {"evaluation": {"kl_pairs": 4, "answers": ASKED}, "paths": {"cache": str(tmp_path / "cache")}}
+        trials.append(([f"model.dpo.ref_policy_kl_penalty={beta}"], one))
+    made = Sweep.create(tmp_path / "sweep", command=["main.py", "-m"], experiment={"name": "t"}, trials=trials)
+    finish(made, 0)
+    finish(made, 1)
+    return made
+
+
+def evaluate(*words: Any) -> int:
+    return command.main(["evaluate", *map(str, words)])
+
+
+def answered(sweep: Sweep, number: int = 0) -> dict[str, answers.Answer]:
+    file = sweep.trials[number].folder / "evaluation" / "answers.jsonl"
+    return {answer.prompt_id: answer for answer in answers.read(file)}
+
+
+def scores(sweep: Sweep, number: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = whole_file.read_json(sweep.trials[number].folder / "evaluation" / "scores.json")
+    return found
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_all_that_is_done(sweep, capsys):
+    assert evaluate(sweep.folder) == 0
+    assert [evaluation.read(trial.folder).text for trial in sweep.trials] == ["evaluated", "evaluated", ""]
+    found = answered(sweep)
+    assert [answer.source for answer in found.values()].count("heldout") == 3
+    assert [answer.source for answer in found.values()].count("instructions") == 2
+    for answer in found.values():
+        assert answer.prompt.startswith("\n\nHuman: ") and answer.prompt.endswith("\n\nAssistant:")
+        assert len(answer.samples) == len(answer.kl_nats) == 2
+        assert all(1 <= len(tokens) <= 6 for tokens in answer.tokens)
+        assert (answer.chosen is None) == (answer.source == "instructions") == (answer.instructions is not None)
+    assert set(scores(sweep)["prompt_ids"]) == set(found)
+    assert len(scores(sweep)["per_pair"]["log_ratio_chosen"]) == 4
+    assert "trial 1 (beta 0.1)" in capsys.readouterr().out
+
+
+def test_nothing_is_made_twice_unless_asked_for(sweep, monkeypatch, capsys):
+    assert evaluate(sweep.folder, 0) == 0
+    before = answered(sweep)
+    monkeypatch.setattr(generation, "answers", lambda *args: pytest.fail("generated again"))
+    assert evaluate(sweep.folder, 0) == 0
+    assert "evaluated already" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert evaluate(sweep.folder, 0, "--again") == 0
+    assert answered(sweep) == before, "the seed is fixed"
+    assert evaluate(sweep.folder, 0, "--samples", 1, "--temperature", 0.5) == 0
+    assert all(len(answer.samples) == 1 for answer in answered(sweep).values())
+
+
+def test_the_reference_answers_once(sweep, monkeypatch):
+    evaluator = run.Evaluator(sweep, {}, print)
+    evaluator.trial(sweep.trials[0])
+    evaluator.trial(sweep.trials[1])
+    assert evaluator.reference_generated == 5
+    again = run.Evaluator(sweep, {}, print, again=True)
+    again.trial(sweep.trials[0])
+    assert again.reference_generated == 0
+    assert scores(sweep, 0)["per_prompt"]["reference_length"] == scores(sweep, 1)["per_prompt"]["reference_length"]
+
+
+def test_an_interrupted_evaluation_goes_on(sweep, monkeypatch):
+    evaluate(sweep.folder, 0)
+    whole, folder = answered(sweep), sweep.trials[0].folder / "evaluation"
+    lines = (folder / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "answers.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:40])  # killed while it wrote
+    (folder / "scores.json").unlink()
+    usual, asked = generation.answers, []
+    monkeypatch.setattr(
+        generation, "answers", lambda model, tokenizer, prompts, *rest: asked.extend(prompts) or usual(model, tokenizer, prompts, *rest)
+    )  # fmt: skip
+    assert evaluate(sweep.folder, 0) == 0
+    assert len(asked) == 3
+    assert {key: (a.greedy, a.samples) for key, a in answered(sweep).items()} == {
+        key: (a.greedy, a.samples) for key, a in whole.items()
+    }
+
+
+def test_an_error_is_noted_and_the_others_are_evaluated(sweep, capsys):
+    (sweep.trials[0].folder / "results" / "checkpoints" / "megatron_gpt.nemo").unlink()
+    assert evaluate(sweep.folder) == 1
+    assert "adapters are gone" in evaluation.read(sweep.trials[0].folder).text
+    assert evaluation.read(sweep.trials[1].folder).text == "evaluated"
+    assert "trial 0 (beta 0.05) could not be evaluated" in capsys.readouterr().err
+
+
+def test_a_trial_that_is_not_done(sweep, capsys):
+    assert evaluate(sweep.folder, 2) == 1
+    assert "not done" in capsys.readouterr().err
+
+
+def test_beside(sweep, models, tmp_path, capsys):
+    command.main(["export", str(sweep.folder), "0", "--out", str(tmp_path / "mine")])
+    assert evaluate(sweep.folder, 0, "--beside", tmp_path / "mine", "--beside", models / "hf" / "tiny") == 0
+    for name in ("mine", "tiny"):
+        assert (sweep.folder / "evaluation" / name / "scores.json").exists()
+    mine = {a.prompt_id: a for a in answers.read(sweep.folder / "evaluation" / "mine" / "answers.jsonl")}
+    assert mine == answered(sweep)
+    base = answers.read(sweep.folder / "evaluation" / "tiny" / "answers.jsonl")
+    assert max(abs(value) for answer in base for value in answer.kl_nats) < 1e-4, "the reference against itself"
+    assert evaluate(sweep.folder, 0, "--beside", tmp_path) == 1
+    assert "neither" in capsys.readouterr().err
+
+
+def test_the_users_prompts(sweep, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    rows = [{"prompt": "Name a colour."}, {"messages": [{"role": "user", "content": "Sing."}], "chosen": "La la."}]
+    rows += [{"prompt": "\n\nHuman: Already written.\n\nAssistant:"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert evaluate(sweep.folder, 0, "--prompts", file) == 0
+    found = [answer for answer in answered(sweep).values() if answer.source == "user"]
+    assert {answer.prompt for answer in found} == {
+        f"\n\nHuman: {text}\n\nAssistant:" for text in ("Name a colour.", "Sing.", "Already written.")
+    }
+    file.write_text('{"text": "no prompt"}\n')
+    assert evaluate(sweep.folder, 0, "--prompts", file) == 1
+
+
+def test_the_caches_of_others_are_not_used(sweep, tmp_path, monkeypatch):
+    evaluate(sweep.folder, 0)
+    from launcher.evaluate import reference
+
+    monkeypatch.setattr(reference, "is_own", lambda path: False)
+    evaluator = run.Evaluator(sweep, {}, print)
+    with pytest.raises(AssertionError):
+        monkeypatch.setattr(generation, "answers", lambda *args: (_ for _ in ()).throw(AssertionError))
+        evaluator.trial(sweep.trials[1])
+
+
+@pytest.mark.parametrize("words", [("--samples", "-1"), ("--temperature", "0"), ("--max-tokens", "x")])
+def test_wrong_options(sweep, words, capsys):
+    with pytest.raises(SystemExit):
+        evaluate(sweep.folder, *words)
+
+
+# -- generation --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(models) -> tuple[Any, Any]:
+    folder = models / "hf" / "tiny"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    return model, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+BEGUN = [("a", [5, 9, 31]), ("b", [7]), ("c", [40, 41, 42, 43, 44, 45, 46])]
+
+
+def test_greedy_is_what_transformers_generates(tiny):
+    model, tokenizer = tiny
+    made = generation.answers(model, tokenizer, BEGUN, Sampling(0, 1.0, 12, 1), Stop((2,), ()))
+    for (_, tokens), (greedy,) in zip(BEGUN, made, strict=True):
+        expected = model.generate(
+            torch.tensor([tokens]), do_sample=False, max_new_tokens=12, eos_token_id=2, pad_token_id=0
+        )
+        assert greedy.tokens == expected[0, len(tokens) :].tolist()
+
+
+def test_answers_do_not_depend_on_what_is_beside_them(tiny):
+    model, tokenizer = tiny
+    how = (Sampling(3, 0.9, 10, 5), Stop((2,), ()))
+    together = generation.answers(model, tokenizer, BEGUN, *how)
+    alone = [generation.answers(model, tokenizer, [one], *how)[0] for one in BEGUN]
+    assert [[a.tokens for a in row] for row in together] == [[a.tokens for a in row] for row in alone]
+    assert len({tuple(a.tokens) for a in together[0]}) == 4, "samples differ"
+
+
+def test_samples_follow_the_models_probabilities(tiny):
+    """The first token of 4,000 samples against the softmax at the temperature: no token is off by 5 standard errors."""
+    model, tokenizer = tiny
+    (row,) = generation.answers(model, tokenizer, BEGUN[:1], Sampling(4000, 0.7, 1, 3), Stop((2,), ()))
+    counts = torch.zeros(model.config.vocab_size)
+    for one in row[1:]:
+        counts[one.tokens[0]] += 1
+    with torch.no_grad():
+        expected = (model(torch.tensor([BEGUN[0][1]])).logits[0, -1] / 0.7).softmax(-1)
+    errors = (expected * (1 - expected) / 4000).sqrt()
+    assert float(((counts / 4000 - expected) / errors).abs().max()) < 5
+
+
+def test_log_probabilities_are_those_of_a_pass_without_cache(tiny):
+    model, tokenizer = tiny
+    made = generation.answers(model, tokenizer, BEGUN, Sampling(2, 1.0, 8, 1), Stop((2,), ()))
+    rows = [(tokens, one.tokens) for (_, tokens), row in zip(BEGUN, made, strict=True) for one in row]
+    own = [one.log_probability for row in made for one in row]
+    assert generation.log_probabilities(model, rows, 0) == pytest.approx(own, abs=1e-4)
+
+
+def test_an_answer_ends_at_the_humans_next_turn(tiny):
+    model, tokenizer = tiny
+    (first,) = generation.answers(model, tokenizer, BEGUN[:1], Sampling(0, 1.0, 20, 1), Stop((2,), ()))
+    text = tokenizer.decode(first[0].tokens)
+    stop = text[len(text) // 2 : len(text) // 2 + 4]
+    (cut,) = generation.answers(model, tokenizer, BEGUN[:1], Sampling(0, 1.0, 20, 1), Stop((2,), (stop,)))
+    assert cut[0].ended and stop not in cut[0].text and first[0].text.startswith(cut[0].text)
+
+
+def test_held_out_columns(tiny):
+    model, _ = tiny
+    pair = held_out.Pair([5, 9], ([31, 7, 8], [12]))
+    found = held_out.columns(model, [pair, pair], 0, 2, lambda done: None)
+    with torch.no_grad():
+        logits = model(torch.tensor([[5, 9, 31, 7, 8]])).logits[0, 1:4].log_softmax(-1)
+    assert found["log_probability_chosen"] == pytest.approx([float(logits[range(3), [31, 7, 8]].sum())] * 2, abs=1e-4)
+    top = logits.topk(10).values
+    assert found["mass_top10"][0] == pytest.approx(float(top.exp().sum(-1).mean()), abs=1e-5)
+    assert found["entropy_top10"][0] == pytest.approx(float(-(top.exp() * top).sum(-1).mean()), abs=1e-5)
+    assert found["tokens_rejected"] == [1, 1]
+
+
+def test_correlation_of_reward_and_length():
+    columns = {"log_ratio_chosen": [3.0, 2.0], "log_ratio_rejected": [1.0, 0.0]}
+    columns |= {"tokens_chosen": [30, 20], "tokens_rejected": [10, 0]}
+    assert held_out.reward_and_length(columns) == pytest.approx(1.0)
+    assert held_out.reward_and_length({**columns, "tokens_chosen": [5, 5], "tokens_rejected": [5, 5]}) is None
+
+
+def test_prompts_are_written_in_the_datas_form(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"prompt_format": {"name": "llama3"}}')
+    form = prompts.form_of(tmp_path / "test.jsonl", tmp_path)
+    text = form.write([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}])
+    assert (
+        text.startswith("<|begin_of_text|>") and "Be brief." in text and text.endswith("assistant<|end_header_id|>\n\n")
+    )
+    assert form.stop_tokens == ("<|eot_id|>",)
