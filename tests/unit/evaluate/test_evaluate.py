@@ -118,9 +118,12 @@ def test_an_interrupted_evaluation_goes_on(sweep, monkeypatch):
     (folder / "answers.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:40])  # killed while it wrote
     (folder / "scores.json").unlink()
     usual, asked = generation.answers, []
-    monkeypatch.setattr(
-        generation, "answers", lambda model, tokenizer, prompts, *rest: asked.extend(prompts) or usual(model, tokenizer, prompts, *rest)
-    )  # fmt: skip
+
+    def noted(model: Any, tokenizer: Any, begun: Any, *rest: Any) -> Any:
+        asked.extend(begun)
+        return usual(model, tokenizer, begun, *rest)
+
+    monkeypatch.setattr(generation, "answers", noted)
     assert evaluate(sweep.folder, 0) == 0
     assert len(asked) == 3
     assert {key: (a.greedy, a.samples) for key, a in answered(sweep).items()} == {
