@@ -23,7 +23,7 @@ SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
-class Pair:
+class HeldOutPair:
     """A held-out pair as tokens."""
 
     prompt: list[int]
@@ -31,9 +31,9 @@ class Pair:
     """Chosen, rejected."""
 
 
-def read(file: Path, count: int, tokens: Callable[[str], list[int]], longest: int) -> list[Pair]:
+def read(file: Path, count: int, tokens: Callable[[str], list[int]], longest: int) -> list[HeldOutPair]:
     """The first `count` pairs of a file that have at most `longest` tokens a side."""
-    found: list[Pair] = []
+    found: list[HeldOutPair] = []
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             if len(found) == count:
@@ -42,12 +42,14 @@ def read(file: Path, count: int, tokens: Callable[[str], list[int]], longest: in
             prompt = tokens(row["prompt"])
             sides = [tokens(row["prompt"] + row[f"{side}_response"])[len(prompt) :] for side in SIDES]
             if len(prompt) + max(map(len, sides)) <= longest and all(sides):
-                found.append(Pair(prompt, (sides[0], sides[1])))
+                found.append(HeldOutPair(prompt, (sides[0], sides[1])))
     return found
 
 
 @torch.inference_mode()
-def columns(model: Any, pairs: Sequence[Pair], pad: int, rows: int, beat: Callable[[int], None]) -> dict[str, Any]:
+def columns(
+    model: Any, pairs: Sequence[HeldOutPair], pad: int, rows: int, beat: Callable[[int], None]
+) -> dict[str, Any]:
     """{column: a value a pair}: log_probability_{side} (nats, of the response), tokens_{side}, entropy_top10 and
     mass_top10 (means over the chosen response's tokens). `rows` responses are computed at a time."""
     found: dict[str, list[float]] = {}

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from data_prep.models import nemo_to_hf
 from data_prep.models.export import adapter_file, export
 from launcher.evaluate.generation import Stop
-from launcher.evaluate.prompts import Form
+from launcher.evaluate.prompts import PromptForm
 from launcher.findings import Finding, Refused
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
@@ -28,7 +28,7 @@ _ADAPTER = "policy"
 
 
 @dataclass(frozen=True)
-class Device:
+class ModelDevice:
     """Where and in which precision models run."""
 
     name: str
@@ -42,17 +42,17 @@ class Device:
         return self.dtype is not torch.float32
 
 
-def choose_device() -> Device:
+def choose_device() -> ModelDevice:
     """A GPU in bf16 where there is one, else the CPU in fp32: greedy answers then equal NeMo's in fp32."""
     if torch.cuda.is_available():
-        return Device("cuda", torch.bfloat16, 256)
-    return Device("cpu", torch.float32, 40)
+        return ModelDevice("cuda", torch.bfloat16, 256)
+    return ModelDevice("cpu", torch.float32, 40)
 
 
-class Model:
+class AnsweringModel:
     """A causal language model, with at most one adapter on it at a time."""
 
-    def __init__(self, folder: Path, device: Device) -> None:
+    def __init__(self, folder: Path, device: ModelDevice) -> None:
         """Load a Hugging Face folder. No code from the folder is run. Raises Refused where it cannot be loaded."""
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
@@ -99,7 +99,7 @@ class Model:
         found: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return found
 
-    def stop(self, form: Form) -> Stop:
+    def stop(self, form: PromptForm) -> Stop:
         """The model's own end tokens, and what ends an answer in the data's form."""
         own = self._base.generation_config.eos_token_id
         ends = [self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]

@@ -9,10 +9,10 @@ from typing import Any
 
 from launcher import whole_file
 from launcher.evaluate import answers, generation, held_out
-from launcher.evaluate.answers import Answer
+from launcher.evaluate.answers import PromptAnswers
 from launcher.evaluate.asked import Asked
 from launcher.evaluate.generation import Generated, Sampling, Stop
-from launcher.evaluate.models import Model
+from launcher.evaluate.models import AnsweringModel
 from launcher.evaluate.prompts import Prompt
 from launcher.units import clock
 
@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 _EVERY = 15.0
 
 
-class Progress:
+class PromptProgress:
     """Prints how far one policy is, at most every so many seconds."""
 
     def __init__(self, title: str, total: int, say: Say) -> None:
@@ -45,7 +45,7 @@ class Generator:
     None: there is none that reads the same tokens, or the model is the reference itself.
     """
 
-    def __init__(self, model: Model, asked: Asked, stop: Stop, reference: Model | None) -> None:
+    def __init__(self, model: AnsweringModel, asked: Asked, stop: Stop, reference: AnsweringModel | None) -> None:
         self._model, self._stop, self._reference = model, stop, reference
         self._sampling = Sampling(asked.samples, asked.temperature, asked.max_tokens, asked.seed)
         self.tokens = 0
@@ -57,7 +57,9 @@ class Generator:
         by_length = sorted(prompts, key=lambda prompt: (len(prompt.text), prompt.prompt_id))
         return [by_length[first : first + each] for first in range(0, len(by_length), each)]
 
-    def __call__(self, prompts: Sequence[Prompt], beat: Callable[[int], None] = lambda made: None) -> list[Answer]:
+    def __call__(
+        self, prompts: Sequence[Prompt], beat: Callable[[int], None] = lambda made: None
+    ) -> list[PromptAnswers]:
         room = self._model.longest - self._sampling.max_tokens
         begun = [(prompt.prompt_id, self._model.tokens(prompt.text)[-room:]) for prompt in prompts]
         tokenizer = self._model.tokenizer
@@ -82,14 +84,14 @@ class Generator:
         ratios = iter([round(one - other, 6) for one, other in zip(own, scored, strict=True)])
         return [[next(ratios) for _ in row[1:]] for row in made]
 
-    def held_out(self, pairs: Sequence[held_out.Pair], beat: Callable[[int], None]) -> dict[str, Any]:
+    def held_out(self, pairs: Sequence[held_out.HeldOutPair], beat: Callable[[int], None]) -> dict[str, Any]:
         """The teacher-forced pass of the policy."""
         return held_out.columns(self._model.current, pairs, self._stop.tokens[0], self._model.device.rows, beat)
 
 
-def _answer(prompt: Prompt, made: Sequence[Generated], ratios: Sequence[float]) -> Answer:
+def _answer(prompt: Prompt, made: Sequence[Generated], ratios: Sequence[float]) -> PromptAnswers:
     greedy, *samples = made
-    return Answer(
+    return PromptAnswers(
         prompt_id=prompt.prompt_id,
         source=prompt.source,
         prompt=prompt.text,
@@ -112,7 +114,7 @@ def fill(file: Path, prompts: Sequence[Prompt], generate: Generator, title: str,
     if not missing:
         return 0
     _end_line(file)
-    progress = Progress(title, len(missing), say)
+    progress = PromptProgress(title, len(missing), say)
     done = 0
     for batch in generate.batches(missing):
 

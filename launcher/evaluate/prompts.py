@@ -41,7 +41,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Form:
+class PromptForm:
     """How the trial's data write a conversation, and what ends an answer in it beside the tokenizer's own end."""
 
     name: str
@@ -71,7 +71,7 @@ class Form:
         return pair.prompt
 
 
-def form_of(data: Path, tokenizer: Path) -> Form:
+def form_of(data: Path, tokenizer: Path) -> PromptForm:
     """The form of the data in file `data`, from the dataset.json beside it, else from its first prompt.
 
     `tokenizer` is the folder of the model's tokenizer.
@@ -83,8 +83,8 @@ def form_of(data: Path, tokenizer: Path) -> Form:
         name = "hh" if str(first.get("prompt", "")).startswith(_HUMAN) else "chat"
     files = read_tokenizer(tokenizer) if name == "chat" else None
     if files is not None and files.chat_template is None:
-        return Form(name, None)
-    return Form(name, prompt_formats.choose(name if name in prompt_formats.NAMES else "hh", files))
+        return PromptForm(name, None)
+    return PromptForm(name, prompt_formats.choose(name if name in prompt_formats.NAMES else "hh", files))
 
 
 def held_out(data: Path, count: int) -> list[Prompt]:
@@ -98,7 +98,7 @@ def held_out(data: Path, count: int) -> list[Prompt]:
     return [Prompt(_name("heldout", text), "heldout", text, None, chosen.strip()) for text, chosen in picked]
 
 
-def checkable(file: Path, source: Source, form: Form, count: int | None = None) -> list[Prompt]:
+def checkable(file: Path, source: Source, form: PromptForm, count: int | None = None) -> list[Prompt]:
     """Instructions in IFEval's form: {"prompt", "instruction_id_list", "kwargs"} a line; evenly spread ones.
 
     Raises Refused where the file cannot be read.
@@ -108,7 +108,7 @@ def checkable(file: Path, source: Source, form: Form, count: int | None = None) 
     return [_instructed(rows[number * len(rows) // count], source, form) for number in range(count)]
 
 
-def _instructed(row: Mapping[str, Any], source: Source, form: Form) -> Prompt:
+def _instructed(row: Mapping[str, Any], source: Source, form: PromptForm) -> Prompt:
     messages = [{"role": "user", "content": str(row["prompt"])}]
     kwargs = row.get("kwargs") or [{}] * len(row["instruction_id_list"])
     checks = [
@@ -119,7 +119,7 @@ def _instructed(row: Mapping[str, Any], source: Source, form: Form) -> Prompt:
     return Prompt(_name(source, json.dumps([text, checks], sort_keys=True)), source, text, messages, None, checks)
 
 
-def users(file: Path, form: Form) -> list[Prompt]:
+def users(file: Path, form: PromptForm) -> list[Prompt]:
     """The user's own: {"prompt": text} or {"messages": [...]} a line, both with IFEval's keys if there are any.
 
     A prompt in the data's own form is taken as it is. Raises Refused.
@@ -139,7 +139,7 @@ def users(file: Path, form: Form) -> list[Prompt]:
     return found
 
 
-def _is_written(text: str, form: Form) -> bool:
+def _is_written(text: str, form: PromptForm) -> bool:
     if form.name == "hh":
         return text.startswith(_HUMAN) and hh_format.read_turns(text)[-1].role == "Assistant"
     return form.name == "llama3" and Llama3.BEGIN in text

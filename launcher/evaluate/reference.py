@@ -13,7 +13,7 @@ from typing import Any
 
 from launcher import whole_file
 from launcher.evaluate import answers
-from launcher.evaluate.answers import Answer
+from launcher.evaluate.answers import PromptAnswers
 from launcher.evaluate.models import is_own
 from launcher.evaluate.prompts import Prompt
 from launcher.train.nemo_aligner.savings.lease import Claims
@@ -22,7 +22,7 @@ from launcher.train.nemo_aligner.savings.reference_cache import group_name
 #: Seconds between two looks at prompts that another process answers.
 _LOOK = 1.0
 
-Generate = Callable[[Sequence[Prompt]], list[Answer]]
+Generate = Callable[[Sequence[Prompt]], list[PromptAnswers]]
 
 
 class ReferenceAnswers:
@@ -37,7 +37,7 @@ class ReferenceAnswers:
         self.generated = 0
         """Prompts that this process has generated answers for."""
 
-    def find(self, prompt: Prompt) -> Answer | None:
+    def find(self, prompt: Prompt) -> PromptAnswers | None:
         """The kept answer; None where there is none, or it is damaged or was written by somebody else."""
         path = self._path(prompt)
         if not path.exists() or not is_own(path):
@@ -51,10 +51,10 @@ class ReferenceAnswers:
     def _path(self, prompt: Prompt) -> Path:
         return self.folder / f"{prompt.prompt_id}.json"
 
-    def all(self, batches: Iterable[Sequence[Prompt]], generate: Generate) -> dict[str, Answer]:
+    def all(self, batches: Iterable[Sequence[Prompt]], generate: Generate) -> dict[str, PromptAnswers]:
         """The answers to all prompts, by id. What is missing is generated, or waited for where another generates it."""
         waiting = list(batches)
-        found: dict[str, Answer] = {}
+        found: dict[str, PromptAnswers] = {}
         while waiting:
             later = []
             for batch in waiting:
@@ -65,7 +65,7 @@ class ReferenceAnswers:
             waiting = later
         return found
 
-    def _take(self, batch: Sequence[Prompt], generate: Generate, found: dict[str, Answer]) -> bool:
+    def _take(self, batch: Sequence[Prompt], generate: Generate, found: dict[str, PromptAnswers]) -> bool:
         """Add a batch's answers to `found`. False where another process is at it."""
         if self._known(batch, found):
             return True
@@ -83,7 +83,7 @@ class ReferenceAnswers:
             claim.release()
         return True
 
-    def _known(self, batch: Sequence[Prompt], found: dict[str, Answer]) -> bool:
+    def _known(self, batch: Sequence[Prompt], found: dict[str, PromptAnswers]) -> bool:
         kept = {prompt.prompt_id: answer for prompt in batch if (answer := self.find(prompt))}
         found.update(kept)
         return len(kept) == len(batch)

@@ -21,11 +21,11 @@ from typing import Any
 from data_prep.models.export import adapter_file
 from launcher import whole_file
 from launcher.evaluate import answers, held_out, prompts, scores
-from launcher.evaluate.answers import Answer
+from launcher.evaluate.answers import PromptAnswers
 from launcher.evaluate.asked import Asked, data_file, pairs_file
-from launcher.evaluate.models import Model, base_folder, choose_device, exported, is_adapter, own_cache
-from launcher.evaluate.policy import Generator, Progress, Say, fill
-from launcher.evaluate.prompts import Form, Prompt
+from launcher.evaluate.models import AnsweringModel, base_folder, choose_device, exported, is_adapter, own_cache
+from launcher.evaluate.policy import Generator, PromptProgress, Say, fill
+from launcher.evaluate.prompts import Prompt, PromptForm
 from launcher.evaluate.reference import ReferenceAnswers
 from launcher.findings import Finding, LauncherError, Refused
 from launcher.plain_data import at
@@ -51,7 +51,7 @@ class Setting:
         self.nemo = Path(str(at(config, "pretrained_checkpoint.restore_from_path")))
         if not self.nemo.exists():
             raise Refused([Finding("pretrained_checkpoint.restore_from_path", str(self.nemo), "no such file")])
-        self.form: Form = prompts.form_of(data_file(config), self.nemo)
+        self.form: PromptForm = prompts.form_of(data_file(config), self.nemo)
         self.prompts: list[Prompt] = _prompts(config, asked, self.form)
         self.pairs_file, self.pairs = pairs_file(config), int(at(config, "evaluation.kl_pairs") or 0)
         self.device = choose_device()
@@ -78,7 +78,7 @@ class Evaluator:
         sweep.refuse_foreign("evaluate")
         self._sweep, self._changes, self._say, self._again = sweep, changes, say, again
         self._settings: dict[str, Setting] = {}
-        self._model: Model | None = None
+        self._model: AnsweringModel | None = None
         self._references: dict[str, ReferenceAnswers] = {}
 
     @property
@@ -146,7 +146,7 @@ class Evaluator:
             if is_adapter(policy):
                 stack.enter_context(base.adapted(policy))
             else:
-                model = Model(policy, setting.device)
+                model = AnsweringModel(policy, setting.device)
             same = model is base or model.tokenizer.get_vocab() == base.tokenizer.get_vocab()
             generate = Generator(model, setting.asked, model.stop(setting.form), base if same else None)
             fill(folder / "answers.jsonl", setting.prompts, generate, title, self._say)
@@ -165,16 +165,16 @@ class Evaluator:
         self._say(f"{title}: evaluated on {len(wanted)} prompts in {seconds:.0f} s")
         return found
 
-    def _reference(self, setting: Setting) -> tuple[dict[str, Answer], dict[str, Any]]:
+    def _reference(self, setting: Setting) -> tuple[dict[str, PromptAnswers], dict[str, Any]]:
         """The reference policy's answers by prompt, and its columns of the held-out pairs."""
         name = group_name(setting.key)
         base = self._base(setting)
         owner = f"{socket.gethostname()} {os.getpid()} {self._sweep.folder}"
         kept = self._references.setdefault(name, ReferenceAnswers(setting.cache, setting.key, owner))
         generate = Generator(base, setting.asked, base.stop(setting.form), None)
-        progress = Progress("reference", len(setting.prompts), self._say)
+        progress = PromptProgress("reference", len(setting.prompts), self._say)
 
-        def answered(missing: Sequence[Prompt]) -> list[Answer]:
+        def answered(missing: Sequence[Prompt]) -> list[PromptAnswers]:
             made = generate(missing, lambda token: progress.at(kept.generated, f", token {token}"))
             progress.tokens = generate.tokens
             return made
@@ -193,21 +193,21 @@ class Evaluator:
             self._settings[name] = Setting(self._sweep, config, asked)
         return self._settings[name]
 
-    def _base(self, setting: Setting) -> Model:
+    def _base(self, setting: Setting) -> AnsweringModel:
         """The base model, without an adapter; one is kept in memory."""
         folder = base_folder(setting.nemo, setting.base, setting.cache)
         if self._model is None or self._model.folder != folder:
             self._model = None  # so that its memory is free
             self._say(f"loading {setting.nemo.name}")
-            self._model = Model(folder, setting.device)
+            self._model = AnsweringModel(folder, setting.device)
         return self._model
 
     @staticmethod
-    def _pairs(setting: Setting, model: Model) -> list[held_out.Pair]:
+    def _pairs(setting: Setting, model: AnsweringModel) -> list[held_out.HeldOutPair]:
         return held_out.read(setting.pairs_file, setting.pairs, model.tokens, model.longest)
 
 
-def _prompts(config: Mapping[str, Any], asked: Asked, form: Form) -> list[Prompt]:
+def _prompts(config: Mapping[str, Any], asked: Asked, form: PromptForm) -> list[Prompt]:
     found = prompts.held_out(data_file(config), asked.held_out) if asked.held_out else []
     if asked.instructions:
         found += prompts.checkable(prompts.INSTRUCTIONS, "instructions", form, asked.instructions)

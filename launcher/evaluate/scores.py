@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from launcher.evaluate import held_out
-from launcher.evaluate.answers import Answer
+from launcher.evaluate.answers import PromptAnswers
 
 FORMAT = 1
 
 
 def of(
-    answered: Sequence[Answer],
-    reference: Mapping[str, Answer],
+    answered: Sequence[PromptAnswers],
+    reference: Mapping[str, PromptAnswers],
     pairs: Mapping[str, Sequence[float]] | None,
     vocabulary: int,
 ) -> dict[str, Any]:
@@ -40,15 +40,15 @@ def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def _length(answer: Answer) -> float | None:
+def _length(answer: PromptAnswers) -> float | None:
     return _mean([len(tokens) for tokens in answer.tokens])
 
 
-def _unended(answer: Answer) -> float | None:
+def _unended(answer: PromptAnswers) -> float | None:
     return _mean([float(not ended) for ended in answer.samples_ended])
 
 
-PER_PROMPT: dict[str, Callable[[Answer, Answer], float | None]] = {
+PER_PROMPT: dict[str, Callable[[PromptAnswers, PromptAnswers], float | None]] = {
     "kl_own": lambda answer, reference: _mean(answer.kl_nats),
     "length": lambda answer, reference: _length(answer),
     "reference_length": lambda answer, reference: _length(reference),

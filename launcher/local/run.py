@@ -148,7 +148,7 @@ class _Runner:
         machine: Machine,
         entry: str,
         code: Mapping[int, str],
-        evaluation: str,
+        evaluation: str = behind.MODULE,
     ) -> None:
         self.trials, self.job, self.slots, self.on_update = trials, job, slots, on_update
         self.grace_s, self.machine, self.entry, self.code = grace_s, machine, entry, code

@@ -43,7 +43,7 @@ class Compute(Section):
     skip_prompt_logits: bool = Field(description="compute logits at the response's positions alone")
 
 
-class Answers(Section):
+class AnswerSettings(Section):
     """`evaluation.answers`: the prompts that a trained policy answers, and how; 0 leaves a part out."""
 
     held_out: int = Field(ge=0, description="prompts of the test pairs")
@@ -76,7 +76,7 @@ class Evaluation(Section):
     samples: int = Field(ge=0, description="prompts answered greedily by policy and reference")
     sample_tokens: int = Field(ge=0, description="tokens of each such answer")
     after_training: bool = Field(description="have each trained policy answer prompts by itself, as `evaluate` does")
-    answers: Answers
+    answers: AnswerSettings
     slurm: EvaluationJob
 
 

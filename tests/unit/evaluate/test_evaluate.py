@@ -58,7 +58,7 @@ def evaluate(*words: Any) -> int:
     return command.main(["evaluate", *map(str, words)])
 
 
-def answered(sweep: Sweep, number: int = 0) -> dict[str, answers.Answer]:
+def answered(sweep: Sweep, number: int = 0) -> dict[str, answers.PromptAnswers]:
     file = sweep.trials[number].folder / "evaluation" / "answers.jsonl"
     return {answer.prompt_id: answer for answer in answers.read(file)}
 
@@ -252,7 +252,7 @@ def test_an_answer_ends_at_the_humans_next_turn(tiny):
 
 def test_held_out_columns(tiny):
     model, _ = tiny
-    pair = held_out.Pair([5, 9], ([31, 7, 8], [12]))
+    pair = held_out.HeldOutPair([5, 9], ([31, 7, 8], [12]))
     found = held_out.columns(model, [pair, pair], 0, 2, lambda done: None)
     with torch.no_grad():
         logits = model(torch.tensor([[5, 9, 31, 7, 8]])).logits[0, 1:4].log_softmax(-1)
