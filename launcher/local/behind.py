@@ -45,7 +45,7 @@ class Queue:
             return []
         gpus = tuple(free[:1]) if self._machine.gpus else None
         env = process.environment(threads=self._machine.cores, gpus=gpus, grace_s=self._grace_s)
-        self._running, self._waiting = self._waiting, []
+        self._running, self._waiting = sorted(self._waiting, key=lambda trial: trial.number), []
         folder = self._running[0].folder.parent
         self._log = folder / evaluation.FOLDER / "local.out"
         self._log.parent.mkdir(exist_ok=True)
