@@ -122,7 +122,10 @@ def code_said(row: AccountRow) -> str:
 
 
 def codes(row: AccountRow) -> str:
-    """The exit code as sacct writes it, `3:0`; and the steps' if it differs: `9:0, steps 0:9`."""
+    """The exit code as sacct writes it, `3:0`; and the steps' if it differs: `9:0, steps 0:9`.
+
+    Of a cancelled job the steps' code is left out: 24.11 records there the signal by which scancel ended them.
+    """
     own = f"{row.exit_code}:{row.exit_signal}"
     derived = f"{row.derived_exit_code}:{row.derived_signal}"
-    return own if derived in (own, "0:0") else f"{own}, steps {derived}"
+    return own if derived in (own, "0:0") or row.state.word == "CANCELLED" else f"{own}, steps {derived}"

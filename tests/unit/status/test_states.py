@@ -257,6 +257,12 @@ def test_srun_names_the_first_rank(tmp_path: Path) -> None:
     assert (state.reason, state.rank, state.exit_code) == ("rank 2: Exited with exit code 3", 2, "15:0, steps 0:15")
 
 
+def test_the_signal_by_which_scancel_ends_steps_is_no_exit_code() -> None:
+    """24.11 and newer record it as the derived exit code (measured: 0:15)."""
+    assert reasons.codes(accounted(0, "CANCELLED", derived_signal=15)) == "0:0"
+    assert reasons.codes(accounted(0, "FAILED", exit_code=9, derived_signal=9)) == "9:0, steps 0:9"
+
+
 def test_no_more_logs_are_searched_than_wanted(tmp_path: Path) -> None:
     sweep = make(tmp_path / "s", 3)
     for number in range(3):
