@@ -84,17 +84,17 @@ def _bootstrap(suite: str, folder: Path) -> None:
     if not shutil.which("debootstrap"):
         _apt("update", "-qq")
         _apt("install", "-y", "-qq", "--no-install-recommends", "debootstrap")
-    _run("debootstrap", "--variant=minbase", suite, str(folder), _mirror())
+    run("debootstrap", "--variant=minbase", suite, str(folder), mirror())
 
 
 def _install(suite: str, folder: Path, packages: Sequence[str], after: Sequence[str]) -> None:
     """Installs the packages in namespaces of their own, so that no mount and no process is left behind."""
-    mirror = _mirror()
-    sources = [f"deb {mirror} {suite} main"]
+    debian_mirror = mirror()
+    sources = [f"deb {debian_mirror} {suite} main"]
     if suite not in ("bookworm", "trixie"):
-        sources.append(f"deb {mirror} trixie main")
+        sources.append(f"deb {debian_mirror} trixie main")
     if suite != "bookworm":
-        sources.append(f"deb {mirror} bookworm main")
+        sources.append(f"deb {debian_mirror} bookworm main")
     (folder / "etc/apt/sources.list").write_text("\n".join(sources) + "\n")
     (folder / "etc/apt/apt.conf.d/90release").write_text(f'APT::Default-Release "{suite}";\n')
     # How this machine reaches its mirror holds for the root, too.
@@ -112,7 +112,7 @@ def _install(suite: str, folder: Path, packages: Sequence[str], after: Sequence[
     {f'chroot "$1" {install} {shlex.join(after)}' if after else ""}
     chroot "$1" apt-get clean
     """
-    _run("unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-euc", script, "bash", str(folder))
+    run("unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-euc", script, "bash", str(folder))
 
 
 def _acquire() -> str:
@@ -121,7 +121,7 @@ def _acquire() -> str:
     return "".join(f"{line}\n" for line in _output("apt-config", "dump").splitlines() if line.startswith(kept))
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """The address of Debian's packages, as apt is configured on this machine."""
     for update in (False, True):
         if update:
@@ -135,15 +135,18 @@ def _mirror() -> str:
 
 
 def _apt(*words: str) -> None:
-    _run("apt-get", *words)
+    run("apt-get", *words)
 
 
 def _output(*words: str) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
-def _run(*words: str) -> None:
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def run(*words: str, cwd: Path | None = None) -> None:
+    """Run a command that prints nothing. Raises CannotBuild with its last lines."""
+    done = subprocess.run(
+        words, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if done.returncode:
         raise CannotBuild(f"{words[0]} ended with code {done.returncode}:\n{_last(done.stdout.splitlines())}")
 

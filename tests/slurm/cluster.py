@@ -33,6 +33,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.roots.build import CannotBuild
+from tests.slurm import libmariadb
 from tests.slurm.conf import Places, Shape, cgroup_conf, gres_conf, hosts, slurm_conf, slurmdbd_conf
 from tests.slurm.daemon import ClusterFailed, Daemon, Node, jobs_processes
 from tests.slurm.existing import Existing, environment, user_name
@@ -149,8 +151,7 @@ class Cluster(Existing):
         mariadbd.ready(lambda: self._answers("mariadb-admin", "--no-defaults", "-uroot", f"--socket={sql}", "ping"), 60)
 
     def _start_slurmdbd(self) -> None:
-        slurmdbd = self._daemon("slurmdbd", "slurmdbd", "-D", MYSQL_UNIX_PORT=str(self.places.sql_socket))
-        slurmdbd.ready(lambda: self._answers("sacctmgr", "-n", "show", "cluster"), 60)
+        self._start_accounting()
         user = self.places.user
         # slurmctld enforces associations: they have to be there before it starts
         self.sacctmgr("add", "cluster", "lab")
@@ -160,6 +161,24 @@ class Cluster(Existing):
         self.sacctmgr("add", "user", user, "Account=research", "QOS=normal,high", "DefaultAccount=research")
         if user == "root":  # every cluster comes with a root of its own account
             self.sacctmgr("modify", "user", user, "set", "DefaultAccount=research")
+
+    def _start_accounting(self) -> None:
+        sql = {"MYSQL_UNIX_PORT": str(self.places.sql_socket)}
+
+        def ready() -> None:
+            slurmdbd = self._daemon("slurmdbd", "slurmdbd", "-D", **sql)
+            slurmdbd.ready(lambda: self._answers("sacctmgr", "-n", "show", "cluster"), 60)
+
+        try:
+            ready()
+        except ClusterFailed:
+            if libmariadb.SYMPTOM not in self.places.log("slurmdbd").read_text(errors="replace"):
+                raise
+            try:
+                sql["LD_LIBRARY_PATH"] = str(libmariadb.debian12())
+            except CannotBuild as error:
+                raise ClusterFailed(f"slurmdbd does not work with this machine's libmariadb, and {error}") from error
+            ready()
 
     def _start_slurmctld(self) -> None:
         self._daemon("slurmctld", "slurmctld", "-D", "-i").ready(lambda: self._answers("scontrol", "ping"), 60)
