@@ -97,6 +97,8 @@ def parser() -> argparse.ArgumentParser:
     add("--map", type=_mapping, default={}, metavar="NAME=KEY,...", help=maps)
     which = "of several rejected responses the first (of ranked ones the best), the worst, or all; default %(default)s"
     add("--rejected", choices=("first", "worst", "all"), default="first", help=which)
+    chosen = "which response is the chosen one: the one under that key, or the one with the higher reward"
+    add("--chosen", choices=("key", "reward"), default="key", help=f"{chosen}; default %(default)s")
     marked = "prompts that have the markers of a chat format already: refuse them, or keep them as they are"
     add("--rendered", choices=("refuse", "keep"), default="refuse", help=f"{marked}; default %(default)s")
     add("--encoding", default="utf-8", metavar="NAME", help="of text files, such as latin-1; default UTF-8 or its mark")
@@ -163,6 +165,7 @@ def options_from(args: argparse.Namespace, source: sources.Source) -> Options:
         mapping=args.map,
         rejected=args.rejected,
         keep_rendered=args.rendered == "keep",
+        by_reward=args.chosen == "reward",
         encoding=args.encoding,
     )
 

@@ -42,6 +42,7 @@ class Repair(str, Enum):
 
     BORDER = "border moved to where tokens end"
     CUT = "oldest turns cut off"
+    LOWER_REWARD = "kept though the rejected response has the higher reward (see --chosen)"
 
 
 class BadRow(ValueError):

@@ -186,12 +186,13 @@ class RowReader:
         mapping: Mapping[str, str] | None = None,
         rejected: str = "first",
         keep_rendered: bool = False,
+        by_reward: bool = False,
     ) -> None:
         self.recognised: Counter[str] = Counter()
         self.several = 0
         self._form = None if form == "auto" else BY_NAME[form]
         self._mapping = {target: path.split(".") for target, path in (mapping or {}).items()}
-        self._rejected, self._keep_rendered = rejected, keep_rendered
+        self._rejected, self._keep_rendered, self._by_reward = rejected, keep_rendered, by_reward
 
     def read(self, row: Row) -> list[Conversation | Drop]:
         """The row's Conversations (or reasons to drop them), one per selected rejected response. Raises BadRow."""
@@ -206,7 +207,7 @@ class RowReader:
         if isinstance(found, Drop):
             return [found]
         self.several += len(found.rejected) > 1
-        return conversations(found, self._rejected, self._keep_rendered)
+        return conversations(found, self._rejected, self._keep_rendered, self._by_reward)
 
 
 def _at(row: Row, path: list[str]) -> object:

@@ -42,6 +42,7 @@ class Options:
     mapping: dict[str, str] = field(default_factory=dict)
     rejected: str = "first"
     keep_rendered: bool = False
+    by_reward: bool = False
     encoding: str = "utf-8"
 
 
@@ -57,7 +58,7 @@ class PairFilter:
         self.read = self.extra = 0
         self.dropped: Counter[Drop] = Counter()
         self.repaired: Counter[Repair] = Counter()
-        self.rows = RowReader(options.form, options.mapping, options.rejected, options.keep_rendered)
+        self.rows = RowReader(options.form, options.mapping, options.rejected, options.keep_rendered, options.by_reward)
         self._options = options
         self._format = prompt_format
         self._tokenizer = tokenizer
@@ -88,6 +89,9 @@ class PairFilter:
                 left -= 1
                 if measured.moved:
                     self.repaired[Repair.BORDER] += 1
+                rewards = measured.pair.rewards
+                if rewards and rewards[0] < rewards[1]:
+                    self.repaired[Repair.LOWER_REWARD] += 1
                 yield measured.pair, measured.length
 
     def _written(self, records: Iterator[Record]) -> Iterator[tuple[Conversation, Pair]]:

@@ -35,8 +35,13 @@ class Preference(NamedTuple):
     """Whether `rejected` is known to be in the order of preference."""
 
 
-def conversations(found: Preference, which: str, keep_rendered: bool) -> list[Conversation | Drop]:
-    """One Conversation for each rejected response that `which` selects: the first, the worst, or all. Raises BadRow."""
+def conversations(
+    found: Preference, which: str, keep_rendered: bool, by_reward: bool = False
+) -> list[Conversation | Drop]:
+    """One Conversation for each rejected response that `which` selects: the first, the worst, or all. Raises BadRow.
+
+    With `by_reward` the response with the higher reward becomes the chosen one, whatever the keys are called.
+    """
     count = len(found.rejected)
     if not count:
         return [Drop.EMPTY_RESPONSE]
@@ -53,7 +58,15 @@ def conversations(found: Preference, which: str, keep_rendered: bool) -> list[Co
         rewards = None
         if found.chosen_reward is not None and found.rejected_rewards:
             rewards = (found.chosen_reward, found.rejected_rewards[number])
-        made.append(_conversation(found, found.rejected[number], rewards, keep_rendered))
+        if by_reward and rewards is None:
+            raise BadRow("there are no rewards to choose by", "name them: --map chosen_reward=KEY,rejected_reward=KEY")
+        if by_reward and rewards and rewards[0] == rewards[1]:
+            made.append(Drop.TIE)
+        elif by_reward and rewards and rewards[0] < rewards[1]:
+            swapped = found._replace(chosen=found.rejected[number])
+            made.append(_conversation(swapped, found.chosen, rewards[::-1], keep_rendered))
+        else:
+            made.append(_conversation(found, found.rejected[number], rewards, keep_rendered))
     return made
 
 

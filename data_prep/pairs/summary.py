@@ -35,7 +35,7 @@ def table(folder: Path, record: Mapping[str, Any], tokenizer: Path | None) -> st
         if several["further_pairs"]:
             lines.append(_line("  further pairs of these", several["further_pairs"]))
     if record["repaired"]:
-        lines.append(_line("repaired and kept", sum(record["repaired"].values())))
+        lines.append(_line("kept with a remark", sum(record["repaired"].values())))
         lines += [_line(f"  {repair}", rows) for repair, rows in record["repaired"].items()]
     rewarded = sum(record["rewarded_rows"].values())
     if rewarded:

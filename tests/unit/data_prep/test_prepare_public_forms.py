@@ -184,6 +184,43 @@ def test_rewards_reach_the_files_and_the_record(prepare: Prepare, tmp_path: Path
         assert sum(record["rewarded_rows"].values()) == rewarded == 50
 
 
+def scored(number: int) -> dict[str, Any]:
+    """A row of openai/webgpt_comparisons: either answer may be the better one, by its score."""
+    better = {0: 1.0, 1: -0.5, 2: 0.0}[number % 3]
+    question = {"dataset": "eli5", "id": str(number), "full_text": f"question {number}"}
+    return {"question": question, "answer_0": "a", "answer_1": "b", "score_0": better, "score_1": -better}
+
+
+SCORED = "prompt=question.full_text,chosen=answer_0,rejected=answer_1,chosen_reward=score_0,rejected_reward=score_1"
+
+
+def test_the_chosen_response_may_be_the_one_with_the_higher_reward(prepare: Prepare, tmp_path: Path) -> None:
+    source = write(tmp_path / "pairs.jsonl", [scored(number) for number in range(150)])
+    folder = prepare(source, "--map", SCORED, "--chosen", "reward")
+    rows = [row for split in ("train", "validation", "test") for row in rows_of(folder, split)]
+    assert len(rows) == 100 and record_of(folder)["dropped"] == {"no response is preferred": 50}
+    for row in rows:
+        number = int(re.findall(r"question (\d+)", row["prompt"])[0])
+        expected = (" a", " b", 1.0, -1.0) if number % 3 == 0 else (" b", " a", 0.5, -0.5)
+        assert tuple(row[key] for key in list(row)[1:]) == expected
+
+
+def test_rewards_that_contradict_the_choice_are_counted(
+    prepare: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "pairs.jsonl", [scored(number) for number in range(150)])
+    assert record_of(prepare(source, "--map", SCORED))["repaired"] == {
+        "kept though the rejected response has the higher reward (see --chosen)": 50
+    }
+    assert "higher reward" in capsys.readouterr().out
+
+
+def test_without_rewards_there_is_nothing_to_choose_by(refused: Refusal, tmp_path: Path) -> None:
+    source = write(tmp_path / "pairs.jsonl", [scored(number) for number in range(50)])
+    plain = SCORED.rpartition(",chosen_reward")[0]
+    assert "chosen_reward=KEY" in refused(source, "--map", plain, "--chosen", "reward")
+
+
 # -- several rejected responses ----------------------------------------------------------------------------------------
 
 RANKED = {
