@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 UNFIT = "NodeUnfit"
@@ -22,6 +23,8 @@ LEAST_ROOM_MIB = 256
 """Least free space for temporary files."""
 MOST_SKEW_S = 120.0
 """If clocks differ by minutes, requeues, the trial's timer and Slurm's credentials fail."""
+#: Set where Slurm gave the job a share of a GPU (gres/shard, gres/mps), whose memory others may use as well.
+_SHARED = ("SLURM_SHARDS_ON_NODE", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
 _PATIENCE_S = 60.0  # nvidia-smi without persistence mode, on a node with 8 GPUs
 
 
@@ -41,7 +44,8 @@ def _gpus(env: Mapping[str, str]) -> list[str]:
     given = env.get("SLURM_GPUS_ON_NODE", "")
     if not given.isdigit() or shutil.which("nvidia-smi") is None:
         return []
-    command = ["nvidia-smi", "--query-gpu=index,memory.used", "--format=csv,noheader,nounits"]
+    fields = "index,uuid,memory.used,mig.mode.current"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, errors="replace")
     except subprocess.TimeoutExpired:
@@ -49,15 +53,29 @@ def _gpus(env: Mapping[str, str]) -> list[str]:
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
         return [f"nvidia-smi fails: {said[0]}"]
-    used = {
-        index.strip(): memory.strip() for index, _, memory in (line.partition(",") for line in done.stdout.splitlines())
-    }
-    if len(used) < int(given):
-        return [f"{len(used)} GPUs of {given} are there"]
+    cards = [_Card(*(cell.strip() for cell in line.split(","))) for line in done.stdout.splitlines()]
+    if any(card.mig == "Enabled" for card in cards):
+        return []  # the job has parts of cards: their number is not the cards', and others use the rest of a card
+    if len(cards) < int(given):
+        return [f"{len(cards)} GPUs of {given} are there"]
+    if any(env.get(name) for name in _SHARED):
+        return []
     # If the job sees only its own GPUs, they are renumbered from 0, in CUDA_VISIBLE_DEVICES as well.
-    ours = [index for index in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if index in used] or list(used)
-    busy = [index for index in ours if used[index].isdigit() and int(used[index]) > MOST_IN_USE_MIB]
-    return [f"GPU {index} has {used[index]} MiB in use before the trial starts" for index in busy]
+    visible = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    ours = [card for card in cards if card.index in visible or card.uuid in visible] or cards
+    busy = [card for card in ours if card.used.isdigit() and int(card.used) > MOST_IN_USE_MIB]
+    return [f"GPU {card.index} has {card.used} MiB in use before the trial starts" for card in busy]
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A line of nvidia-smi."""
+
+    index: str
+    uuid: str
+    used: str
+    """MiB in use, or a word in brackets."""
+    mig: str
 
 
 def _room() -> list[str]:

@@ -31,6 +31,9 @@ def choose_device(accelerator: str, precision: str | int, ranks: Ranks) -> Devic
     """
     import torch
 
+    # Pairs differ in length, so that sizes change from step to step: fixed segments would leave gaps. CUDA's allocator
+    # reads the variable once, when it is first used.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     reason = gpu_expected(os.environ) if accelerator == "auto" else "trainer.accelerator=gpu"
     answers = torch.cuda.is_available()
     if accelerator == "cpu" or not (answers or reason):

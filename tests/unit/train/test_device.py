@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from launcher import gpus
@@ -38,10 +40,13 @@ def test_auto_is_the_cpu_where_nothing_speaks_of_gpus(node) -> None:
     assert choose_device("auto", "32", ONE).accelerator == "cpu"
 
 
-def test_auto_is_the_gpu_in_bf16(node) -> None:
+def test_auto_is_the_gpu_in_bf16(node, monkeypatch: pytest.MonkeyPatch) -> None:
     node(1, [A100])
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
     device = choose_device("auto", "auto", ONE)
     assert (device.accelerator, device.precision) == ("gpu", "bf16")
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"  # sizes change with pairs' lengths
 
 
 @pytest.mark.parametrize(
