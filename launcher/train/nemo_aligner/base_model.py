@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from nemo.collections.nlp.parts.nlp_overrides import NLPSaveRestoreConnector
@@ -30,6 +30,9 @@ from launcher import units
 from launcher.job.node_check import NodeUnfit
 from launcher.nemo.nemo_file import unpack_tokenizer
 from launcher.train.nemo_aligner.rotary import scale_frequencies
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 _SPARE = 256 << 20  # bytes of temporary files that torch and NeMo need beside the copy
 _POLL_S = 0.2
@@ -45,7 +48,7 @@ def complete_config(config: DictConfig, trial_dir: Path) -> None:
     config.model.dist_ckpt_parallel_load = config.model.get("dist_ckpt_parallel_load", True)
 
 
-def load(config: DictConfig, lightning: Any, trial_dir: Path) -> MegatronGPTDPOModel:
+def load(config: DictConfig, lightning: Trainer, trial_dir: Path) -> MegatronGPTDPOModel:
     """The model with the base model's weights. Every rank has to call it."""
     with unpacked(Path(config.pretrained_checkpoint.restore_from_path), trial_dir) as folder:
         model = load_from_nemo(

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -21,6 +21,9 @@ from launcher.sweep import checkpoints
 from launcher.sweep.checkpoints import Checkpoint
 from launcher.train import ownership
 from launcher.train.nemo_aligner import random_state
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 #: Folder next to NeMo's checkpoints/, for checkpoints that are incomplete.
 BROKEN = "broken"
@@ -36,10 +39,10 @@ class CheckpointExtras(Callback):
         """The newest metrics, under the names that can be monitored: train_loss, val_loss, ..."""
         self.validation_owed = False
         """Whether the validation of this step was skipped in order to stop in time."""
-        self.random: list[dict[str, Any]] | None = None
+        self.random: list[random_state.RandomState] | None = None
         """Random states of all ranks from the restored checkpoint; None if there are none, or once they are used."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Every rank has to call it."""
         states = random_state.of_all_ranks()
         return {"latest": dict(self.latest), "validation_owed": self.validation_owed, "random": states}
@@ -126,7 +129,7 @@ def keep_whole(callback: ModelCheckpoint, counters: Callable[[], Mapping[str, in
     save, remove = callback._save_checkpoint, callback._remove_checkpoint
     trial_dir = Path(str(callback.dirpath)).parent.parent
 
-    def save_whole(trainer: Any, filepath: str) -> None:
+    def save_whole(trainer: Trainer, filepath: str) -> None:
         ownership.check(trial_dir)
         if torch.distributed.get_rank() == 0:
             checkpoints.manifest_of(Path(filepath)).unlink(missing_ok=True)
@@ -134,7 +137,7 @@ def keep_whole(callback: ModelCheckpoint, counters: Callable[[], Mapping[str, in
         ownership.check(trial_dir)
         seal(Path(filepath), counters())
 
-    def remove_whole(trainer: Any, filepath: str, **arguments: Any) -> None:
+    def remove_whole(trainer: Trainer, filepath: str, **arguments: object) -> None:
         if torch.distributed.get_rank() == 0:
             checkpoints.manifest_of(Path(filepath)).unlink(missing_ok=True)
         remove(trainer, filepath, **arguments)
@@ -176,7 +179,7 @@ def drop_orphans(callback: ModelCheckpoint, kept: Checkpoint) -> None:
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
-def save_last(callback: Any, trainer: Any, candidates: dict[str, torch.Tensor]) -> None:
+def save_last(callback: Any, trainer: Trainer, candidates: dict[str, torch.Tensor]) -> None:
     """Save only the checkpoint to resume from; NeMo-Aligner's custom_save also saves the best ones."""
     if isinstance(callback, ModelCheckpoint):
         callback._save_last_checkpoint(trainer, candidates)

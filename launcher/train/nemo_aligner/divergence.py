@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
@@ -22,6 +22,10 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 from nemo.collections.nlp.modules.common.megatron.utils import get_ltor_masks_and_position_ids
 from nemo_aligner.utils import parallel_state
 from nemo_aligner.utils.utils import adapter_control, cpu_weight_swap
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 
 #: Rows of the output layer multiplied at once.
 BLOCK = 8192
@@ -39,7 +43,7 @@ class Divergence:
     """[n] log p - log q of the actual token, in nats."""
 
 
-def reference(model: Any) -> AbstractContextManager[None]:
+def reference(model: MegatronGPTDPOModel) -> AbstractContextManager[None]:
     """Inside this context `model` is the reference policy, as in NeMo-Aligner: adapters off, or weights swapped in."""
     if model.use_peft and model.ref_policy_state_dict is None:
         off: AbstractContextManager[None] = adapter_control(model)
@@ -50,7 +54,7 @@ def reference(model: Any) -> AbstractContextManager[None]:
     return swap
 
 
-def hidden_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+def hidden_states(model: MegatronGPTDPOModel, tokens: torch.Tensor) -> torch.Tensor:
     """The output layer's input, [batch, length, hidden], for `tokens` [batch, length], padded on the right."""
     length = tokens.shape[1]
     parallel = parallel_state.get_tensor_model_parallel_world_size() if model.cfg.get("sequence_parallel") else 1
@@ -64,10 +68,10 @@ def hidden_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     return hidden.transpose(0, 1)[:, :length]
 
 
-def last_hidden(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def last_hidden(model: MegatronGPTDPOModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The output layer's input as Megatron has it, [length, sequences, hidden], for what its GPTModel takes."""
 
-    def forward(batches: Iterator[dict[str, torch.Tensor]], module: Any, *_: Any) -> tuple[torch.Tensor, Any]:
+    def forward(batches: Iterator[dict[str, torch.Tensor]], module: Any, *_: object) -> tuple[torch.Tensor, Any]:
         return module(**next(batches), labels=None), lambda output, non_loss_data=True: output
 
     with _without_output_layer(model), torch.no_grad():
@@ -85,7 +89,7 @@ def last_hidden(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return hidden
 
 
-def output_weight(model: Any) -> torch.Tensor:
+def output_weight(model: MegatronGPTDPOModel) -> torch.Tensor:
     """[vocabulary / tensor-parallel ranks, hidden]: this rank's rows of the output layer."""
     gpt = megatron_gpt(model)
     shared = gpt.share_embeddings_and_output_weights
@@ -107,7 +111,7 @@ def compare(
     return Divergence(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def most_likely(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+def most_likely(model: MegatronGPTDPOModel, hidden: torch.Tensor) -> torch.Tensor:
     """[n] the token with the highest logit at [n, hidden] states; of equal ones, the token with the lowest id."""
     weight = output_weight(model)
     best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
@@ -163,7 +167,7 @@ def _joined(values: torch.Tensor, operation: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _without_output_layer(model: Any) -> Iterator[None]:
+def _without_output_layer(model: MegatronGPTDPOModel) -> Iterator[None]:
     """Make the model return hidden states, like an earlier pipeline stage; the decoder still applies its final norm."""
     gpt = megatron_gpt(model)
     gpt.post_process = False
@@ -173,7 +177,7 @@ def _without_output_layer(model: Any) -> Iterator[None]:
         gpt.post_process = True
 
 
-def megatron_gpt(model: Any) -> Any:
+def megatron_gpt(model: MegatronGPTDPOModel) -> GPTModel:
     """Megatron's GPTModel inside NeMo's wrappers (a list of one, mixed precision, data parallelism)."""
     module = model.model[0] if isinstance(model.model, list) else model.model
     while hasattr(module, "module"):

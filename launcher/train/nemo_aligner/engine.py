@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -66,7 +66,7 @@ class NemoSession:
     def run(self) -> str:
         return self.session.run()
 
-    def evaluate(self, progress: MetricsFile) -> dict[str, Any]:
+    def evaluate(self, progress: MetricsFile) -> dict[str, object]:
         from launcher.train.nemo_aligner.evaluate import evaluate
 
         return evaluate(self.session.model, self.settled.config, self.session.held_out, progress)
@@ -86,7 +86,7 @@ class NemoSession:
             "": f"validation every {steps.val_check_interval}, checkpoint every {steps.save_interval}",
         }
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         session = self.session
         return {
             "beta": float(self.settled.config.model.dpo.ref_policy_kl_penalty),

@@ -16,7 +16,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
 
 from launcher import estimates, whole_file
 from launcher.findings import Finding, Refused
@@ -27,12 +29,19 @@ from launcher.train.nemo_aligner import log_filter, settings, standins
 from launcher.train.ranks import Ranks, share_cores
 from launcher.train.run import load_config
 
+if TYPE_CHECKING:
+    import torch
+    from nemo_aligner.data.nlp.datasets import DPOModelDataset
+    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
+
 DEFAULTS = {"kl_pairs": 32, "samples": 3, "sample_tokens": 32}
 #: Kept for every pair: sums over each response's tokens, in nats, and the number of tokens.
 PER_PAIR = ("kl_chosen", "kl_rejected", "log_ratio_chosen", "log_ratio_rejected", "tokens_chosen", "tokens_rejected")
 
 
-def evaluate(model: Any, config: Any, pairs: Any, progress: MetricsFile) -> dict[str, Any]:
+def evaluate(
+    model: MegatronGPTDPOModel, config: DictConfig, pairs: DPOModelDataset, progress: MetricsFile
+) -> dict[str, object]:
     """Evaluate `model` (NeMo-Aligner's DPO model) on the first pairs of `pairs` (its validation data set).
 
     All ranks have to call it, and all get the same. Keys: `kl_per_token` {"mean", "standard_error"}: KL(policy ||
@@ -56,7 +65,7 @@ def evaluate(model: Any, config: Any, pairs: Any, progress: MetricsFile) -> dict
     return {**summarise(per_pair), "per_pair": per_pair, "samples": samples, "seconds": round(time.time() - began, 3)}
 
 
-def obstacle(config: Any) -> str:
+def obstacle(config: DictConfig) -> str:
     """Why the divergence cannot be computed with a model config, "" if it can."""
     for key in ("pipeline_model_parallel_size", "context_parallel_size"):
         if (config.get(key) or 1) > 1:
@@ -66,7 +75,7 @@ def obstacle(config: Any) -> str:
     return ""
 
 
-def summarise(per_pair: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def summarise(per_pair: Mapping[str, Sequence[float]]) -> dict[str, object]:
     """Means over all tokens and standard errors of the KL, from the columns PER_PAIR. None if there are no tokens."""
     columns = {name: [per_pair[f"{name}_chosen"], per_pair[f"{name}_rejected"]] for name in ("kl", "tokens")}
     both = {name: [a + b for a, b in zip(*sides, strict=True)] for name, sides in columns.items()}
@@ -84,7 +93,9 @@ def _per_token(sums: Sequence[float], tokens: Sequence[float]) -> dict[str, floa
     return {"mean": estimate.value, "standard_error": estimate.error}
 
 
-def _per_pair(model: Any, pairs: Any, count: int, progress: MetricsFile) -> dict[str, list[float]]:
+def _per_pair(
+    model: MegatronGPTDPOModel, pairs: DPOModelDataset, count: int, progress: MetricsFile
+) -> dict[str, list[float]]:
     import torch
     from nemo_aligner.utils import parallel_state
 
@@ -114,12 +125,12 @@ def _per_pair(model: Any, pairs: Any, count: int, progress: MetricsFile) -> dict
     return {name: [whole[index][name] for index in range(count)] for name in PER_PAIR}
 
 
-def _answer(labels: Any) -> Any:
+def _answer(labels: torch.Tensor) -> torch.Tensor:
     """The response's tokens: the labels of prompt and padding are -100."""
     return labels[labels > -1]
 
 
-def _hidden(model: Any, pair: Mapping[str, Any]) -> Any:
+def _hidden(model: MegatronGPTDPOModel, pair: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """[tokens of both responses, hidden], chosen first."""
     import torch
 
@@ -143,7 +154,9 @@ def _sums(compared: Any, chosen: int) -> dict[str, float]:
     return row
 
 
-def _samples(model: Any, pairs: Any, count: int, length: int, progress: MetricsFile) -> list[dict[str, Any]]:
+def _samples(
+    model: MegatronGPTDPOModel, pairs: DPOModelDataset, count: int, length: int, progress: MetricsFile
+) -> list[dict[str, object]]:
     from launcher.train.nemo_aligner import divergence, samples
 
     asked = samples.prompts(pairs, count) if length > 0 else []
@@ -167,7 +180,7 @@ def _samples(model: Any, pairs: Any, count: int, length: int, progress: MetricsF
     ]
 
 
-def evaluate_trial(trial_dir: Path) -> dict[str, Any]:
+def evaluate_trial(trial_dir: Path) -> dict[str, object]:
     """Evaluate a finished trial in this process; writes the evaluation into its result.json and returns it.
 
     Ranks are started as in training, but exactly tensor_model_parallel_size of them. Raises Refused if their number
@@ -220,7 +233,7 @@ def check(trial_dir: Path) -> tuple[dict[str, Any], Any]:
     return result, config
 
 
-def _load(config: Any, trial_dir: Path, adapters: str) -> tuple[Any, Any]:
+def _load(config: DictConfig, trial_dir: Path, adapters: str) -> tuple[Any, Any]:
     """(model with its trained adapters, held-out pairs); writes only the tokenizer."""
     from nemo.collections.nlp.parts.peft_config import PEFT_CONFIG_MAP
     from nemo_aligner.utils.train_script_utils import init_distributed, resolve_and_create_trainer

@@ -8,14 +8,24 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 
-def get() -> dict[str, Any]:
+class RandomState(TypedDict):
+    """The random states of one rank."""
+
+    torch: torch.Tensor
+    device: torch.Tensor
+    megatron: dict[str, torch.Tensor]
+    numpy: tuple[str, list[int], int, int, float]
+    python: tuple[object, ...]
+
+
+def get() -> RandomState:
     """This rank's states: torch on the CPU and on its device, Megatron's tracker, numpy, Python."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     return {
@@ -27,13 +37,13 @@ def get() -> dict[str, Any]:
     }
 
 
-def put(state: dict[str, Any]) -> None:
+def put(state: RandomState) -> None:
     """Restore what get() returned."""
     torch.cuda.set_rng_state(state["device"].cpu())
     torch.set_rng_state(state["torch"].cpu())  # last: without CUDA it is also the device's state
     get_cuda_rng_tracker().set_states({name: each.cpu() for name, each in state["megatron"].items()})
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     random.setstate(state["python"])
 
 
@@ -47,7 +57,7 @@ def untouched() -> Iterator[None]:
         put(before)
 
 
-def of_all_ranks() -> list[dict[str, Any]]:
+def of_all_ranks() -> list[RandomState]:
     """get() of every rank, on every rank; some 10 kB each."""
     states: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(states, get())

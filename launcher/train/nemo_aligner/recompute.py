@@ -5,14 +5,17 @@ Import only after launcher.train.nemo_aligner.standins.install().
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from launcher.train.nemo_aligner.divergence import megatron_gpt
 
+if TYPE_CHECKING:
+    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 
-def keep_gradients(model: Any) -> None:
+
+def keep_gradients(model: MegatronGPTDPOModel) -> None:
     """Make the embedding's output require a gradient if activations are recomputed and the embedding is frozen.
 
     Megatron's CheckpointFunction, like torch's, returns outputs that require a gradient only if an input does. With

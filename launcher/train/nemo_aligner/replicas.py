@@ -21,7 +21,7 @@ class RanksDiffer(Exception):
     """Ranks that must agree do not. A trial that ends with it is not started again (launcher.job.policy.REPEATABLE)."""
 
 
-def compare_facts(facts: Mapping[str, Any]) -> None:
+def compare_facts(facts: Mapping[str, object]) -> None:
     """Compare what every rank has read or decided for itself, by name; values are compared with ==.
 
     A config, a data file or a package on a node's own disk may be older there, and a CPU may lack the units that the
@@ -59,9 +59,9 @@ def compare_weights(model: torch.nn.Module, step: int, frozen: bool = False) -> 
     )
 
 
-def compare_batch(batch: Mapping[str, Any], step: int) -> None:
+def compare_batch(batch: Mapping[str, object], step: int) -> None:
     """Compare the pairs of a step between the ranks that make up one replica of the model. Raises RanksDiffer."""
-    tensors = [batch[key] for key in sorted(batch) if isinstance(batch[key], torch.Tensor)]
+    tensors = [value for _, value in sorted(batch.items()) if isinstance(value, torch.Tensor)]
     reason = f"in step {step} the ranks that share one replica of the model were given different pairs"
     _compare((checksum(tensors), parallel_state.get_model_parallel_group(), reason))
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from omegaconf import DictConfig
 
 from launcher.nemo.nemo_file import ROPE_SCALING
 
+if TYPE_CHECKING:
+    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 
-def scale_frequencies(model: Any, config: Any) -> None:
+
+def scale_frequencies(model: MegatronGPTDPOModel, config: DictConfig) -> None:
     """Scale the frequencies of a newly built model, if its config has its own scaling.
 
     This calls Megatron's own function, which takes these numbers but is otherwise only called with the defaults.

@@ -6,14 +6,18 @@ Import only after launcher.train.nemo_aligner.standins.install().
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from launcher.train.nemo_aligner import divergence
 
+if TYPE_CHECKING:
+    from nemo_aligner.data.nlp.datasets import DPOModelDataset
+    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 
-def prompts(pairs: Any, count: int) -> list[tuple[list[int], list[int]]]:
+
+def prompts(pairs: DPOModelDataset, count: int) -> list[tuple[list[int], list[int]]]:
     """(tokens of the prompt, tokens of the chosen response) of the first `count` pairs whose prompts differ."""
     found: dict[tuple[int, ...], list[int]] = {}
     for index in range(len(pairs)):
@@ -29,7 +33,7 @@ def prompts(pairs: Any, count: int) -> list[tuple[list[int], list[int]]]:
 
 
 def greedy(
-    model: Any, begun: Sequence[Sequence[int]], length: int, beat: Callable[[int], None]
+    model: MegatronGPTDPOModel, begun: Sequence[Sequence[int]], length: int, beat: Callable[[int], None]
 ) -> list[tuple[list[int], bool]]:
     """The most likely continuation of every sequence of tokens, up to `length` tokens; (tokens, whether it ended).
 

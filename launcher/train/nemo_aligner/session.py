@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
@@ -54,6 +54,10 @@ from launcher.train.nemo_aligner import (
 from launcher.train.nemo_aligner.savings import install
 from launcher.train.nemo_aligner.trainer import PreferenceTrainer
 from launcher.train.timer import RunTimer, Stopped
+
+if TYPE_CHECKING:
+    from nemo.collections.common.tokenizers.tokenizer_spec import TokenizerSpec
+    from nemo_aligner.data.nlp.datasets import DPOModelDataset
 
 #: Given to NeMo's exp_manager in place of what the config has.
 FROM_THE_START = {"resume_if_exists": False, "resume_from_checkpoint": None, "create_preemption_callback": False}
@@ -208,7 +212,7 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> AlignerSess
     return AlignerSession(config, model, trainer, pairs, validation_pairs, *count_parameters(model))
 
 
-def facts(config: DictConfig, steps: Plan) -> dict[str, Any]:
+def facts(config: DictConfig, steps: Plan) -> dict[str, object]:
     """What every rank has read from its disk or decided by its hardware, and must have like the others."""
     trainer = config.trainer
     return {
@@ -226,7 +230,7 @@ def _files(data_prefix: Any) -> list[str]:
     return sorted({str(name) for split in data_prefix.values() for name in split})
 
 
-def datasets(model_config: DictConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
+def datasets(model_config: DictConfig, tokenizer: TokenizerSpec) -> tuple[Any, Any, Any]:
     """Training pairs, validation pairs, and the function that makes a padded batch of them."""
     data = model_config.data
     packed = data.data_impl == "packed_jsonl"
@@ -251,7 +255,7 @@ def datasets(model_config: DictConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
     return train, validation, collate
 
 
-def batches(config: DictConfig, pairs: Any, consumed_samples: int, use_random_sampler: bool = True) -> Any:
+def batches(config: DictConfig, pairs: DPOModelDataset, consumed_samples: int, use_random_sampler: bool = True) -> Any:
     """Global batches of `pairs`, this rank's share of each, from the first not yet consumed on."""
     loader = build_dataloader(
         cfg=config,

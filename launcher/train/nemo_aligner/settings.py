@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -67,7 +66,7 @@ def count_rows(data: DictConfig) -> int:
         raise Refused([Finding(f"{data_files.KEY}.train", ",".join(names), why, "prepare the data")]) from error
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def plain(config: DictConfig) -> dict[str, object]:
     """As builtin dicts and lists, for loggers."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)

@@ -26,7 +26,7 @@ class PreferenceTrainer(DPOTrainer):
     doing: str
     """What micro batches are computed for, where it is not the next step."""
 
-    def __init__(self, *, state: CheckpointExtras, **arguments: Any) -> None:
+    def __init__(self, *, state: CheckpointExtras, **arguments: object) -> None:
         super().__init__(**arguments)
         self.state = state
         self.saved_step = 0
@@ -36,11 +36,11 @@ class PreferenceTrainer(DPOTrainer):
         self.steps_of_this_start = 0
         make_forward = self.model.get_forward_output_and_loss_func
 
-        def make_watched(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+        def make_watched(*args: object, **kwargs: object) -> Callable[..., object]:
             """On a CPU a step can take a minute; each micro batch of policy and reference is a sign of life."""
             forward = make_forward(*args, **kwargs)
 
-            def watched(*args: Any, **kwargs: Any) -> Any:
+            def watched(*args: object, **kwargs: object) -> Any:
                 self.progress.beat(self.doing or f"micro batch of step {self.step + 1}")
                 return forward(*args, **kwargs)
 
@@ -55,7 +55,7 @@ class PreferenceTrainer(DPOTrainer):
         file: MetricsFile = self.logger.file
         return file
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         super().load_state_dict(state_dict)
         self.saved_step = self.step
 

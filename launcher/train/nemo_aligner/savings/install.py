@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from omegaconf import DictConfig
 
 from launcher.train.metrics_file import MetricsFile
 from launcher.train.nemo_aligner.savings import (
@@ -25,6 +26,9 @@ from launcher.train.nemo_aligner.savings import (
     shared_prompt,
 )
 from launcher.train.nemo_aligner.savings.reference_cache import Cache, private_folder
+
+if TYPE_CHECKING:
+    from nemo_aligner.algorithms.dpo import DPOTrainer
 
 DEFAULTS = {
     "share_prompt": False,
@@ -49,23 +53,23 @@ class Split:
     """Global batches that are taken; more than the loader has where there are several epochs."""
 
 
-def install(config: Any, trainer: Any, splits: Mapping[str, Split], progress: MetricsFile) -> None:
+def install(config: DictConfig, trainer: DPOTrainer, splits: Mapping[str, Split], progress: MetricsFile) -> None:
     """Have `trainer` (NeMo-Aligner's DPOTrainer, ready to train) save what can be saved.
 
     `splits` are "train" and "validation". All ranks have to call it.
     """
     asked = {**DEFAULTS, **(config.get("compute") or {})}
     model = trainer.model
-    how: dict[str, Any] = {"length_multiple": 0, "skip_prompt_logits": False, "attention": "", "positions": None}
+    how: dict[str, object] = {"length_multiple": 0, "skip_prompt_logits": False, "attention": "", "positions": None}
     if _wanted(asked["share_prompt"], "prompts are computed twice", shared_prompt.obstacle(model.cfg), progress):
-        how["length_multiple"] = _multiple(config, trainer, asked)
+        multiple = _multiple(config, trainer, asked)
         way = attention.choose(config.trainer.accelerator, str(config.trainer.precision))
-        how["attention"] = way.name
-        shared_prompt.install(model, how["length_multiple"], way.attend)
+        how |= {"length_multiple": multiple, "attention": way.name}
+        shared_prompt.install(model, multiple, way.attend)
         _sort(trainer)
         if asked["positions_per_micro_batch"]:
-            how["positions"] = int(asked["positions_per_micro_batch"])
-            packing.install(model, how["positions"])
+            how["positions"] = asked["positions_per_micro_batch"]
+            packing.install(model, asked["positions_per_micro_batch"])
         if progress.writes:
             print(f"prompts are computed once; attention by {way.name}", flush=True)
     else:
@@ -74,39 +78,46 @@ def install(config: Any, trainer: Any, splits: Mapping[str, Split], progress: Me
         _cached_reference(config, trainer, splits, how, progress)
 
 
-def _cut(config: Any, trainer: Any, asked: dict[str, Any], how: dict[str, Any], progress: MetricsFile) -> None:
+def _cut(
+    config: DictConfig,
+    trainer: DPOTrainer,
+    asked: Mapping[str, int | None],
+    how: dict[str, object],
+    progress: MetricsFile,
+) -> None:
     model = trainer.model
     if _wanted(asked["cut_padding"], "padding is computed", micro_batches.obstacle(model.cfg), progress):
-        how["length_multiple"] = micro_batches.length_multiple(model.cfg, _multiple(config, trainer, asked))
-        micro_batches.install(model, how["length_multiple"])
+        multiple = micro_batches.length_multiple(model.cfg, _multiple(config, trainer, asked))
+        how["length_multiple"] = multiple
+        micro_batches.install(model, multiple)
         _sort(trainer)
     if _wanted(asked["skip_prompt_logits"], "prompts get logits", response_logits.obstacle(model.cfg), progress):
         how["skip_prompt_logits"] = True
         response_logits.install(model)
 
 
-def _sort(trainer: Any) -> None:
+def _sort(trainer: DPOTrainer) -> None:
     collate = trainer.collate_fn
     trainer.collate_fn = lambda pairs, **options: collate(micro_batches.longest_first(pairs), **options)
 
 
-def _wanted(asked: bool, otherwise: str, obstacle: str, progress: MetricsFile) -> bool:
+def _wanted(asked: int | None, otherwise: str, obstacle: str, progress: MetricsFile) -> bool:
     if asked and obstacle and progress.writes:
         print(f"{otherwise}: {obstacle}", flush=True)
-    return asked and not obstacle
+    return bool(asked) and not obstacle
 
 
-def _multiple(config: Any, trainer: Any, asked: dict[str, Any]) -> int:
+def _multiple(config: DictConfig, trainer: DPOTrainer, asked: Mapping[str, int | None]) -> int:
     """Tensor cores want lengths in steps, which NeMo-Aligner's padding respects; a CPU takes them as they are."""
     if asked["length_multiple"]:
-        return int(asked["length_multiple"])
+        return asked["length_multiple"]
     if config.trainer.accelerator == "gpu":
         return int(trainer.pad_seq_length_to_mult)
     return int(config.model.data.get("pad_length_to_multiple_of") or 1)
 
 
 def _cached_reference(
-    config: Any, trainer: Any, splits: Mapping[str, Split], how: dict[str, Any], progress: MetricsFile
+    config: DictConfig, trainer: DPOTrainer, splits: Mapping[str, Split], how: dict[str, object], progress: MetricsFile
 ) -> None:
     root = Path(config.paths.cache)
     described: list[Any] = [None]

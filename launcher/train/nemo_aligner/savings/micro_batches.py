@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 
 Batch = dict[str, torch.Tensor]
 
@@ -22,7 +26,7 @@ _ALONG_TOKENS = (
 )  # fmt: skip
 
 
-def obstacle(config: Any) -> str:
+def obstacle(config: DictConfig) -> str:
     """Why micro batches of a model config cannot be cut, "" where they can."""
     if (config.get("pipeline_model_parallel_size") or 1) > 1:
         return "pipeline parallelism needs one shape for all micro batches"
@@ -33,7 +37,7 @@ def obstacle(config: Any) -> str:
     return ""
 
 
-def length_multiple(config: Any, wanted: int) -> int:
+def length_multiple(config: DictConfig, wanted: int) -> int:
     """The multiple to round lengths up to: at least `wanted`, and what the model config's parallelism divides by.
 
     Sequence parallelism deals a sequence out to the tensor-parallel ranks; context parallelism to its own, in two parts
@@ -54,7 +58,7 @@ def cut(batch: Batch, multiple: int) -> Batch:
     return {**batch, **shorter, "attention_mask": batch["attention_mask"][..., :length, :length]}
 
 
-def longest_first(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def longest_first(pairs: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
     """A rank's share of a global batch, sorted, so that pairs of like length meet in a micro batch.
 
     The same pairs make the step, whose loss is their mean. Data-parallel ranks, which wait for each other at every
@@ -63,14 +67,14 @@ def longest_first(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(pairs, key=lambda pair: len(pair["chosen"]), reverse=True)
 
 
-def install(model: Any, multiple: int) -> None:
+def install(model: MegatronGPTDPOModel, multiple: int) -> None:
     """Have `model` (NeMo-Aligner's DPO model) cut its micro batches, in training, validation and reference passes."""
     make_forward = model.get_forward_output_and_loss_func
 
-    def make_cutting(validation_step: bool = False, logprobs_only: bool = False) -> Callable[..., Any]:
+    def make_cutting(validation_step: bool = False, logprobs_only: bool = False) -> Callable[..., object]:
         forward = make_forward(validation_step, logprobs_only=logprobs_only)
 
-        def cutting(batches: Iterator[Batch], *rest: Any) -> Any:
+        def cutting(batches: Iterator[Batch], *rest: object) -> Any:
             batch = next(batches)
             output, finish = forward(iter([cut(batch, multiple)]), *rest)
             return output, _as_long_as(batch["chosen"].shape[1], finish) if logprobs_only else finish
@@ -81,7 +85,7 @@ def install(model: Any, multiple: int) -> None:
     model.get_forward_output_and_loss_func = make_cutting
 
 
-def _as_long_as(length: int, finish: Callable[..., Any]) -> Callable[..., Any]:
+def _as_long_as(length: int, finish: Callable[..., dict[str, torch.Tensor]]) -> Callable[..., dict[str, torch.Tensor]]:
     """NeMo-Aligner joins the micro batches' log-probabilities; the zeros put back stand where labels are -100."""
 
     def finished(output: torch.Tensor, non_loss_data: bool = True) -> dict[str, torch.Tensor]:

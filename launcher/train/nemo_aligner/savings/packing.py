@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
@@ -21,6 +21,9 @@ from nemo_aligner.utils import parallel_state
 from nemo_aligner.utils.train_utils import set_sync_funcs
 
 from launcher.train.nemo_aligner.savings import row as rows
+
+if TYPE_CHECKING:
+    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 
 Batch = dict[str, torch.Tensor]
 
@@ -46,7 +49,7 @@ def deal(lengths: Sequence[int], limit: int) -> list[list[int]]:
     return dealt
 
 
-def install(model: Any, limit: int) -> None:
+def install(model: MegatronGPTDPOModel, limit: int) -> None:
     """Have `model` (NeMo-Aligner's DPO model) compute its batches in rows of at most `limit` positions."""
     # On the instance: a class of our own would be named in the .nemo that NeMo saves, which others have to load.
     model.get_logprob_batch = lambda batch: _log_probabilities(model, batch, limit)
@@ -54,7 +57,7 @@ def install(model: Any, limit: int) -> None:
 
 
 @torch.no_grad()
-def _log_probabilities(model: Any, batch: Batch, limit: int) -> torch.Tensor:
+def _log_probabilities(model: MegatronGPTDPOModel, batch: Batch, limit: int) -> torch.Tensor:
     """As NeMo-Aligner's get_logprob_batch: [2 x pairs, length], chosen first."""
     dealt = _deal(batch, limit)
     found = _run(model, batch, dealt, model.get_forward_output_and_loss_func(logprobs_only=True), True, True)
@@ -65,18 +68,20 @@ def _log_probabilities(model: Any, batch: Batch, limit: int) -> torch.Tensor:
     return answer
 
 
-def _loss_and_metrics(model: Any, batch: Batch, forward_only: bool, limit: int) -> tuple[float, dict[str, float]]:
+def _loss_and_metrics(
+    model: MegatronGPTDPOModel, batch: Batch, forward_only: bool, limit: int
+) -> tuple[float, dict[str, float]]:
     """As NeMo-Aligner's get_loss_and_metrics, whose collectives for every micro batch are done once for all."""
     dealt, pairs = _deal(batch, limit), len(batch["chosen"])
     make = model.get_forward_output_and_loss_func(forward_only, logprobs_only=False)
     sizes = iter(dealt)
 
-    def weighted(batches: Iterator[Batch], *rest: Any) -> Any:
+    def weighted(batches: Iterator[Batch], *rest: object) -> Any:
         output, finish = make(batches, *rest)
         # Megatron's schedule divides by the number of micro batches.
         weight = len(next(sizes)) * len(dealt) / pairs
 
-        def finished(*args: Any) -> Any:
+        def finished(*args: object) -> Any:
             with _without_collectives(model):
                 loss, found = finish(*args)
             return loss * weight, found
@@ -105,7 +110,12 @@ def _deal(batch: Batch, limit: int) -> list[list[int]]:
 
 
 def _run(
-    model: Any, batch: Batch, dealt: Sequence[list[int]], step: Callable[..., Any], forward_only: bool, values: bool
+    model: MegatronGPTDPOModel,
+    batch: Batch,
+    dealt: Sequence[list[int]],
+    step: Callable[..., object],
+    forward_only: bool,
+    values: bool,
 ) -> list[dict[str, torch.Tensor]]:
     """What Megatron's schedule collects of the rows; `values` instead of losses."""
     set_sync_funcs(model, forward_only)
@@ -123,12 +133,14 @@ def _run(
 
 
 @contextmanager
-def _without_collectives(model: Any) -> Iterator[None]:
+def _without_collectives(model: MegatronGPTDPOModel) -> Iterator[None]:
     """NeMo-Aligner's loss of a micro batch, without what it asks the other ranks, which may have fewer rows."""
     average = megatron_gpt_dpo_model.average_losses_across_data_parallel_group
 
     @torch.no_grad()
-    def own(values: torch.Tensor, reference: torch.Tensor, labels: torch.Tensor, *rest: Any, **options: Any) -> Any:
+    def own(
+        values: torch.Tensor, reference: torch.Tensor, labels: torch.Tensor, *rest: object, **options: object
+    ) -> Any:
         return model.split_output_tensor(
             model.get_reduced_masked_logps(values.detach() - reference, labels, *rest, **options)
         )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nemo_aligner.utils import parallel_state
@@ -22,6 +22,10 @@ from nemo_aligner.utils import parallel_state
 from launcher.train.metrics_file import MetricsFile
 from launcher.train.nemo_aligner.savings.lease import Claims, Lease
 from launcher.train.nemo_aligner.savings.reference_cache import Cache, group_name, row_digest
+
+if TYPE_CHECKING:
+    from nemo_aligner.data.nlp.datasets import DPOModelDataset
+    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 
 #: Pairs of a group for each data-parallel rank: some seconds to a minute of work.
 PAIRS_A_RANK = 16
@@ -41,7 +45,7 @@ class Group:
     places: Sequence[int]
 
 
-def groups(pairs: Any, places: Sequence[int], describe: dict[str, Any], size: int) -> list[Group]:
+def groups(pairs: DPOModelDataset, places: Sequence[int], describe: dict[str, object], size: int) -> list[Group]:
     """`places` in parts of `size`, each named by its places and `describe`, which tells what lies there."""
     parts = [list(places[start : start + size]) for start in range(0, len(places), size)]
     return [Group(group_name({**describe, "places": part}), pairs, part) for part in parts]
@@ -70,7 +74,9 @@ class Reference:
     was stopped.
     """
 
-    def __init__(self, model: Any, collate: Any, cache: Cache, owner: str, progress: MetricsFile) -> None:
+    def __init__(
+        self, model: MegatronGPTDPOModel, collate: Any, cache: Cache, owner: str, progress: MetricsFile
+    ) -> None:
         self._model = model
         self._compute = model.get_ref_policy_logprobs
         self._collate = collate

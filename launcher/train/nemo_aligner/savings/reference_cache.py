@@ -22,7 +22,6 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from launcher import whole_file
 
@@ -71,7 +70,7 @@ class Part:
 class Cache:
     """All parts for one key; `describe` is what it is a digest of, JSON's types only. Raises OSError."""
 
-    def __init__(self, root: Path, describe: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, describe: Mapping[str, object]) -> None:
         text = json.dumps(describe, sort_keys=True)
         self.key = _digest(text.encode())
         self.folder = private_folder(root / self.key.hex())
@@ -163,7 +162,7 @@ def row_digest(parts: Iterable[bytes]) -> bytes:
     return digest.digest()
 
 
-def group_name(describe: Mapping[str, Any]) -> str:
+def group_name(describe: Mapping[str, object]) -> str:
     """A part's name, from what says which pairs are in it."""
     return _digest(json.dumps(describe, sort_keys=True).encode()).hex()
 

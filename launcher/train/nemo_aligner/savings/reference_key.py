@@ -10,9 +10,8 @@ import hashlib
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from launcher.train import result
 from launcher.train.nemo_aligner.savings.reference_cache import file_digest
@@ -35,7 +34,7 @@ _CODE = (
 )  # fmt: skip
 
 
-def obstacle(config: Any, model_config: Any) -> str:
+def obstacle(config: DictConfig, model_config: DictConfig) -> str:
     """Why a trial's reference log-probabilities cannot be kept, "" where they can."""
     if not config.paths.get("cache"):
         return "paths.cache is not set"
@@ -55,7 +54,7 @@ def obstacle(config: Any, model_config: Any) -> str:
     return ""
 
 
-def of_model(config: Any, model_config: Any, how: dict[str, Any], notes: Path) -> dict[str, Any]:
+def of_model(config: DictConfig, model_config: DictConfig, how: dict[str, object], notes: Path) -> dict[str, object]:
     """Of the base model and the way it is run; `notes` is a folder to remember files' digests in."""
     model = OmegaConf.to_container(model_config, resolve=True)
     assert isinstance(model, dict)
@@ -77,7 +76,7 @@ def of_model(config: Any, model_config: Any, how: dict[str, Any], notes: Path) -
     }
 
 
-def of_pairs(config: Any, split: str, notes: Path) -> dict[str, Any]:
+def of_pairs(config: DictConfig, split: str, notes: Path) -> dict[str, object]:
     """Of one split's rows and of how they become tokens."""
     data = OmegaConf.to_container(config.model.data, resolve=True)
     assert isinstance(data, dict)
@@ -96,7 +95,7 @@ def _device(accelerator: str) -> str:
     return torch.cuda.get_device_name() if accelerator == "gpu" else cpu_name()
 
 
-def _kernels(accelerator: str) -> dict[str, Any]:
+def _kernels(accelerator: str) -> dict[str, object]:
     """What chooses among a GPU's kernels, besides the versions of packages and the model's config."""
     import torch
 

@@ -12,17 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.tensor_parallel.utils import VocabUtility
 from nemo_aligner.models.nlp.gpt import megatron_gpt_dpo_model
 from nemo_aligner.utils import parallel_state
+from omegaconf import DictConfig
 
 from launcher.train.nemo_aligner.divergence import megatron_gpt
 
+if TYPE_CHECKING:
+    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 
-def obstacle(config: Any) -> str:
+
+def obstacle(config: DictConfig) -> str:
     """Why the logits of a model config have to be computed everywhere, "" where they have not."""
     if (config.get("pipeline_model_parallel_size") or 1) > 1 or (config.get("context_parallel_size") or 1) > 1:
         return "pipeline and context parallelism split what would have to be picked from"
@@ -33,15 +37,15 @@ def obstacle(config: Any) -> str:
     return ""
 
 
-def install(model: Any) -> None:
+def install(model: MegatronGPTDPOModel) -> None:
     """Have `model` (NeMo-Aligner's DPO model) compute logits at labelled positions only."""
     make_forward = model.get_forward_output_and_loss_func
     output_layer = megatron_gpt(model).output_layer
 
-    def make_picking(validation_step: bool = False, logprobs_only: bool = False) -> Callable[..., Any]:
+    def make_picking(validation_step: bool = False, logprobs_only: bool = False) -> Callable[..., object]:
         forward = make_forward(validation_step, logprobs_only=logprobs_only)
 
-        def picking(batches: Iterator[dict[str, torch.Tensor]], *rest: Any) -> Any:
+        def picking(batches: Iterator[dict[str, torch.Tensor]], *rest: object) -> Any:
             batch = next(batches)
             places = labelled(torch.cat((batch["chosen_labels"], batch["rejected_labels"])))
             with picked(output_layer, places):
@@ -79,10 +83,10 @@ def picked(output_layer: Any, places: torch.Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def reading(finish: Callable[..., Any], labels_at: torch.Tensor) -> Callable[..., Any]:
+def reading(finish: Callable[..., object], labels_at: torch.Tensor) -> Callable[..., object]:
     """`finish`, a loss of NeMo-Aligner's, for logits that belong to labels at `labels_at` of [length x sequences]."""
 
-    def finished(*args: Any, **kwargs: Any) -> Any:
+    def finished(*args: object, **kwargs: object) -> Any:
         with _log_probabilities_at(labels_at.cuda(non_blocking=True)):
             return finish(*args, **kwargs)
 
@@ -94,7 +98,7 @@ def _log_probabilities_at(places: torch.Tensor) -> Iterator[None]:
     """NeMo-Aligner's losses take log-probabilities from logits by this function, found in its module by name."""
     whole = megatron_gpt_dpo_model.from_parallel_logits_to_logprobs
 
-    def of_some(vocab_parallel_logits: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Tensor:
+    def of_some(vocab_parallel_logits: torch.Tensor, target: torch.Tensor, **options: object) -> torch.Tensor:
         sequences, length = target.shape
         labels = target.t().reshape(-1)[places]
         found = LogProbability.apply(vocab_parallel_logits[:, 0], labels, not options["inference_only"])

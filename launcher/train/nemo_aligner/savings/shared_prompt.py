@@ -13,19 +13,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from omegaconf import DictConfig
 
 from launcher.train.nemo_aligner.divergence import last_hidden, megatron_gpt
 from launcher.train.nemo_aligner.savings import row as rows
 from launcher.train.nemo_aligner.savings.attention import Attention
 from launcher.train.nemo_aligner.savings.response_logits import picked, reading
 
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
+
 Batch = dict[str, torch.Tensor]
 
 
-def obstacle(config: Any) -> str:
+def obstacle(config: DictConfig) -> str:
     """Why pairs of a model config cannot be rows, "" where they can."""
     if (config.get("pipeline_model_parallel_size") or 1) > 1:
         return "pipeline parallelism needs one shape for all micro batches"
@@ -45,20 +50,20 @@ def obstacle(config: Any) -> str:
     return ""
 
 
-def install(model: Any, multiple: int, attend: Attention) -> None:
+def install(model: MegatronGPTDPOModel, multiple: int, attend: Attention) -> None:
     """Have `model` (NeMo-Aligner's DPO model) compute micro batches as rows of a length that `multiple` divides."""
     gpt = megatron_gpt(model)
     teach(gpt, attend)
     make_forward = model.get_forward_output_and_loss_func
 
-    def make_sharing(validation_step: bool = False, logprobs_only: bool = False) -> Callable[..., Any]:
+    def make_sharing(validation_step: bool = False, logprobs_only: bool = False) -> Callable[..., object]:
         forward = make_forward(validation_step, logprobs_only=logprobs_only)
 
-        def sharing(batches: Iterator[Batch], module: Any, *rest: Any) -> Any:
+        def sharing(batches: Iterator[Batch], module: Any, *rest: object) -> Any:
             batch = next(batches)
             row = rows.of_batch(batch, multiple)
 
-            def with_row(**_: Any) -> torch.Tensor:
+            def with_row(**_: object) -> torch.Tensor:
                 with picked(gpt.output_layer, row.places), positions(gpt, row):
                     logits: torch.Tensor = module(**inputs(row), labels=None)
                     return logits
@@ -72,7 +77,7 @@ def install(model: Any, multiple: int, attend: Attention) -> None:
     model.get_forward_output_and_loss_func = make_sharing
 
 
-def responses(model: Any, pair: Mapping[str, Any]) -> torch.Tensor:
+def responses(model: MegatronGPTDPOModel, pair: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """[tokens of both responses, hidden]: the output layer's input where they are predicted, chosen first."""
     row = rows.of_batch({name: pair[name][None] for name in ("chosen", "chosen_labels", "rejected", "rejected_labels")})
     with positions(megatron_gpt(model), row):
@@ -88,7 +93,7 @@ def inputs(row: rows.Row) -> Batch:
     return {"input_ids": tokens, "position_ids": own, "attention_mask": row.lengths}
 
 
-def teach(gpt: Any, attend: Attention) -> None:
+def teach(gpt: GPTModel, attend: Attention) -> None:
     """Have every layer's core attention of Megatron's `gpt` leave rows to `attend`, and nothing else."""
     for layer in gpt.decoder.layers:
         core = layer.self_attention.core_attention
@@ -96,7 +101,7 @@ def teach(gpt: Any, attend: Attention) -> None:
     gpt.knows_rows = True
 
 
-def taught(gpt: Any) -> bool:
+def taught(gpt: GPTModel) -> bool:
     """Whether Megatron's `gpt` can be given rows."""
     return bool(getattr(gpt, "knows_rows", False))
 
@@ -108,7 +113,7 @@ def _attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    **options: Any,
+    **options: object,
 ) -> torch.Tensor:
     """[n, 1, heads x d] for [n, 1, heads, d]."""
     if attention_mask is None or attention_mask.dtype != torch.int32:
@@ -119,7 +124,7 @@ def _attention(
 
 
 @contextmanager
-def positions(gpt: Any, row: rows.Row) -> Iterator[None]:
+def positions(gpt: GPTModel, row: rows.Row) -> Iterator[None]:
     """Inside this context rotary embeddings are those of the row's positions."""
     if gpt.position_embedding_type != "rope":
         yield

@@ -30,7 +30,7 @@ def _fused_adam(module: Any) -> None:
                     state.pop("step")
             return loss
 
-        def __setstate__(self, state: dict[str, Any]) -> None:
+        def __setstate__(self, state: dict[str, object]) -> None:
             torch.optim.Optimizer.__setstate__(self, state)  # AdamW's own looks for a step beside the moments
 
         def _states(self, group: Any) -> list[Any]:
@@ -39,7 +39,7 @@ def _fused_adam(module: Any) -> None:
 
     real = module.get_optimizer
 
-    def get_optimizer(name: str, **kwargs: Any) -> Any:
+    def get_optimizer(name: str, **kwargs: Any) -> object:
         return functools.partial(FusedAdam, **kwargs) if name == "fused_adam" else real(name, **kwargs)
 
     module.get_optimizer = get_optimizer

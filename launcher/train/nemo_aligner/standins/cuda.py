@@ -45,7 +45,7 @@ def cuda_on_cpu() -> None:
         setattr(cuda, f"{kind}Tensor", getattr(torch, f"{kind}Tensor"))
 
     # NeMo's O2 optimizer knows a parameter's precision by the name of its CUDA type.
-    def parameter_type(self: torch.nn.Parameter, *args: Any, **kwargs: Any) -> Any:
+    def parameter_type(self: torch.nn.Parameter, *args: Any, **kwargs: Any) -> object:
         answer = torch.Tensor.type(self, *args, **kwargs)
         return answer.replace("torch.", "torch.cuda.") if isinstance(answer, str) else answer
 
@@ -53,9 +53,9 @@ def cuda_on_cpu() -> None:
     _cuda_autocast_on_cpu(torch)
 
 
-def _cpu_device(factory: Callable[..., Any], cpu: Any) -> Callable[..., Any]:
+def _cpu_device(factory: Callable[..., object], cpu: Any) -> Callable[..., object]:
     @functools.wraps(factory)
-    def made(*args: Any, **kwargs: Any) -> Any:
+    def made(*args: object, **kwargs: object) -> object:
         if str(kwargs.get("device")).startswith("cuda"):
             kwargs["device"] = cpu
         return factory(*args, **kwargs)
@@ -68,14 +68,14 @@ def _cuda_autocast_on_cpu(torch: Any) -> None:
         return "cpu" if name == "cuda" else name
 
     class autocast(torch.amp.autocast):  # a class, since NeMo and Lightning subclass and test for it
-        def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, device_type: str, *args: object, **kwargs: object) -> None:
             super().__init__(device(device_type), *args, **kwargs)
 
     torch.autocast = torch.amp.autocast = autocast
     for name in ("custom_fwd", "custom_bwd"):
         real = getattr(torch.amp, name)
 
-        def on_cpu(function: Any = None, *, device_type: str, _real: Any = real, **kwargs: Any) -> Any:
+        def on_cpu(function: Any = None, *, device_type: str, _real: Any = real, **kwargs: object) -> Any:
             return _real(function, device_type=device(device_type), **kwargs)
 
         setattr(torch.amp, name, functools.wraps(real)(on_cpu))

@@ -35,7 +35,7 @@ def hook(gaps: Collection[str]) -> None:
             wrapt.register_post_import_hook(patch, module)
 
 
-def place(name: str, **names: Any) -> None:
+def place(name: str, **names: object) -> None:
     """Put a module of these names in sys.modules."""
     module = types.ModuleType(name, f"Stand-in of {__name__}.")
     module.__dict__.update(names)

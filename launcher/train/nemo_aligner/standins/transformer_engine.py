@@ -56,18 +56,18 @@ def _norm_names(module: Any) -> None:
     """State dicts keep Transformer Engine's names, so that a .nemo is the same wherever it was written."""
     real = module.TransformerLayer.__init__
 
-    def rename(state: dict[str, Any], prefix: str, names: dict[str, str]) -> None:
+    def rename(state: dict[str, object], prefix: str, names: dict[str, str]) -> None:
         for old, new in names.items():
             if prefix + old in state:
                 state[prefix + new] = state.pop(prefix + old)
 
-    def write(layer: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    def write(layer: Any, state: dict[str, object], prefix: str, *_: object) -> None:
         rename(state, prefix, {local: fused for fused, local in NORMS.items()})
 
-    def read(layer: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    def read(layer: Any, state: dict[str, object], prefix: str, *_: object) -> None:
         rename(state, prefix, NORMS)
 
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init(self: Any, *args: object, **kwargs: object) -> None:
         real(self, *args, **kwargs)
         self.register_state_dict_post_hook(write)
         self.register_load_state_dict_pre_hook(read)
