@@ -50,10 +50,11 @@ class Run:
     seconds: float
     peak: int
     """Bytes: the most that it and its children had at a time, shared pages counted once (PSS)."""
+    printed: str
 
 
-def write_llama(folder: Path, layers: int) -> int:
-    """A random Llama of 8B's shape but for its depth, in 1 GiB shards; returns a layer's and the embedding's bytes."""
+def write_llama(folder: Path, layers: int, shard_bytes: int = SHARD_BYTES) -> int:
+    """A random Llama of 8B's shape but for its depth, in shards; returns a layer's and the embedding's bytes."""
     import torch
 
     from data_prep.models.llama_shape import read_shape
@@ -69,7 +70,7 @@ def write_llama(folder: Path, layers: int) -> int:
     config = {**SHAPE, "num_hidden_layers": layers, "rope_scaling": LLAMA31, "bos_token_id": 0, "eos_token_id": 1}
     (folder / "config.json").write_text(json.dumps(config))
     shapes = read_shape(folder).tensors()
-    writer = SafetensorsWriter(folder, shapes, torch.bfloat16, SHARD_BYTES)
+    writer = SafetensorsWriter(folder, shapes, torch.bfloat16, shard_bytes)
     random = torch.Generator().manual_seed(1)
     for name, size in shapes.items():
         weight = torch.empty(size, dtype=torch.bfloat16)
@@ -90,10 +91,11 @@ def measured(command: Sequence[str], **env: str) -> Run:
         while process.poll() is None:
             peak = max(peak, sum(map(_pss, _family(process.pid))))
             time.sleep(0.1)
+        said.seek(0)
+        printed = said.read()
         if process.returncode:
-            said.seek(0)
-            raise subprocess.CalledProcessError(process.returncode, list(command), said.read()[-3000:])
-    return Run(time.monotonic() - began, peak)
+            raise subprocess.CalledProcessError(process.returncode, list(command), printed[-3000:])
+    return Run(time.monotonic() - began, peak, printed)
 
 
 def _family(pid: int) -> list[int]:

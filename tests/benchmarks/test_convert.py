@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from data_prep.models import small_models
 
 pytest.importorskip("torch")
 
+from tests.benchmarks import llama3_8b
 from tests.benchmarks.convert import large, measured, same_bits
 
 
@@ -45,3 +47,24 @@ def test_llama_3_8b_layers(tmp_path: Path) -> None:
     """True sizes, two layers: proved by NeMo, back bit for bit, and peak memory within its bound."""
     pytest.importorskip("nemo")
     assert large(tmp_path, 2)
+
+
+@pytest.mark.nemo
+@pytest.mark.slow
+def test_llama_3_8b_whole(tmp_path: Path) -> None:
+    """32 layers, killed in the middle in both directions: it goes on, and all 291 tensors come back bit for bit."""
+    pytest.importorskip("nemo")
+    if why := llama3_8b.lacking(tmp_path, 32):
+        pytest.skip(why)
+    with tempfile.TemporaryDirectory(dir=tmp_path) as scratch:  # pytest would keep its own folder
+        assert llama3_8b.there_and_back(Path(scratch), 32)
+
+
+@pytest.mark.nemo
+@pytest.mark.slow
+def test_two_layers_killed_in_the_middle(tmp_path: Path) -> None:
+    pytest.importorskip("nemo")
+    if why := llama3_8b.lacking(tmp_path, 2):
+        pytest.skip(why)
+    with tempfile.TemporaryDirectory(dir=tmp_path) as scratch:
+        assert llama3_8b.there_and_back(Path(scratch), 2)
