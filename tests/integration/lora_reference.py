@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data_prep.models.megatron_weights import fuse_qkv
 
 #: NeMo's adapter -> HF's modules that it covers; q, k, v and gate, up are one matrix in Megatron.
 PARTS = {
@@ -47,22 +50,44 @@ def split_rows(adapter: str, rows: torch.Tensor, config: Any) -> list[torch.Tens
 
 def with_adapters(hf_folder: Path, nemo: Path, rank: int, alpha: float) -> Any:
     """HF's model with peft's LoRA layers, holding what NeMo trained."""
-    model = AutoModelForCausalLM.from_pretrained(hf_folder, torch_dtype=torch.float32)
+    return adapted(hf_folder, read_adapters(nemo), rank, alpha, torch.float32).eval()
+
+
+def adapted(hf_folder: Path, trained: Mapping[str, torch.Tensor], rank: int, alpha: float, precision: Any) -> Any:
+    """HF's model in `precision` with peft's LoRA layers, holding the weights `trained`, by NeMo's names."""
+    model = AutoModelForCausalLM.from_pretrained(hf_folder, torch_dtype=precision)
     modules = [part.rpartition(".")[2] for parts in PARTS.values() for part in parts]
-    policy = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, lora_dropout=0.0))
-    trained = read_adapters(nemo)
+    lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, lora_dropout=0.0)
+    policy = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    left = {f"decoder.{name.rpartition('decoder.')[2]}": weight for name, weight in trained.items()}
     state = {}
     for layer in range(model.config.num_hidden_layers):
         for adapter, modules in PARTS.items():
             key = f"decoder.layers.{layer}.{adapter}"
-            into, out = trained.pop(f"{key}.linear_in.weight"), trained.pop(f"{key}.linear_out.weight")
+            into, out = left.pop(f"{key}.linear_in.weight"), left.pop(f"{key}.linear_out.weight")
             for module, rows in zip(modules, split_rows(adapter, out, model.config), strict=True):
                 prefix = f"base_model.model.model.layers.{layer}.{module}"
                 state |= {f"{prefix}.lora_A.weight": into, f"{prefix}.lora_B.weight": rows}
-    assert not trained, f"adapters left over: {sorted(trained)}"
+    assert not left, f"adapters left over: {sorted(left)}"
     unexpected = set_peft_model_state_dict(policy, state).unexpected_keys
     assert not unexpected, unexpected
-    return policy.eval()
+    return policy
+
+
+def fused_gradients(policy: Any) -> dict[str, torch.Tensor]:
+    """The gradients of `adapted`'s layers by NeMo's names, fp32: of the A that fused projections share, the sum."""
+    found = {}
+    for index, layer in enumerate(policy.base_model.model.model.layers):
+        for adapter, modules in PARTS.items():
+            loras = [layer.get_submodule(module) for module in modules]
+            key = f"decoder.layers.{index}.{adapter}"
+            into = [lora.lora_A["default"].weight.grad.float() for lora in loras]
+            out = [lora.lora_B["default"].weight.grad.float() for lora in loras]
+            found[f"{key}.linear_in.weight"] = torch.stack(into).sum(0)
+            if adapter.endswith("kqv_adapter"):
+                out = [fuse_qkv(*out, policy.config.num_key_value_heads)]
+            found[f"{key}.linear_out.weight"] = torch.cat(out)
+    return found
 
 
 def held_out_metrics(policy: Any, hf_folder: Path, pairs: Path, beta: float) -> dict[str, float]:
