@@ -32,7 +32,7 @@ def write(
 
         nemo = NemoWriter(made, packed, journal)
         if nemo.holds(_HEAD) is None:
-            _write_head(folder, nemo, record)
+            write_head(folder, nemo, record)
     if kept := len(journal.parts) - 1:
         total = folder.shape.layers + 1
         progress.say(f"continues an interrupted conversion: {kept} of {total} files of weights are written already")
@@ -50,8 +50,8 @@ def write(
         nemo.close()
 
 
-def _write_head(folder: HFFolder, nemo: NemoWriter, record: dict[str, Any]) -> None:
-    """The record, the config and the tokenizer."""
+def write_head(folder: HFFolder, nemo: NemoWriter, record: dict[str, Any]) -> None:
+    """Write the record, the config and the tokenizer: all but the weights."""
     import yaml
 
     with tempfile.TemporaryDirectory(dir=nemo.path.parent) as scratch:

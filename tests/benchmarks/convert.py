@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.login_node import ROOT
 
@@ -53,22 +54,29 @@ class Run:
     printed: str
 
 
+def write_config_and_tokenizer(folder: Path, layers: int, **changes: Any) -> None:
+    """A folder of 8B's shape but for its depth and `changes`, without weights."""
+    from data_prep.models.tiny_tokenizer import write_tokenizer
+
+    shape = SHAPE | changes
+    folder.mkdir(parents=True)
+    known = write_tokenizer(folder)
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["vocab"] |= {f"<unused {n}>": n for n in range(known, shape["vocab_size"])}
+    file.write_text(json.dumps(tokenizer))
+    config = {**shape, "num_hidden_layers": layers, "rope_scaling": LLAMA31, "bos_token_id": 0, "eos_token_id": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def write_llama(folder: Path, layers: int, shard_bytes: int = SHARD_BYTES) -> int:
     """A random Llama of 8B's shape but for its depth, in shards; returns a layer's and the embedding's bytes."""
     import torch
 
     from data_prep.models.llama_shape import read_shape
     from data_prep.models.safetensors_writer import SafetensorsWriter
-    from data_prep.models.tiny_tokenizer import write_tokenizer
 
-    folder.mkdir(parents=True)
-    known = write_tokenizer(folder)
-    file = folder / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    tokenizer["model"]["vocab"] |= {f"<unused {n}>": n for n in range(known, SHAPE["vocab_size"])}
-    file.write_text(json.dumps(tokenizer))
-    config = {**SHAPE, "num_hidden_layers": layers, "rope_scaling": LLAMA31, "bos_token_id": 0, "eos_token_id": 1}
-    (folder / "config.json").write_text(json.dumps(config))
+    write_config_and_tokenizer(folder, layers)
     shapes = read_shape(folder).tensors()
     writer = SafetensorsWriter(folder, shapes, torch.bfloat16, shard_bytes)
     random = torch.Generator().manual_seed(1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,29 @@ def write_pairs(path: Path, count: int, start: int = 0) -> Path:
         )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def write_long_pairs(path: Path, tokenizer: Any, lengths: Sequence[int], response: int) -> list[dict[str, Any]]:
+    """A pair for each of `lengths`, whose two sequences have just as many tokens, some `response` of them answers."""
+    chance = random.Random(7)
+    words = ["honey", "seven", "the old king", "prime", "rain on the sea", "a red bicycle", "Paris", "123"]
+
+    def count(made: str) -> int:
+        return len(tokenizer(made, add_special_tokens=False).input_ids)
+
+    def text(made: str, tokens: int) -> str:
+        while (left := tokens - count(made)) > 12:
+            made += "".join(f" {chance.choice(words)}" for _ in range(max(1, left // 12)))
+        return made + "!" * (tokens - count(made))
+
+    rows = []
+    for length in lengths:
+        prompt = text("\n\nHuman: Go on.", length - response - 16) + "\n\nAssistant:"
+        rest = length - count(prompt)
+        row = {"prompt": prompt, "chosen_response": text(" Gladly:", rest), "rejected_response": text(" No:", rest)}
+        rows.append({**row, "chosen_reward": 1.0, "rejected_reward": 0.0})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return rows
 
 
 def write_trial(

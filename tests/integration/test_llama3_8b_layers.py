@@ -7,9 +7,7 @@ fp32 with the same weights: NeMo-Aligner has to be as near to it as transformers
 
 from __future__ import annotations
 
-import json
 import os
-import random
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import pytest
 
 from data_prep import convert_checkpoint
 from tests.benchmarks.convert import write_llama
-from tests.integration.minimal_trial import write_pairs
+from tests.integration.minimal_trial import write_long_pairs, write_pairs
 
 pytest.importorskip("nemo_aligner")
 pytestmark = [pytest.mark.nemo, pytest.mark.slow]
@@ -52,26 +50,6 @@ def recorded() -> None:
         return loss, metrics
 
     PreferenceTrainer.train_single_step = recording
-
-
-def write_long_pair(path: Path, tokenizer: Any) -> dict[str, Any]:
-    """A pair whose sequences have LENGTH tokens each, of which RESPONSE are the response's."""
-    chance = random.Random(7)
-    words = ["honey", "seven", "the old king", "prime", "rain on the sea", "a red bicycle", "Paris", "123"]
-
-    def text(start: str, tokens: int) -> str:
-        made = start
-        while len(tokenizer(made + " x", add_special_tokens=False).input_ids) < tokens:
-            made += f" {chance.choice(words)}"
-        while len(tokenizer(made, add_special_tokens=False).input_ids) > tokens:
-            made = made[:-1]
-        return made + "!" * (tokens - len(tokenizer(made, add_special_tokens=False).input_ids))
-
-    prompt = text("\n\nHuman: Go on.", LENGTH - RESPONSE - 8) + "\n\nAssistant:"
-    rest = LENGTH - len(tokenizer(prompt, add_special_tokens=False).input_ids)
-    row = {"prompt": prompt, "chosen_response": text(" Gladly:", rest), "rejected_response": text(" No:", rest)}
-    path.write_text(json.dumps({**row, "chosen_reward": 1.0, "rejected_reward": 0.0}) + "\n")
-    return row
 
 
 def loss_and_gradients(
@@ -111,7 +89,7 @@ def test_loss_and_gradients_are_as_near_to_fp32_as_those_of_transformers(train, 
     hf = tmp_path / "llama"
     write_llama(hf, 2)
     nemo = convert_checkpoint.convert(str(hf), tmp_path / "base", packed=False, verify=False)
-    row = write_long_pair(tmp_path / "train.jsonl", AutoTokenizer.from_pretrained(hf))
+    (row,) = write_long_pairs(tmp_path / "train.jsonl", AutoTokenizer.from_pretrained(hf), [LENGTH], RESPONSE)
     held_out = [str(write_pairs(tmp_path / "held_out.jsonl", 1))]
     keys = {
         "pretrained_checkpoint__restore_from_path": str(nemo),
