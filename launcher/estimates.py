@@ -9,11 +9,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Literal
 
 LEVEL = 0.05
 """Two-sided significance level: a difference counts if its p-value is below it."""
 _POWER = 0.84  # standard errors beyond the threshold that make a true difference significant in 4 of 5 experiments
 _MOST_SEEDS = 100
+
+
+Counted = Literal["pairs", "prompts"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Estimate:
     """Whether `error` is an upper bound only."""
     pairs: int | None = None
     """Held-out pairs that it was measured on."""
+    counted: Counted = "pairs"
+    """What `pairs` counts."""
     paired: bool = False
     """Whether it is a difference of two policies, taken pair by pair."""
     seeds: int = 1
@@ -63,8 +69,8 @@ class Estimate:
                     return f"about {seeds} seeds per beta"
         allowed = self.value / (quantile(level / 2, self.freedom) + _POWER)
         if allowed**2 > self.seed_error**2:
-            return f"about {_round_up(self.pairs * over_pairs / (allowed**2 - self.seed_error**2)):,} pairs"
-        return f"more than {_MOST_SEEDS} seeds per beta, or more pairs and seeds,"
+            return f"about {_round_up(self.pairs * over_pairs / (allowed**2 - self.seed_error**2)):,} {self.counted}"
+        return f"more than {_MOST_SEEDS} seeds per beta, or more {self.counted} and seeds,"
 
 
 def mean(values: Sequence[float]) -> Estimate:
@@ -72,7 +78,7 @@ def mean(values: Sequence[float]) -> Estimate:
     return ratio(values, [1.0] * len(values))
 
 
-def ratio(sums: Sequence[float], sizes: Sequence[float]) -> Estimate:
+def ratio(sums: Sequence[float], sizes: Sequence[float], counted: Counted = "pairs") -> Estimate:
     """Sum of `sums` over sum of `sizes`, such as a mean over all tokens from each pair's sum and number of tokens.
 
     The tokens of a pair depend on each other, so the pair is the unit: the ratio estimator (Cochran 1977, eq. 6.9).
@@ -81,9 +87,9 @@ def ratio(sums: Sequence[float], sizes: Sequence[float]) -> Estimate:
     n, size = len(sums), math.fsum(sizes)
     value = math.fsum(sums) / size
     if n < 2:
-        return Estimate(value, pairs=n)
+        return Estimate(value, pairs=n, counted=counted)
     squares = math.fsum((total - value * own) ** 2 for total, own in zip(sums, sizes, strict=True))
-    return Estimate(value, math.sqrt(n * squares / (n - 1)) / size, pairs=n, freedom=n - 1)
+    return Estimate(value, math.sqrt(n * squares / (n - 1)) / size, pairs=n, counted=counted, freedom=n - 1)
 
 
 def share_error(share: float, pairs: int) -> float:

@@ -10,10 +10,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from launcher.plain_data import at
-from launcher.report import costs, measures, recorded, trial_files
+from launcher.report import costs, measures, recorded, recorded_scores, trial_files
 from launcher.report.costs import Course
-from launcher.report.measures import Measure
+from launcher.report.measure import Measure
 from launcher.report.pools import Pool, pooled
+from launcher.report.recorded_scores import RecordedScores
 from launcher.report.trial_files import Config, Unreadable
 from launcher.report.trials import TrialReport
 from launcher.sweep.folder import Sweep
@@ -94,11 +95,13 @@ def _trial(
     result: recorded.Result | None = None
     config: Config = {}
     course = Course()
+    scores: RecordedScores | None = None
     try:
         loaded = trial_files.read_result(trial)
         result = recorded.result(loaded) if loaded else None
         config = trial_files.read_config(trial)
         course = costs.read_course(trial_files.read_metrics(trial))
+        scores = recorded_scores.scores(trial_files.read_json(trial, recorded_scores.FILE) or {})
     except Unreadable as error:
         unreadable.append(str(error))
     devices, nodes = (recorded.integer(at(config, f"trainer.{key}")) for key in ("devices", "num_nodes"))
@@ -109,6 +112,7 @@ def _trial(
         config=config,
         course=course,
         cost=costs.cost(trial, result, course, ranks, state.restarts if state else 0, jobs),
+        scores=scores,
         setting=tuple(
             word.lstrip("+")
             for word in trial.overrides

@@ -20,7 +20,7 @@ from launcher import estimates
 from launcher.estimates import LEVEL, Estimate
 from launcher.report import measures
 from launcher.report.gather import Report
-from launcher.report.measures import Measure
+from launcher.report.measure import Measure
 from launcher.report.pools import Pool, difference
 from launcher.report.trials import TrialReport
 
@@ -253,7 +253,8 @@ def _certainty(difference: Estimate) -> str:
     times = math.floor(10 * times) / 10 if math.isfinite(times) else times  # 1.96 is not yet 2.0
     parts = [f"{'at least ' if difference.at_most else ''}{times:.1f} standard errors"]
     if difference.pairs:
-        parts.append(f"{difference.pairs} pairs{', pair by pair' if difference.paired else ''}")
+        by = f", {difference.counted[:-1]} by {difference.counted[:-1]}" if difference.paired else ""
+        parts.append(f"{difference.pairs} {difference.counted}{by}")
     if difference.seeds > 1:
         parts.append(f"{difference.seeds} seeds")
     figure = estimates.shown(difference.value, difference.error, "+.0f", difference.at_most)

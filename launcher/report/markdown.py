@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from launcher.report import judge, measures, text
+from launcher.report import judge, text
 from launcher.report.gather import Report
+from launcher.report.measure import Measure
 
 _MARKUP = re.compile(r"([\\`*_<\[\]|])")
 
@@ -16,7 +17,11 @@ def render(report: Report, picture: str | None = None) -> str:
     lines = [f"# {_escaped(text.heading(report))}", "", f"{_escaped(text.summary(report))}. {text.when(report)}", ""]
     if warnings := text.warnings(report):
         lines += [*(f"> **{_escaped(warning)}**" for warning in warnings), ""]
-    lines += [*_table(report), "", text.measured(report), "", text.note(report), ""]
+    main, answers = text.columns(), text.answer_columns(report)
+    lines += [*_table(report, main), "", text.measured(report), "", text.note(main, report), ""]
+    if answers:
+        lines += ["## What the policies say", "", *_table(report, answers), "", *text.answers_measured(report), ""]
+        lines += [text.note(answers, report), ""]
     if picture:
         lines += [f"![plots]({picture})", ""]
     lines += ["## Verdicts", "", *_verdicts(judge.judge(report)), ""]
@@ -30,15 +35,15 @@ def render(report: Report, picture: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(report: Report) -> list[str]:
+def _table(report: Report, shown: Sequence[Measure]) -> list[str]:
     seeds, other = text.most_seeds(report) > 1, any(text.besides(pool) for pool in report.pools)
-    heads = ["trial", "beta", *(["seeds"] if seeds else []), *(it.title for it in measures.REGISTRY.values())]
+    heads = ["trial", "beta", *(["seeds"] if seeds else []), *(it.title for it in shown)]
     rows = [
         [
             pool.numbers,
             "-" if pool.beta is None else f"{pool.beta:g}",
             *([str(len(pool.trials))] if seeds else []),
-            *(text.shown(pool, measure) for measure in measures.REGISTRY.values()),
+            *(text.shown(pool, measure) for measure in shown),
             *([text.besides(pool)] if other else []),
         ]
         for pool in report.pools

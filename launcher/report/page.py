@@ -11,7 +11,7 @@ import jinja2
 from launcher import __version__, redact
 from launcher.report import judge, measures, plots, text
 from launcher.report.gather import Report
-from launcher.report.measures import Measure
+from launcher.report.measure import Measure
 from launcher.report.pools import Pool
 
 _MOST_CARDS = 6
@@ -71,11 +71,10 @@ def render(report: Report) -> str:
         cards=[_card(report, pool, colours[pool]) for pool in report.pools] if len(report.pools) <= _MOST_CARDS else [],
         judgement=judgement,
         rule=text.rule(judgement),
-        measures=list(measures.REGISTRY.values()),
+        tables=_tables(report),
         shown=text.shown,
         colours=colours,
         measured=text.measured(report),
-        note=text.note(report),
         seeds=text.most_seeds(report) > 1,
         plots=plots.svgs(report),
         samples=samples(report, colours),
@@ -86,6 +85,16 @@ def render(report: Report) -> str:
         facts=_facts(report),
         version=__version__,
     )
+
+
+def _tables(report: Report) -> list[tuple[str, list[Measure], list[str]]]:
+    """(heading, columns, notes below) of each table of figures."""
+    main, answers = text.columns(), text.answer_columns(report)
+    tables = [("Figures", main, [text.note(main, report)])]
+    if answers:
+        notes = [*text.answers_measured(report), text.note(answers, report)]
+        tables.append(("What the policies say", answers, notes))
+    return tables
 
 
 def samples(report: Report, colours: dict[Pool, str]) -> list[tuple[str, list[SampleLine]]]:
@@ -113,7 +122,7 @@ def printable(value: str) -> str:
 def _card(report: Report, pool: Pool, colour: str) -> Card:
     lines = []
     for measure in measures.REGISTRY.values():
-        if not measure.glance:
+        if not measure.glance or (measure.table != "evaluation" and not text.known(report, measure)):
             continue
         estimate = pool.estimates.get(measure.key)
         bar = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.estimates import Estimate
 from launcher.report import measures
 from launcher.report.gather import Report
-from launcher.report.measures import Measure
+from launcher.report.measure import Measure
 from launcher.report.pools import Pool
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from functools import cached_property
 from launcher import estimates
 from launcher.estimates import Estimate
 from launcher.report import measures
-from launcher.report.measures import Measure
+from launcher.report.measure import Measure
+from launcher.report.recorded_scores import PROMPT
 from launcher.report.trials import TrialReport
 
 
@@ -78,7 +79,9 @@ class Pool:
         if averaged and averaged.error is not None and averaged.pairs and pairs and not measure.share:
             error = averaged.error * math.sqrt(averaged.pairs / pairs)
         at_most = any(it.at_most for it in of_trials)
-        return Estimate(first.value, error, at_most, pairs, freedom=min(it.freedom for it in of_trials))
+        return Estimate(
+            first.value, error, at_most, pairs, measure.counted, freedom=min(it.freedom for it in of_trials)
+        )
 
 
 def pooled(trials: Iterable[TrialReport]) -> list[Pool]:
@@ -101,12 +104,12 @@ def average(measure: Measure, trials: Sequence[TrialReport]) -> Estimate | None:
 
     None if a trial has no evaluation, or was evaluated on other pairs.
     """
-    terms = [measure.terms(trial.pairs_for(measure), trial.beta) for trial in trials]
-    if not terms or any(it is None for it in terms) or not _same_pairs(trials):
+    terms = [measure.terms(trial.columns_for(measure), trial.beta) for trial in trials]
+    if not terms or any(it is None for it in terms) or not _same_pairs(measure, trials):
         return None
     known = [it for it in terms if it is not None]
     sums = [math.fsum(values) / len(known) for values in zip(*(values for values, _ in known), strict=True)]
-    return estimates.ratio(sums, known[0][1])
+    return estimates.ratio(sums, known[0][1], measure.counted)
 
 
 def difference(measure: Measure, pool: Pool, other: Pool) -> Estimate:
@@ -125,6 +128,7 @@ def difference(measure: Measure, pool: Pool, other: Pool) -> Estimate:
         math.hypot(first.error or 0.0, second.error or 0.0) if known else None,
         first.at_most or second.at_most,
         min((it.pairs for it in (first, second) if it.pairs), default=None),
+        measure.counted,
         seeds=min(first.seeds, second.seeds),
         seed_error=math.hypot(first.seed_error, second.seed_error),
         freedom=min(first.freedom, second.freedom),
@@ -133,11 +137,11 @@ def difference(measure: Measure, pool: Pool, other: Pool) -> Estimate:
 
 def _paired(measure: Measure, pool: Pool, other: Pool) -> Estimate | None:
     """The difference pair by pair; None if the two were evaluated on different pairs or have different seeds."""
-    if not _same_pairs([*pool.known, *other.known]):
+    if not _same_pairs(measure, [*pool.known, *other.known]):
         return None
     differences = []
     for first, second in _matched(pool, other):
-        own, others = (measure.terms(trial.pairs_for(measure), trial.beta) for trial in (first, second))
+        own, others = (measure.terms(trial.columns_for(measure), trial.beta) for trial in (first, second))
         if own is None or others is None:
             return None
         differences.append([a - b for a, b in zip(own[0], others[0], strict=True)])
@@ -145,7 +149,7 @@ def _paired(measure: Measure, pool: Pool, other: Pool) -> Estimate | None:
     if not differences:
         return None
     sums = [math.fsum(values) / len(differences) for values in zip(*differences, strict=True)]
-    estimate = replace(estimates.ratio(sums, sizes), paired=True)
+    estimate = replace(estimates.ratio(sums, sizes, measure.counted), paired=True)
     if measure.share:
         gained, lost = (math.fsum(max(sign * value, 0.0) for value in sums) for sign in (1, -1))
         estimate = replace(estimate, error=estimates.matched_error(gained, lost, len(sums)))
@@ -162,18 +166,18 @@ def _matched(pool: Pool, other: Pool) -> list[tuple[TrialReport, TrialReport]]:
     return [(trial, by_seed[trial.seed]) for trial in pool.known]
 
 
-def _same_pairs(trials: Sequence[TrialReport]) -> bool:
-    """Whether all were evaluated on the same pairs, judged by the number of pairs and their token counts."""
-    first = trials[0].pairs
+def _same_pairs(measure: Measure, trials: Sequence[TrialReport]) -> bool:
+    """Whether all were evaluated on the same prompts, or on the same pairs, judged by their token counts and number."""
+    tables = [trial.columns_for(measure) for trial in trials]
+    first = tables[0]
     if first is None:
         return False
-    tokens = [name for name in first if name.startswith("tokens_")]
+    telling = [name for name in first if name.startswith("tokens_") or name == PROMPT]
     size = len(next(iter(first.values())))
-    for trial in trials[1:]:
-        pairs = trial.pairs
-        if pairs is None or len(next(iter(pairs.values()))) != size:
+    for table in tables[1:]:
+        if table is None or len(next(iter(table.values()))) != size:
             return False
-        if any(pairs.get(name) != first[name] for name in tokens):
+        if any(table.get(name) != first[name] for name in telling):
             return False
     return True
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from launcher import estimates, units
 from launcher.estimates import LEVEL
 from launcher.plain_data import at
-from launcher.report import costs, measures
+from launcher.report import costs, measures, recorded
 from launcher.report.gather import Report
 from launcher.report.judge import Judgement
-from launcher.report.measures import Measure
+from launcher.report.measure import Measure
 from launcher.report.pools import Pool, progress
 
 _MOST_COLUMNS = 12
@@ -93,13 +93,46 @@ def measured(report: Report) -> str:
 def _evaluated(report: Report) -> str:
     """The number of pairs that the evaluation measured, if it differs from that of the validation."""
     counts = sorted({len(next(iter(trial.pairs.values()))) for trial in report.trials if trial.pairs})
-    names = ", ".join(measure.title for measure in measures.REGISTRY.values() if measure.logged is None)
+    names = ", ".join(measure.title for measure in columns() if measure.logged is None)
     return f" ({names}: on {span(counts)})" if counts and counts != validated(report) else ""
 
 
-def note(report: Report) -> str:
+def columns() -> list[Measure]:
+    """The measures of the main table."""
+    return [measure for measure in measures.REGISTRY.values() if measure.table == "evaluation"]
+
+
+def answer_columns(report: Report) -> list[Measure]:
+    """The measures of what the policies say that any row has; [] if no trial's answers were measured."""
+    return [it for it in measures.REGISTRY.values() if it.table != "evaluation" and known(report, it)]
+
+
+def known(report: Report, measure: Measure) -> bool:
+    """Whether any row has the measure."""
+    return any(measure.key in pool.estimates for pool in report.pools)
+
+
+def answers_measured(report: Report) -> list[str]:
+    """How many prompts were answered, who judged, and why there is no win rate; [] if nothing was measured."""
+    scored = [trial.scores for trial in report.trials if trial.scores]
+    if not scored:
+        return []
+    prompts = sorted({len(it.prompts) for it in scored})
+    lines = [f"Answers to {span(prompts)} prompts; ± is one standard error over prompts, not over single samples."]
+    judges: dict[str, None] = {}
+    for judge in (it for scores in scored for it in scores.judges):
+        accuracy, error = (recorded.number(judge.facts.get(f"held_out_accuracy{end}")) for end in ("", "_error"))
+        skill = f", which is right on {estimates.shown(accuracy, error, '.3f')} of held-out pairs" if accuracy else ""
+        name = " ".join(filter(None, (judge.name, str(judge.facts.get("model") or ""))))
+        against = "the chosen answers" if judge.opponent == "chosen" else "the reference policy's answers"
+        reason = f": no win rate, {judge.unusable}" if judge.unusable else ""
+        judges[f"Judge against {against}: {name}{skill}{reason}."] = None
+    return [*lines, *judges]
+
+
+def note(shown: Sequence[Measure], report: Report) -> str:
     """Explanations of the columns."""
-    notes = [measure.note_of(report.per) for measure in measures.REGISTRY.values() if measure.note]
+    notes = [measure.note_of(report.per) for measure in shown if measure.note]
     return " ".join(notes) + (" Log-ratios are averaged over the tokens." if report.per == "token" else "")
 
 

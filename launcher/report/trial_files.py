@@ -20,6 +20,7 @@ from launcher.sweep import metrics
 from launcher.sweep.trial import Trial
 
 _LARGEST_CONFIG = 1 << 20  # bytes
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _LEFT_OUT = ("cluster", "paths", "exp_manager", "experiment", "wait", "hydra")  # where a trial runs, not what it trains
 
 _SECTION = re.compile(r"([A-Za-z_][\w.-]*):\n")  # a key followed by indented lines only
@@ -34,18 +35,23 @@ class Unreadable(Exception):
 
 
 def open_file(trial: Trial, name: str) -> BinaryIO | None:
-    """Open a file of the trial's folder for reading; None if there is none. Raises Unreadable."""
+    """Open a file in the trial's folder (`name` may hold folders); None if there is none. Raises Unreadable."""
     path = trial.folder / name
+    *folders, last = name.split("/")
     try:
-        folder = os.open(trial.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        folder = os.open(trial.folder, _FOLDER)
         try:
-            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+            for inner in folders:
+                outer, folder = folder, os.open(inner, _FOLDER, dir_fd=folder)
+                os.close(outer)
+            file = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         finally:
             os.close(folder)
     except FileNotFoundError:
         return None
     except OSError as error:
-        why = "is a link, or in a linked folder" if path.is_symlink() or trial.folder.is_symlink() else error.strerror
+        linked = any(it.is_symlink() for it in (path, path.parent, trial.folder))
+        why = "is a link, or in a linked folder" if linked else error.strerror
         raise Unreadable(f"{path}: {why}; it is not read") from error
     stream = os.fdopen(file, "rb")
     if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -65,8 +71,13 @@ def read(trial: Trial, name: str) -> bytes:
 
 def read_result(trial: Trial) -> dict[str, Any] | None:
     """result.json; None if it is missing or incomplete, so that the trial is not done. Raises Unreadable."""
+    return read_json(trial, "result.json")
+
+
+def read_json(trial: Trial, name: str) -> dict[str, Any] | None:
+    """The object in a file of JSON; None if it is missing or incomplete. Raises Unreadable."""
     try:
-        loaded = json.loads(read(trial, "result.json"))
+        loaded = json.loads(read(trial, name))
     except (ValueError, RecursionError):
         return None
     return loaded if isinstance(loaded, dict) else None

@@ -11,8 +11,9 @@ from launcher.estimates import Estimate
 from launcher.plain_data import at
 from launcher.report import measures, recorded
 from launcher.report.costs import Course, TrialCost
-from launcher.report.measures import Measure
+from launcher.report.measure import Measure
 from launcher.report.recorded import Pairs, Result, Sample, Validation
+from launcher.report.recorded_scores import RecordedScores
 from launcher.report.trial_files import Config
 from launcher.sweep.trial import Trial
 
@@ -27,6 +28,8 @@ class TrialReport:
     config: Config
     course: Course
     cost: TrialCost
+    scores: RecordedScores | None = None
+    """What `evaluate` measured of its answers; None if it did not."""
     setting: tuple[str, ...] = ()
     """The overrides in which it differs from other trials, besides beta and seed."""
     state: str = ""
@@ -98,8 +101,12 @@ class TrialReport:
         plain = dpo.get("preference_loss", "dpo") == "dpo" and dpo.get("preference_loss_weight", 1) == 1
         return bool(plain and not dpo.get("sft_loss_weight") and not dpo.get("preference_average_log_probs"))
 
-    def pairs_for(self, measure: Measure) -> Pairs | None:
-        """The evaluation's columns, if they describe this measure."""
+    def columns_for(self, measure: Measure) -> Pairs | None:
+        """The columns of the measure's table, if they describe this measure."""
+        if measure.table == "prompts":
+            return self.scores.columns(measure.columns) if self.scores else None
+        if measure.table == "pairs":
+            return self.scores.per_pair if self.scores else None
         return self.pairs if measure.logged is None or (self.plain and self.beta is not None) else None
 
     @cached_property
@@ -108,7 +115,7 @@ class TrialReport:
         validation = self.validation
         std = validation.get("rewards_all_std") if validation else None
         estimates = {
-            key: measure.estimate(validation, self.pairs_for(measure), self.beta, std)
+            key: measure.estimate(validation, self.columns_for(measure), self.beta, std)
             for key, measure in measures.REGISTRY.items()
         }
         return {key: estimate for key, estimate in estimates.items() if estimate is not None}

@@ -10,7 +10,7 @@ import pytest
 
 from launcher import __main__ as command
 from launcher.report import ending_table, gather, judge, markdown, measures, page, table_csv
-from launcher.report.measures import Measure
+from launcher.report.measure import Measure
 from tests.unit import report_sweep
 from tests.unit.report_sweep import BETA, VALIDATED
 

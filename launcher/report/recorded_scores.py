@@ -1,0 +1,82 @@
+"""What `evaluate` measured of a trial's answers: evaluation/scores.json, typed. The only reader of its keys.
+
+Damaged values are left out, as in `recorded`: a report is made at any moment, also of folders that others wrote.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.report import recorded
+from launcher.report.recorded import Pairs
+
+FILE = "evaluation/scores.json"
+PROMPT = "prompt"
+"""The column that names each value's prompt, by a number that is equal for equal prompts."""
+
+
+@dataclass(frozen=True)
+class RecordedJudge:
+    """Who compared the answers, against one opponent."""
+
+    opponent: str
+    """`reference` or `chosen`."""
+    name: str
+    facts: Mapping[str, Any]
+    unusable: str
+    """Why there is no win rate; "" if there is one."""
+
+
+@dataclass(frozen=True)
+class RecordedScores:
+    """The scores of one trial."""
+
+    prompts: Sequence[int]
+    per_prompt: Mapping[str, Sequence[float | None]]
+    """Columns with one value for each of `prompts`; None where a measure does not apply to a prompt."""
+    per_pair: Pairs | None
+    """Columns of the teacher-forced pass: one value for each held-out pair that it took."""
+    judges: tuple[RecordedJudge, ...]
+
+    def columns(self, names: Sequence[str]) -> Pairs | None:
+        """Some columns of `per_prompt`, with PROMPT beside, for the prompts that have them all; None if none has."""
+        if any(name not in self.per_prompt for name in names):
+            return None
+        rows = [
+            (prompt, values)
+            for prompt, *values in zip(self.prompts, *(self.per_prompt[name] for name in names), strict=True)
+            if all(value is not None for value in values)
+        ]
+        if not rows:
+            return None
+        found = {name: [values[place] for _, values in rows] for place, name in enumerate(names)}
+        return {PROMPT: [prompt for prompt, _ in rows], **found}
+
+
+def scores(data: Mapping[str, Any]) -> RecordedScores | None:
+    """None if the data name no prompts."""
+    ids = data.get("prompt_ids")
+    if not isinstance(ids, list) or not ids:
+        return None
+    columns = {
+        str(name): values
+        for name, values in recorded.mapping(data.get("per_prompt")).items()
+        if isinstance(values, list) and len(values) == len(ids) and all(it is None or _finite(it) for it in values)
+    }
+    judges = tuple(
+        RecordedJudge(
+            str(opponent), str(it.get("name") or ""), recorded.mapping(it.get("facts")), str(it.get("unusable") or "")
+        )
+        for opponent, it in recorded.mapping(data.get("judges")).items()
+        if isinstance(it, dict)
+    )
+    prompts = [zlib.crc32(str(name).encode()) for name in ids]
+    return RecordedScores(prompts, columns, recorded.columns(data.get("per_pair")), judges)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
