@@ -68,7 +68,9 @@ def compression_ratio(texts: Sequence[str]) -> float:
 def adjusted_distinct(distinct: int, total: int, vocabulary: int) -> float:
     """N / (V (1 - ((V - 1) / V)^C)): distinct n-grams over those expected of uniform draws (Liu et al. 2022).
 
-    `distinct` is N, `total` is C >= 1, `vocabulary` is V: the number of tokens of the tokenizer, for every n.
+    `distinct` is N, `total` is C >= 1, `vocabulary` is V, the number of tokens of the tokenizer, whatever n is (as Kirk
+    et al. compute it). For n > 1 there are more possible n-grams than V, so that the measure rises with C once C is no
+    longer small beside V: by 3 % up to C = V / 16.
     """
     expected = -vocabulary * math.expm1(total * math.log1p(-1 / vocabulary))
     return distinct / expected

@@ -193,7 +193,7 @@ def _finding(report: Report, measure: Measure, expected: str, own: Pool, group: 
     about = f"{measure.title} {expected}"
     estimate = own.estimates.get(measure.key)
     if estimate is None:
-        missing = "is not known" if measure.logged else "was not evaluated (report --evaluate)"
+        missing = "is not known" if measure.logged else f"was not evaluated ({_command(measure)})"
         return Judged(about, f"{measure.title} {missing}")
     value = f"{_value(own, measure, report)} at {own.name}"
     if expected == "above chance" and measure.chance is not None:
@@ -219,6 +219,11 @@ def _finding(report: Report, measure: Measure, expected: str, own: Pool, group: 
     if expected.startswith("not "):
         return Judged(about, text, any_below, all_above, decides)
     return Judged(about, text, all_above, any_below, decides)
+
+
+def _command(measure: Measure) -> str:
+    """The command that computes the measure."""
+    return "report --evaluate" if measure.table == "evaluation" else "evaluate"
 
 
 def _theory(report: Report, group: Sequence[Pool]) -> Judged:

@@ -1,0 +1,194 @@
+"""What the policies say, from evaluation/scores.json, in every form of the report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+
+import pytest
+
+from launcher import __main__ as command
+from launcher.report import ending_table, gather, judge, markdown, measures, page, recorded_scores, table_csv
+from launcher.report.pools import difference
+from tests.unit import report_sweep
+
+PROMPTS = 20
+FACTS = {"held_out_accuracy": 0.7, "held_out_accuracy_error": 0.02}
+IDS = [f"heldout-{number}" for number in range(PROMPTS)]
+
+
+def content(level: float) -> dict[str, object]:
+    """Means: length ratio 2 x level, repeated = level, 15 of 20 prompts with instructions, win rate 0.5 + level / 4."""
+    asked = [number < 15 for number in range(PROMPTS)]
+    return {
+        "format": 1,
+        "prompt_ids": IDS,
+        "per_prompt": {
+            "length": [20 * level + number % 2 for number in range(PROMPTS)],
+            "reference_length": [10.0 + number % 2 for number in range(PROMPTS)],
+            "repeated": [level + 0.1 * (number % 2) for number in range(PROMPTS)],
+            "instructions": [2 if it else None for it in asked],
+            "followed": [number % 3 if it else None for number, it in enumerate(asked)],
+            "win": [0.5 + level / 4 + 0.1 * (number % 2) for number in range(PROMPTS)],
+        },
+        "per_pair": {"entropy_top10": [level, level + 0.2], "tokens_chosen": [4, 5]},
+        "judges": {
+            "reference": {"name": "probe", "facts": {"held_out_accuracy": 0.7, "held_out_accuracy_error": 0.02}}
+        },
+    }
+
+
+def write(trial, data) -> None:
+    (trial.folder / "evaluation").mkdir(exist_ok=True)
+    (trial.folder / "evaluation" / "scores.json").write_text(json.dumps(data))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    hypotheses = [{"beta": 0.05, "name": "rambles", "claim": "", "expect": {"repeated": "highest", "kl_own": "lowest"}}]
+    made = report_sweep.finish(report_sweep.make(tmp_path / "sweep", hypotheses=hypotheses))
+    for trial, level in zip(made.trials, (0.4, 0.3, 0.2), strict=True):
+        write(trial, content(level))
+    return made
+
+
+def test_estimates_are_over_prompts(sweep):
+    trial = gather.gather(sweep).trials[0]
+    repeated = trial.estimates["repeated"]
+    assert (repeated.value, repeated.pairs, repeated.counted) == (pytest.approx(0.45), PROMPTS, "prompts")
+    assert repeated.error == pytest.approx(0.05 / 19**0.5)
+    assert trial.estimates["length_ratio"].value == pytest.approx(170 / 210)
+    following = trial.estimates["following"]
+    assert (following.value, following.pairs) == (pytest.approx(0.5), 15)
+    assert trial.estimates["entropy"].value == pytest.approx(0.5) and trial.estimates["entropy"].counted == "pairs"
+    assert "kl_own" not in trial.estimates
+
+
+def test_trials_are_compared_prompt_by_prompt(sweep):
+    pools = gather.gather(sweep).pools
+    apart = difference(measures.REGISTRY["repeated"], pools[0], pools[1])
+    assert (apart.value, apart.paired, apart.counted) == (pytest.approx(0.1), True, "prompts")
+    assert apart.error == pytest.approx(0, abs=1e-12)
+
+
+def test_other_prompts_are_not_paired(sweep):
+    data = content(0.3)
+    data["prompt_ids"] = ["another", *IDS[1:]]
+    write(sweep.trials[1], data)
+    pools = gather.gather(sweep).pools
+    apart = difference(measures.REGISTRY["repeated"], pools[0], pools[1])
+    assert not apart.paired and apart.error > 0.01 and apart.counted == "prompts"
+    assert difference(measures.REGISTRY["drift"], pools[0], pools[1]).paired
+
+
+def test_seeds_are_pooled(tmp_path):
+    made = report_sweep.finish(report_sweep.make_seeds(tmp_path / "sweep"))
+    for number, trial in enumerate(made.trials):
+        write(trial, content(0.2 + 0.01 * (number % 3)))
+    pool = gather.gather(made).pools[0]
+    repeated = pool.estimates["repeated"]
+    assert (repeated.value, repeated.seeds) == (pytest.approx(0.26), 3)
+    assert repeated.seed_error == pytest.approx(0.01 / 3**0.5)
+
+
+def test_a_verdict_rests_on_them(sweep):
+    (verdict,) = judge.judge(gather.gather(sweep)).verdicts
+    first, second = verdict.findings
+    assert first.outcome == "supported" and "20 prompts, prompt by prompt" in first.text
+    assert second.outcome == "inconclusive" and "was not evaluated (evaluate)" in second.text
+
+
+def test_the_text_forms(sweep):
+    report = gather.gather(sweep)
+    text = markdown.render(report)
+    assert "## What the policies say" in text
+    assert "| 0 | 0.05 | 0.650 ± 0.011 |" in text
+    assert "Answers to 20 prompts" in text
+    assert (
+        "Judge against the reference policy's answers: probe, which is right on 0.700 ± 0.020 of held-out pairs."
+        in text
+    )
+    assert "| self-BLEU |" not in text and "| KL on own answers |" not in text  # nobody has them
+    table = ending_table.render(sweep)
+    assert "Answers to 20 prompts" in table and max(map(len, table.splitlines())) <= 80
+    rows = list(csv.DictReader(io.StringIO(table_csv.render(report))))
+    assert [float(row["repeated"]) for row in rows] == pytest.approx([0.45, 0.35, 0.25])
+    assert rows[0]["kl_own"] == "" and float(rows[0]["win_error"]) == pytest.approx(0.05 / 19**0.5)
+
+
+def test_the_page(sweep):
+    pytest.importorskip("matplotlib")
+    html = page.render(gather.gather(sweep))
+    assert "<h2>What the policies say</h2>" in html and "<th>repeated 4-grams</th>" in html
+    assert '<figure id="repeated-beta">' in html and "<dt>repeated 4-grams</dt>" in html
+    assert "<th>KL on own answers" not in html and "right on 0.700 ± 0.020 of held-out pairs" in html
+
+
+def test_without_scores_nothing_is_added(tmp_path):
+    made = report_sweep.finish(report_sweep.make(tmp_path / "sweep"))
+    report = gather.gather(made)
+    assert "What the policies say" not in markdown.render(report) and "Answers to" not in ending_table.render(made)
+
+
+def test_export_goes_by_them(sweep, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["export", "--by", "what", "--best", "--out", str(tmp_path / "x")])
+    choices = capsys.readouterr().err
+    assert all(key in choices for key in ("win", "following", "repeated", "distinct"))
+    trial, why = judge.best(gather.gather(sweep), "repeated")
+    assert trial.beta == 0.5 and "best repeated 4-grams of 3 trials: 0.250" in why
+    assert judge.best(gather.gather(sweep), "win")[0].beta == 0.05
+
+
+def test_an_unusable_judge_says_why(sweep):
+    for trial in sweep.trials:
+        data = content(0.2)
+        del data["per_prompt"]["win"]
+        data["judges"] = {"reference": {"name": "probe", "facts": {}, "unusable": "cannot be told: it may be chance"}}
+        write(trial, data)
+    text = markdown.render(gather.gather(sweep))
+    assert "probe: no win rate, cannot be told: it may be chance." in text and "| win rate |" not in text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data.update(prompt_ids="x"),
+        lambda data: data.update(prompt_ids=[]),
+        lambda data: data.update(per_prompt=[1]),
+        lambda data: data["per_prompt"].update(repeated=[0.1]),
+        lambda data: data["per_prompt"].update(repeated=[float("nan")] * PROMPTS),
+        lambda data: data["per_prompt"].update(repeated=[True] * PROMPTS),
+        lambda data: data["per_prompt"].update(repeated=[None] * PROMPTS),
+        lambda data: data.update(judges=["x"]),
+    ],
+)
+def test_damaged_values_are_left_out(sweep, damage):
+    data = content(0.4)
+    damage(data)
+    write(sweep.trials[0], data)
+    report = gather.gather(sweep)
+    assert data.get("judges") == ["x"] or "repeated" not in report.trials[0].estimates
+    assert report.trials[1].estimates["repeated"].value == pytest.approx(0.35)
+    markdown.render(report)
+
+
+def test_links_are_not_followed(sweep, tmp_path):
+    folder = sweep.trials[0].folder / "evaluation"
+    elsewhere = tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    report = gather.gather(sweep)
+    assert report.trials[0].scores is None and report.trials[0].done
+    assert any("scores.json" in it and "is a link, or in a linked folder" in it for it in report.troubles)
+    folder.unlink()
+    folder.mkdir()
+    os.symlink(elsewhere / "scores.json", folder / "scores.json")
+    assert gather.gather(sweep).trials[0].scores is None
+
+
+def test_keys_of_columns_are_what_scores_has():
+    assert recorded_scores.FILE == "evaluation/scores.json"
+    assert recorded_scores.scores({}) is None
