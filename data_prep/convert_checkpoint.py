@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    to = "what is made: a .nemo of a folder (default), or a folder of a .nemo, its weights bit for bit"
+    to = "what to make: a .nemo from a folder (default), or a folder from a .nemo, with the same weights bit for bit"
     made.add_argument("--to", choices=("nemo", "hf"), default="nemo", help=to)
     folder = "a folder with config.json, model*.safetensors and a tokenizer"
     made.add_argument("source", metavar="SOURCE", help=f"{names}, or {folder}; for --to hf a .nemo")
@@ -65,9 +65,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--precision",
         choices=("32", "bf16"),
-        help="how the weights are stored; default bf16 for a folder whose config.json says bfloat16, else 32",
+        help="the type of the stored weights; default bf16 if the folder's config.json has bfloat16, else 32",
     )
-    unpacked = "write a folder, which NeMo reads in place, in place of one file, which it unpacks on each node"
+    unpacked = "write a folder, which NeMo reads in place, instead of a file, which NeMo unpacks on each node"
     made.add_argument("--folder", action="store_true", help=unpacked)
     made.add_argument(
         "--no-verify",
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_false",
         help="skip the proof (a few GB of memory at most: larger models are proved layer by layer)",
     )
-    made.add_argument("--force", action="store_true", help="convert again, over whatever OUTPUT is")
+    made.add_argument("--force", action="store_true", help="convert again, and overwrite OUTPUT")
     return made
 
 
@@ -89,11 +89,11 @@ def convert(
     force: bool = False,
     prover: Prover | None = None,
 ) -> Path:
-    """Make `output` from `source` unless it is up to date already; returns its path.
+    """Make `output` from `source` unless it is up to date; returns its path.
 
-    The arguments are those of the command line. To convert several models, pass a running `prover` to share it. What a
-    killed conversion finished is kept. Raises Refused (bad input; nothing was written) and Failed (what was made was
-    wrong, and was removed).
+    The arguments are those of the command line. To convert several models, pass a running `prover` to share it. The
+    finished parts of a killed conversion are used. Raises Refused (bad input; nothing was written) and Failed (the
+    output was wrong and was removed).
     """
     output = _output(source, output, packed)
     folder = None if source in small_models.NAMES else open_folder(Path(source).expanduser())
@@ -133,7 +133,7 @@ def convert(
 def _output(source: str, output: Path | None, packed: bool) -> Path:
     if output is None:
         if source not in small_models.NAMES:
-            raise Refused([Finding("OUTPUT", "", "missing", "name the file or folder to write behind SOURCE")])
+            raise Refused([Finding("OUTPUT", "", "missing", "name the file or folder to write after SOURCE")])
         return Path("models", f"{source}.nemo")
     if not packed:
         folders.check("OUTPUT", output, force=True)
@@ -160,7 +160,7 @@ def _done(output: Path, wanted: dict[str, Any], verify: bool, source: str) -> bo
     proved = bool(record.get("proof")) or not verify
     if whole and proved and all(record.get(key) == value for key, value in wanted.items()):
         precision = wanted["precision"]
-        print(f"{output} is there already, made from {source} (precision {precision}); --force makes it again")
+        print(f"{output} exists already, made from {source} (precision {precision}); --force makes it again")
         return True
     if not whole:
         print(f"{output} is damaged and is made again", file=sys.stderr)
@@ -168,7 +168,7 @@ def _done(output: Path, wanted: dict[str, Any], verify: bool, source: str) -> bo
 
 
 def _described(source: str, folder: HFFolder) -> dict[str, Any]:
-    """What the record says of the model besides what identifies it."""
+    """The record's facts about the model besides those that identify it."""
     name = source if source in small_models.NAMES else folder.path.resolve().name
     licence = small_models.LICENCES.get(source) or folder.licence()
     return {"name": name[:100], "vocabulary": folder.shape.vocab, "licence": licence}
@@ -194,10 +194,10 @@ def _report(output: Path, proof: dict[str, Any] | None, seconds: float) -> None:
 
 def _to_hf(args: argparse.Namespace) -> None:
     if args.output is None:
-        raise Refused([Finding("OUTPUT", "", "missing", "name the folder to write behind the file")])
+        raise Refused([Finding("OUTPUT", "", "missing", "name the folder to write after the file")])
     if args.precision or not args.verify or args.folder:
         option = "--precision" if args.precision else "--folder" if args.folder else "--no-verify"
-        raise Refused([Finding(option, "", "goes with --to nemo", "leave it out: weights are written as they are")])
+        raise Refused([Finding(option, "", "works only with --to nemo", "leave it out: the weights are not changed")])
     from data_prep.models import nemo_to_hf
 
     nemo_to_hf.convert(Path(args.source).expanduser(), args.output.expanduser(), args.force)

@@ -26,13 +26,13 @@ def check(key: str, out: Path, force: bool) -> None:
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():
-        raise Refused([Finding(key, str(out), "is there and is no folder", "name a new folder")])
+        raise Refused([Finding(key, str(out), "exists and is not a folder", "name a new folder")])
     others = {path.name for path in out.iterdir()} - _own(out)
     if others:
-        why = f"is a folder with other things in it, such as {min(others)}"
+        why = f"is a folder with other files in it, such as {min(others)}"
         raise Refused([Finding(key, str(out), why, "name a new folder")])
     if _own(out) and not force:
-        raise Refused([Finding(key, str(out), "is there already", "name a new folder, or --force to replace it")])
+        raise Refused([Finding(key, str(out), "exists already", "name a new folder, or use --force to replace it")])
 
 
 def _own(folder: Path) -> set[str]:

@@ -70,14 +70,19 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("source", metavar="SOURCE", help=f"sample, hh_rlhf, OWNER/NAME of the hub, {sources.KINDS} (or data=SOURCE)")
-    add("--out", type=Path, metavar="FOLDER", help="where to write; default data/<name of the source>")
-    add("--tokenizer", type=Path, metavar="PATH", help="the trial's: .nemo, HF folder, tokenizer.json or .model")
-    how = "how prompts are written: HH's way, Llama 3's, or the tokenizer's chat template; default %(default)s"
-    add("--prompt-format", choices=prompt_formats.NAMES, default="hh", help=how)
-    add("--max-tokens", type=_positive, metavar="N", help="no pair with more tokens (needs --tokenizer)")
-    what = "with pairs over --max-tokens: drop them, or cut their oldest exchanges off; default %(default)s"
+    add("--out", type=Path, metavar="FOLDER", help="the folder to write; default data/<name of the source>")
+    add(
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="the trials' .nemo, HF folder, tokenizer.json or .model",
+    )
+    formats = "the format of prompts: HH-RLHF's, Llama 3's, or the tokenizer's chat template; default %(default)s"
+    add("--prompt-format", choices=prompt_formats.NAMES, default="hh", help=formats)
+    add("--max-tokens", type=_positive, metavar="N", help="the most tokens a pair may have (needs --tokenizer)")
+    what = "drop pairs over --max-tokens, or cut off their oldest exchanges; default %(default)s"
     add("--too-long", choices=("drop", "cut"), default="drop", help=what)
-    packs = "write packs of N tokens too, for model.data.data_impl=packed_jsonl (needs --max-tokens, at most N/2)"
+    packs = "also write packs of N tokens, for model.data.data_impl=packed_jsonl (needs --max-tokens of at most N/2)"
     add("--pack", type=_positive, metavar="N", help=packs)
     add("--validation", type=_size, metavar="SIZE", help="share (0.05) or number of rows (64); sample 32, else 0.05")
     add("--test", type=_size, metavar="SIZE", help="the same for the test; sample 40, else 0.05")
@@ -85,27 +90,31 @@ def parser() -> argparse.ArgumentParser:
         "--splits",
         default="",
         metavar="NAMES",
-        help="of a folder or a set of the hub, with commas between; default all",
+        help="splits of a folder or a set of the hub, separated by commas; default all",
     )
-    subset = "of HH-RLHF or a folder, with commas between, or one configuration of another set; default all"
+    subset = "subsets of HH-RLHF or a folder, separated by commas, or one configuration of another set; default all"
     add("--subset", default="", metavar="NAMES", help=subset)
-    revision = f"of a set of the hub; default main, {HH_REVISION:.12} of {HH_NAME}"
+    revision = f"the revision of a set of the hub; default main, for {HH_NAME} {HH_REVISION:.12}"
     add("--revision", metavar="COMMIT", help=revision)
     forms = "the form of the source's rows, see below; default %(default)s, which recognises it"
     add("--form", choices=("auto", *BY_NAME), default="auto", metavar="NAME", help=forms)
-    maps = f"the keys of {', '.join(TARGETS)} where they have other names, as prompt=question,chosen=answers.0.text"
+    maps = f"the keys in SOURCE for {', '.join(TARGETS)}, such as prompt=question,chosen=answers.0.text"
     add("--map", type=_mapping, default={}, metavar="NAME=KEY,...", help=maps)
-    which = "of several rejected responses the first (of ranked ones the best), the worst, or all; default %(default)s"
+    which = "which of several rejected responses to use (first: if ranked, the best); default %(default)s"
     add("--rejected", choices=("first", "worst", "all"), default="first", help=which)
     chosen = "which response is the chosen one: the one under that key, or the one with the higher reward"
     add("--chosen", choices=("key", "reward"), default="key", help=f"{chosen}; default %(default)s")
-    marked = "prompts that have the markers of a chat format already: refuse them, or keep them as they are"
+    marked = "refuse prompts that already have the markers of a chat format, or keep them unchanged"
     add("--rendered", choices=("refuse", "keep"), default="refuse", help=f"{marked}; default %(default)s")
-    add("--encoding", default="utf-8", metavar="NAME", help="of text files, such as latin-1; default UTF-8 or its mark")
-    add("--preview", action="store_true", help="print the form and the first pair as it would be trained on, and end")
-    add("--limit", type=_positive, metavar="N", help="keep no more than N pairs of each of the source's own splits")
-    add("--skip-bad-lines", action="store_true", help="count lines that are not pairs, do not refuse them")
-    add("--force", action="store_true", help="make the files again, over whatever is there")
+    add("--encoding", default="utf-8", metavar="NAME", help="encoding of text files, such as latin-1; default UTF-8")
+    add("--preview", action="store_true", help="print the form, and the first pair as the model sees it, and exit")
+    add("--limit", type=_positive, metavar="N", help="keep at most N pairs of each of the source's own splits")
+    add(
+        "--skip-bad-lines",
+        action="store_true",
+        help="skip and count lines that are not pairs, instead of refusing them",
+    )
+    add("--force", action="store_true", help="make the files again, and overwrite what exists")
     return made
 
 
@@ -149,9 +158,9 @@ def options_from(args: argparse.Namespace, source: sources.Source) -> Options:
         remedy = "add --tokenizer models/<name>.nemo"
         raise Refused([Finding("--max-tokens", str(args.max_tokens), "needs a tokenizer to count with", remedy)])
     if args.too_long == "cut" and not args.max_tokens:
-        raise Refused([Finding("--too-long", "cut", "needs --max-tokens", "say how long a pair may be")])
+        raise Refused([Finding("--too-long", "cut", "needs --max-tokens", "add --max-tokens N")])
     if args.pack and not (args.max_tokens and 2 * args.max_tokens <= args.pack):
-        why = "has to hold both sides of any pair"
+        why = "must be large enough for both sides of any pair"
         raise Refused([Finding("--pack", str(args.pack), why, f"add --max-tokens {args.pack // 2} or less")])
     sizes = Sizes(validation, test)
     return Options(
@@ -212,8 +221,10 @@ def _print_preview(
     _load(prompt_format, tokenizer)
     form, pair = preview(source, options, prompt_format, tokenizer)
     if pair is None:
-        raise Refused([Finding("SOURCE", source.name, "none of its first rows makes a pair", "run it to see why")])
-    print(f"{source.name}: rows of the form {form}; the first pair, as it would be trained on:")
+        raise Refused(
+            [Finding("SOURCE", source.name, "none of its first rows gives a pair", "leave --preview out to see why")]
+        )
+    print(f"{source.name}: rows of the form {form}; the first pair, as the model would see it:")
     for key, value in pair.row().items():
         print(f"  {key:<16} {value!r}")
     if pair.rewards is None:

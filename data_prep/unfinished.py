@@ -1,4 +1,4 @@
-"""Work that goes on after a kill: a hidden folder beside the output, with a journal of the parts that are on the disk.
+"""Work that continues after a kill: a hidden folder beside the output, with a journal of the parts that are on the disk.
 
 Stdlib only.
 """
@@ -22,8 +22,8 @@ _MADE_FROM, _JOURNAL, _LOCK = "made_from.json", "journal.jsonl", "lock"
 class Journal:
     """The parts of an output that are whole and on the disk, in the order in which they were written.
 
-    Whoever adds a part has synced the part's bytes before. A part that was cut off is not in the journal, however much
-    of it is in the file: the writer cuts the file off at the end of the last part.
+    A part's bytes must be synced before the part is added. A part that was cut off is not in the journal, however much
+    of it is in the file: the writer truncates the file at the end of the last part.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,10 +46,10 @@ class Journal:
 def work(key: str, output: Path, made_from: dict[str, Any]) -> Iterator[tuple[Path, Journal]]:
     """(folder, journal) to make `output` with; the folder is `.NAME.unfinished` beside it, on the same file system.
 
-    Of a process that was killed while it made `output` from the same (`made_from`), folder/NAME and the journal are
-    kept; everything else in the folder is removed. At the end the folder is removed, except where the process is
-    interrupted or the disk fails: the same call then continues. Raises Refused where another process is at work on the
-    same output, and where the folder cannot be made; `key` is the output's name in that message.
+    If a process was killed while it made `output` from the same `made_from`, its folder/NAME and journal are kept;
+    everything else in the folder is removed. At the end the folder is removed, unless the process is interrupted or the
+    disk fails: the same call then continues. Raises Refused if another process makes the same output, or if the folder
+    cannot be created; `key` is the output's name in that message.
     """
     folder = output.with_name(f".{output.name}.unfinished")
     with ExitStack() as stack:

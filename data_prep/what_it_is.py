@@ -1,4 +1,4 @@
-"""Recognises paths given by mistake in place of a data set or a checkpoint, and says what to do. Stdlib only."""
+"""Recognises paths given by mistake in place of a data set or a checkpoint, and suggests a remedy. Stdlib only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _CACHED = ("models--", "datasets--")
 
 
 def describe(path: Path) -> tuple[str, str] | None:
-    """Returns (what the file or folder is, what to do), or None if it is not one of the known mistakes."""
+    """(what the file or folder is, what to do); None if it is not one of the known mistakes."""
     if path.is_file():
         return _describe_file(path)
     if (path / "snapshots").is_dir() and path.name.startswith(_CACHED):
@@ -29,7 +29,7 @@ def describe(path: Path) -> tuple[str, str] | None:
         remedy = "merge it into its base model (peft: merge_and_unload, then save_pretrained) and give that folder"
         return "is a PEFT adapter without its base model", remedy
     if any(name.endswith(".gguf") for name in names) and "config.json" not in names:
-        return "holds GGUF files", "give the Hugging Face folder that they were made from"
+        return "contains GGUF files", "give the Hugging Face folder that they were made from"
     return None
 
 
@@ -39,7 +39,7 @@ def _describe_file(path: Path) -> tuple[str, str] | None:
     if path.suffix == ".gguf":
         return "is a GGUF file", "give the Hugging Face folder that it was made from"
     if path.suffix == ".nemo":
-        return "is a .nemo file", "with --to hf it is converted to a folder"
+        return "is a .nemo file", "use --to hf to convert it to a folder"
     return None
 
 

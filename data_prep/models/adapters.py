@@ -1,8 +1,8 @@
-"""A trial's LoRA weights as NeMo saved them, cut into what Hugging Face's peft has: one pair of matrices a projection.
+"""A trial's LoRA weights as NeMo saved them, split into a pair of matrices per projection, as in Hugging Face's peft.
 
-NeMo adapts Megatron's fused matrices, W x + (alpha / rank) B (A x), with one A for all that is fused. Rows of the fused
-B belong to the projections, so that each of them gets its rows of B and a copy of A; rank and alpha stay what they are.
-A tensor-parallel rank holds its share only: rows of A (columns, where the adapted layer's input is split) and of B.
+NeMo adapts Megatron's fused matrices, W x + (alpha / rank) B (A x), with one A for all fused projections. Each row of
+the fused B belongs to one projection, so each projection gets its rows of B and a copy of A; rank and alpha do not
+change. A tensor-parallel rank has only its part: rows of A (columns, if the layer's input is split) and rows of B.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Adapters:
-    """The LoRA of a trial, joined from all of its ranks."""
+    """The LoRA of a trial, joined from all its ranks."""
 
     shape: LlamaShape
-    """Of the base model; its vocabulary is not known here and is 0."""
+    """The shape of the base model, with a vocabulary of 0: it is not known here."""
     rank: int
     alpha: float
     dropout: float
@@ -65,9 +65,9 @@ class Adapters:
 
     @property
     def modules(self) -> list[str]:
-        """HF's names of what is adapted: q_proj, ..."""
-        there = {module for _, module in self.fused}
-        return [name for module, names in FUSED.items() if module in there for name in names]
+        """HF's names of the adapted projections: q_proj, ..."""
+        present = {module for _, module in self.fused}
+        return [name for module, names in FUSED.items() if module in present for name in names]
 
     def pairs(self) -> Iterator[tuple[str, Pair]]:
         """(HF's module such as `model.layers.0.self_attn.q_proj`, its A and B)."""
@@ -83,29 +83,29 @@ class Adapters:
 
 
 def read(path: Path, config: dict[str, Any] | None = None) -> Adapters:
-    """The adapters in `path`: the .nemo of a training's end, or a checkpoint (.ckpt; of several ranks, any one's).
+    """The adapters in `path`: the .nemo written at the end of training, or a checkpoint (the .ckpt of any rank).
 
     `config` is the base model's model_config.yaml with the trial's `model` laid over it; a .nemo brings it along.
-    Raises Refused where it holds something else.
+    Raises Refused if the file contains something else.
     """
     try:
         states, own = _from_nemo(path) if path.suffix == ".nemo" else (_from_checkpoint(path), config)
     except (OSError, tarfile.TarError, yaml.YAMLError, RuntimeError, KeyError) as error:
         raise Refused([Finding(str(path), "", f"cannot be read ({error!r:.200})", "train the trial again")]) from None
     if not states or not own:
-        remedy = "only what a LoRA trial saved at its end can be exported"
-        raise Refused([Finding(str(path), "", "holds no weights of adapters", remedy)])
+        remedy = "export the file that a LoRA trial saved at its end"
+        raise Refused([Finding(str(path), "", "contains no adapter weights", remedy)])
     tuning = own["peft"]["lora_tuning"]
     if tuning.get("weight_tying"):
-        why = "one adapter for all layers, with position embeddings: peft has no such thing"
+        why = "shares one adapter among all layers, with position embeddings, which peft cannot express"
         raise Refused([Finding(f"{path}: lora_tuning.weight_tying", "true", why)])
     shape, rank, alpha = shape_of(path, own, 0), int(tuning["adapter_dim"]), tuning.get("alpha")
     joined = _joined(path, states, shape)
-    found = Adapters(
+    adapters = Adapters(
         shape, rank, float(rank if alpha is None else alpha), float(tuning.get("adapter_dropout") or 0.0), joined
     )
-    _check(path, found, lora.shapes(own))
-    return found
+    _check(path, adapters, lora.shapes(own))
+    return adapters
 
 
 def _from_nemo(path: Path) -> tuple[dict[tuple[int, int], _State], dict[str, Any]]:
@@ -125,7 +125,7 @@ def _from_nemo(path: Path) -> tuple[dict[tuple[int, int], _State], dict[str, Any
 
 
 def _from_checkpoint(path: Path) -> dict[tuple[int, int], _State]:
-    """Only the tensors of a checkpoint of Lightning's, which holds NeMo's config as an object too."""
+    """Read only the tensors of a Lightning checkpoint, which also contains NeMo's config as an object."""
     files = [path]
     if _RANK.fullmatch(path.parent.name + "/"):
         files = [
@@ -142,14 +142,14 @@ def _from_checkpoint(path: Path) -> dict[tuple[int, int], _State]:
 
 
 def _place(name: str) -> tuple[int, int]:
-    found = _RANK.match(name)
-    return (int(found["mp"] or found["tp"]), int(found["pp"] or 0)) if found else (0, 0)
+    match = _RANK.match(name)
+    return (int(match["mp"] or match["tp"]), int(match["pp"] or 0)) if match else (0, 0)
 
 
 def _joined(path: Path, states: dict[tuple[int, int], _State], shape: LlamaShape) -> dict[tuple[int, str], Pair]:
     tensor, pipeline = (1 + max(place[axis] for place in states) for axis in (0, 1))
     if len(states) != tensor * pipeline:
-        why = f"holds weights of {len(states)} ranks, {tensor} x {pipeline} are needed"
+        why = f"contains weights of {len(states)} ranks, but {tensor} x {pipeline} are needed"
         raise Refused([Finding(str(path), "", why, "train the trial again")])
     shares: dict[tuple[int, str, str], list[torch.Tensor]] = {}
     for (_, stage), state in sorted(states.items()):
@@ -157,19 +157,19 @@ def _joined(path: Path, states: dict[tuple[int, int], _State], shape: LlamaShape
             layer, module, part = _parse(path, key)
             layer += stage * (shape.layers // pipeline)  # a pipeline stage counts its own layers
             shares.setdefault((layer, module, part), []).append(weight)
-    found = {}
+    fused = {}
     for layer, module in sorted({key[:2] for key in shares}):
         into, out = (shares.get((layer, module, part), []) for part in ("linear_in", "linear_out"))
         if not len(into) == len(out) == tensor:
             why = f"lacks a matrix of {module} of layer {layer}"
             raise Refused([Finding(str(path), "", why, "train the trial again")])
-        found[layer, module] = (torch.cat(into, dim=1 if module in _INPUT_SPLIT else 0), _rows(module, out))
-    return found
+        fused[layer, module] = (torch.cat(into, dim=1 if module in _INPUT_SPLIT else 0), _rows(module, out))
+    return fused
 
 
 def _rows(module: str, shares: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The fused B of all tensor-parallel ranks. A rank's rows of fc1 are its gate rows, then its up rows; q, k and v go
-    by query group, of which each rank has whole ones."""
+    """The fused B of all tensor-parallel ranks. A rank's rows of fc1 are its gate rows, then its up rows; those of q, k
+    and v are ordered by query group, and each rank has whole groups."""
     if module == "mlp_fc1":
         halves = [share.chunk(2) for share in shares]
         return torch.cat([*(gate for gate, _ in halves), *(up for _, up in halves)])
@@ -177,11 +177,11 @@ def _rows(module: str, shares: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _parse(path: Path, key: str) -> tuple[int, str, str]:
-    found = _KEY.fullmatch(key)
-    if not found or found[2] not in _NAMES:
-        why = f"has a weight that is none of LoRA's on attention and MLP: {key}"
-        raise Refused([Finding(str(path), "", why, "only LoRA of NeMo's own variant can be exported")])
-    return int(found[1]), _NAMES[found[2]], found[3]
+    match = _KEY.fullmatch(key)
+    if not match or match[2] not in _NAMES:
+        why = f"has a weight that is not LoRA's on attention or MLP: {key}"
+        raise Refused([Finding(str(path), "", why, "only NeMo's own variant of LoRA can be exported")])
+    return int(match[1]), _NAMES[match[2]], match[3]
 
 
 def _check(path: Path, adapters: Adapters, sizes: dict[str, tuple[int, int]]) -> None:

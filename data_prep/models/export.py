@@ -1,7 +1,7 @@
-"""A finished trial for others to use: its adapter as Hugging Face's peft and vLLM load it, or merged into its base.
+"""Exports a finished trial: its adapter in the form that Hugging Face's peft and vLLM load, or merged into its base.
 
-What is read: the trial's config.yaml and result.json, the adapters among its results, its tokenizer, and of the base
-model's .nemo what it says of itself; its weights only to merge.
+It reads the trial's config.yaml and result.json, the adapters among its results, its tokenizer, and the config and
+record in the base model's .nemo; the base model's weights only to merge.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def export(
     """Write the folder `out`, whole or not at all; returns it.
 
     Without `merge`: adapter_model.safetensors, adapter_config.json, the tokenizer, README.md. With it: a whole model in
-    its base's precision. `base` is what the folder calls the base model; default its name in the .nemo. Raises Refused.
+    the base model's precision. `base` is the base model's name in the folder (default: in the .nemo). Raises Refused.
     """
     folders.check("--out", out, force)
     with folders.new_folder("--out", out) as folder:
@@ -44,10 +44,10 @@ def export(
 def export_all(
     sweep: Sweep, trials: Sequence[Trial], out: Path, *, base: str | None = None, force: bool = False
 ) -> list[str]:
-    """Write each trial's adapter into a folder of its own in `out`, and all of them or none.
+    """Write each trial's adapter into its own folder in `out`: all of them or none.
 
-    Returns the command line with which vLLM serves them side by side on their base model. Raises Refused, also where
-    the trials were trained on different base models: one server has one.
+    Returns the command line with which vLLM serves them side by side on their base model. Raises Refused, also if the
+    trials have different base models: a server has only one.
     """
     folders.check("--out", out, force)
     bases = {str(trial.config()["pretrained_checkpoint"]["restore_from_path"]) for trial in trials}
@@ -66,12 +66,12 @@ def export_all(
     return [*command, *(f"{name}={out / name}" for name in names)]
 
 
-#: What vLLM takes for --max-lora-rank.
+#: The values that vLLM accepts for --max-lora-rank.
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def _fill(folder: Path, sweep: Sweep, trial: Trial, merge: bool, base: str | None) -> Adapters:
-    """Write what is exported of one trial into `folder`, which is there."""
+    """Export one trial into the existing `folder`."""
     result = trial.result()
     if result is None:
         why = "has no result.json: it is not done"
@@ -82,26 +82,26 @@ def _fill(folder: Path, sweep: Sweep, trial: Trial, merge: bool, base: str | Non
     progress = Progress(f"trial {trial.name}")
     with progress.phase("reading the adapter"):
         shape = {**described.config, **config["model"]} if described else None
-        found = adapters.read(adapter_file(trial, result), shape)
+        trained = adapters.read(adapter_file(trial, result), shape)
     name = base or base_name(restored)
     if merge:
         model = nemo_to_hf.open_nemo(_there(restored))
-        _fits(restored, model, found)
-        nemo_to_hf.write_folder(model, folder, progress, Merge(found))
+        _fits(restored, model, trained)
+        nemo_to_hf.write_folder(model, folder, progress, Merge(trained))
     else:
-        write_peft(found, name, folder)
+        write_peft(trained, name, folder)
         _copy_tokenizer(trial, config, restored, folder)
-    text = card(sweep, trial, result, config, found, name, nemo_file.read_record(restored) or {}, merge)
+    text = card(sweep, trial, result, config, trained, name, nemo_file.read_record(restored) or {}, merge)
     (folder / "README.md").write_text(text, encoding="utf-8")
     for file in folder.iterdir():  # safetensors writes files that only their owner can read
         file.chmod((folder / "README.md").stat().st_mode)
-    return found
+    return trained
 
 
 def adapter_file(trial: Trial, result: Mapping[str, Any]) -> Path:
-    """The adapters of the trial's last step: NeMo's file of the training's end, else the last checkpoint.
+    """The adapters of the trial's last step: the file NeMo wrote at the end of training, else the last checkpoint.
 
-    Looked for in the trial's folder first, since a sweep may have been moved. Raises Refused where there is neither.
+    The trial's folder is searched first, since a sweep may have been moved. Raises Refused if there is neither.
     """
     checkpoints = trial.folder / "results" / "checkpoints"
     named = [Path(path) for path in (result.get("nemo"), result.get("checkpoint")) if path]
@@ -110,7 +110,7 @@ def adapter_file(trial: Trial, result: Mapping[str, Any]) -> Path:
     for path in (*here, *sorted(checkpoints.glob("*.nemo")), *named, *last):
         if path.is_file():
             return path
-    why = "its adapters are gone: no .nemo and no *-last.ckpt"
+    why = "has no adapters: neither a .nemo nor a *-last.ckpt"
     raise Refused([Finding(str(checkpoints), "", why, "run the trial again in a new sweep")])
 
 
@@ -120,23 +120,23 @@ def base_name(nemo: Path) -> str:
     return str(record.get("name") or nemo.name.removesuffix(".nemo"))
 
 
-def write_peft(found: Adapters, base: str, folder: Path) -> None:
+def write_peft(trained: Adapters, base: str, folder: Path) -> None:
     """adapter_model.safetensors and adapter_config.json, as peft 0.14's save_pretrained names and shapes them."""
     weights = {}
-    for module, (into, out) in found.pairs():
-        weights[f"base_model.model.{module}.lora_A.weight"] = into.clone()  # q, k and v share it; a file cannot
+    for module, (into, out) in trained.pairs():
+        weights[f"base_model.model.{module}.lora_A.weight"] = into.clone()  # q, k and v share A; a file must not
         weights[f"base_model.model.{module}.lora_B.weight"] = out.contiguous()
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    some = found.layers if len(found.layers) < found.shape.layers else None
-    alpha = int(found.alpha) if found.alpha.is_integer() else found.alpha
+    some = trained.layers if len(trained.layers) < trained.shape.layers else None
+    alpha = int(trained.alpha) if trained.alpha.is_integer() else trained.alpha
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": found.rank,
+        "r": trained.rank,
         "lora_alpha": alpha,
-        "lora_dropout": found.dropout,
-        "target_modules": found.modules,
+        "lora_dropout": trained.dropout,
+        "target_modules": trained.modules,
         "layers_to_transform": some,
         "layers_pattern": "layers" if some else None,
         "bias": "none",
@@ -154,11 +154,11 @@ def write_peft(found: Adapters, base: str, folder: Path) -> None:
 
 
 class Merge:
-    """W + (alpha / rank) B A for the weights that are adapted, computed in fp32, rounded once to the weight's type."""
+    """W + (alpha / rank) B A for the adapted weights, computed in fp32 and rounded once to the weight's type."""
 
-    def __init__(self, found: Adapters) -> None:
-        self._pairs = {f"{module}.weight": pair for module, pair in found.pairs()}
-        self._scale = found.alpha / found.rank
+    def __init__(self, trained: Adapters) -> None:
+        self._pairs = {f"{module}.weight": pair for module, pair in trained.pairs()}
+        self._scale = trained.alpha / trained.rank
 
     def __call__(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         pair = self._pairs.get(name)
@@ -170,22 +170,22 @@ class Merge:
 
 def _there(nemo: Path) -> Path:
     if not nemo.exists():
-        why = "the base model that the trial was trained on is not here"
-        raise Refused([Finding("--merge", str(nemo), why, "export the adapter alone, or where the file is")])
+        why = "the base model of the trial does not exist here"
+        raise Refused([Finding("--merge", str(nemo), why, "leave --merge out, or export on a machine with that file")])
     return nemo
 
 
-def _fits(path: Path, model: nemo_to_hf.NemoModel, found: Adapters) -> None:
+def _fits(path: Path, model: nemo_to_hf.NemoModel, trained: Adapters) -> None:
     for name in ("layers", "hidden", "ffn", "heads", "query_groups", "head_dim"):
-        ours, theirs = getattr(found.shape, name), getattr(model.shape, name)
+        ours, theirs = getattr(trained.shape, name), getattr(model.shape, name)
         if ours != theirs:
-            why = f"is another model than the trial's: {name} {theirs}, the adapter's {ours}"
-            raise Refused([Finding("--merge", str(path), why, "restore the file that it was trained on")])
+            why = f"is not the trial's base model: its {name} is {theirs}, the adapter's is {ours}"
+            raise Refused([Finding("--merge", str(path), why, "restore the file that the trial was trained on")])
 
 
 def _copy_tokenizer(trial: Trial, config: Mapping[str, Any], base: Path, folder: Path) -> None:
-    """The tokenizer's files, which vLLM and transformers look for beside an adapter; not the model's config.json, for
-    which a folder would be taken for a whole model. From the trial, the base model, or where the config says."""
+    """Copy the tokenizer's files, which vLLM and transformers expect beside an adapter, from the trial, the config's
+    folder or the base model; not the model's config.json: with it, the folder would pass for a whole model."""
     named = (config["model"].get("tokenizer") or {}).get("type")
     sources = [trial.folder / "tokenizer", *([Path(named)] if named else [])]
     source = next((path for path in sources if path.is_dir()), None)

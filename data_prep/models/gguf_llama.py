@@ -29,7 +29,7 @@ _CONTROL = 3  # GGUF's token type of special tokens
 
 
 def write_hf_folder(gguf_file: Path, folder: Path) -> None:
-    """Write `gguf_file` as an HF folder with one model.safetensors. Raises ValueError for what is no such Llama."""
+    """Write `gguf_file` as an HF folder with one model.safetensors. Raises ValueError if it is not such a Llama."""
     import gguf
     from safetensors.numpy import save_file
 
@@ -56,7 +56,7 @@ def hf_name(name: str) -> str:
         return "lm_head.weight"
     block, layer, part, kind = name.split(".")
     if block != "blk" or kind != "weight":
-        raise ValueError(f"no weight of a Llama: {name}")
+        raise ValueError(f"{name} is not a weight of a Llama")
     return f"model.layers.{layer}.{_NAMES[part]}.weight"
 
 

@@ -1,7 +1,7 @@
-"""A Hugging Face Llama folder: its weights' files, its tokenizer's files, its fingerprint. Stdlib only.
+"""A Hugging Face Llama folder: its weight files, its tokenizer files, its fingerprint. Stdlib only.
 
-Whatever would make a conversion fail later is found here first, all of it at once, in a few milliseconds and without
-reading a weight: from config.json and the headers of the safetensors files.
+Everything that would make a conversion fail later is found here first, all at once, within milliseconds, from
+config.json and the headers of the safetensors files: no weight is read.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 @dataclass(frozen=True)
 class HFFolder:
-    """A checked folder: `files` maps each weight's HF name to the safetensors file that holds it."""
+    """A checked folder: `files` maps each weight's HF name to its safetensors file."""
 
     path: Path
     shape: LlamaShape
     files: dict[str, Path]
 
     def tokenizer_files(self) -> list[Path]:
-        """The tokenizer's files, and config.json: AutoTokenizer falls back on it."""
+        """The tokenizer's files, and config.json, which AutoTokenizer falls back to."""
         present = [self.path / name for name in (*TOKENIZER_FILES, "config.json", "generation_config.json")]
         return [path for path in present if path.is_file()]
 
     def copy_tokenizer(self, into: Path) -> None:
-        """Copy the tokenizer's files, rewritten for transformers 4, with which NeMo loads them."""
+        """Copy the tokenizer's files, rewritten for transformers 4, which NeMo loads them with."""
         for path in self.tokenizer_files():
             if path.name == "tokenizer_config.json":
                 config = json.loads(path.read_text(encoding="utf-8"))
-                text = json.dumps(_in_old_dress(config), indent=2, ensure_ascii=False)
+                text = json.dumps(_with_old_keys(config), indent=2, ensure_ascii=False)
                 (into / path.name).write_text(text + "\n", encoding="utf-8")
             else:
                 shutil.copyfile(path, into / path.name)
 
     def licence(self) -> str:
-        """The licence that the folder's model card or licence file names; "" if it has neither."""
+        """The licence named in the folder's model card or licence file; "" if it has neither."""
         try:
             card = (self.path / "README.md").read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -72,9 +72,10 @@ class HFFolder:
         return ""
 
     def fingerprint(self) -> str:
-        """SHA-256 over config, tokenizer, and of each weight file its size, its header and 16 samples of 64 KiB.
+        """SHA-256 of the config, the tokenizer, and each weight file's size, header and 16 samples of 64 KiB.
 
-        Not over every byte: a model of 16 GB must be recognised in well under a second. Training changes all samples.
+        It does not read every byte, so that a model of 16 GB is recognised in well under a second. Training changes all
+        samples.
         """
         digest = hashlib.sha256()
         for path in self.tokenizer_files():
@@ -91,10 +92,10 @@ class HFFolder:
         return digest.hexdigest()
 
 
-def _in_old_dress(config: dict[str, Any]) -> dict[str, Any]:
+def _with_old_keys(config: dict[str, Any]) -> dict[str, Any]:
     """A tokenizer_config.json of transformers 5, rewritten as transformers 4 writes it; others unchanged."""
     extra = config.get("extra_special_tokens")
-    if isinstance(extra, list):  # of 4, a dictionary: of names and tokens
+    if isinstance(extra, list):  # in transformers 4 it is a dictionary of names and tokens
         config = {key: value for key, value in config.items() if key != "extra_special_tokens"}
         config["additional_special_tokens"] = extra
     if config.get("tokenizer_class") == "TokenizersBackend":
@@ -103,7 +104,7 @@ def _in_old_dress(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_folder(path: Path) -> HFFolder:
-    """Checks all that can be checked without reading a weight; raises Refused with every finding."""
+    """Check everything that can be checked without reading a weight. Raises Refused with every finding."""
     if not path.is_dir():
         raise Refused([_missing_folder(path)])
     if (known := what_it_is.describe(path)) is not None:
@@ -132,7 +133,7 @@ def _tokenizer_findings(path: Path) -> Iterator[Finding]:
 
 
 def _weights(path: Path, shape: LlamaShape) -> tuple[dict[str, Path], list[Finding]]:
-    """Each expected weight's file, after its presence, shape and type were read from the safetensors headers."""
+    """The file of each expected weight; and findings on missing weights, shapes and types, from the headers."""
     shards = sorted(path.glob("model*.safetensors"))
     index = path / "model.safetensors.index.json"
     if index.is_file():
@@ -140,10 +141,10 @@ def _weights(path: Path, shape: LlamaShape) -> tuple[dict[str, Path], list[Findi
             places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             shards = sorted({path / name for name in places.values()})
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            return {}, [Finding(str(index), "", f"is no index of safetensors files ({error!r})", "fetch it again")]
+            return {}, [Finding(str(index), "", f"is not an index of safetensors files ({error!r})", "fetch it again")]
     if not shards:
         remedy = "save the model with save_pretrained(..., safe_serialization=True)"
-        return {}, [Finding(str(path), "", "holds no model*.safetensors", remedy)]
+        return {}, [Finding(str(path), "", "contains no model*.safetensors", remedy)]
     headers: dict[str, tuple[Path, dict[str, Any]]] = {}
     findings: list[Finding] = []
     for shard in shards:
@@ -166,13 +167,13 @@ def _match(
     ignored = {"lm_head.weight"} if shape.tied else set()
     extra = [name for name in headers if name not in expected and name not in ignored and "rotary_emb" not in name]
     if extra:
-        why = f"{len(extra)} weights that a Llama of this config.json does not have, first {min(extra)}"
+        why = f"has {len(extra)} weights that do not belong to its config.json, first {min(extra)}"
         remedy = "only plain Llama checkpoints can be converted (merge adapters first)"
         findings.append(Finding(str(path), "", why, remedy))
     for name in expected.keys() & headers.keys():
         file, entry = headers[name]
         if tuple(entry["shape"]) != expected[name]:
-            why = f"has shape {tuple(entry['shape'])}, config.json says {expected[name]}"
+            why = f"has shape {tuple(entry['shape'])}, but {expected[name]} by config.json"
             findings.append(Finding(f"{file}: {name}", "", why))
         elif entry["dtype"] not in ("F32", "F16", "BF16"):
             findings.append(Finding(f"{file}: {name}", entry["dtype"], "unsupported type", "needs F32, F16 or BF16"))
@@ -180,7 +181,7 @@ def _match(
 
 
 def read_header(file: Path) -> dict[str, dict[str, Any]]:
-    """A safetensors file's header: name -> {dtype, shape, data_offsets}; raises Refused if missing or cut short."""
+    """A safetensors file's header: name -> {dtype, shape, data_offsets}. Raises Refused if missing or truncated."""
     again = "fetch it again"
     if what_it_is.is_lfs_pointer(file):
         why = "is a git-lfs pointer, not the file itself"
@@ -191,14 +192,14 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if 8 + length > size:
-                raise Refused([Finding(str(file), "", f"is cut short ({size} bytes)", again)])
+                raise Refused([Finding(str(file), "", f"is truncated ({size} bytes)", again)])
             header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except OSError as error:
         raise Refused([Finding(str(file), "", f"cannot be read ({error.strerror})", again)]) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refused([Finding(str(file), "", f"is no safetensors file ({error!r})", again)]) from None
+        raise Refused([Finding(str(file), "", f"is not a safetensors file ({error!r})", again)]) from None
     if size != end:
-        raise Refused([Finding(str(file), "", f"is cut short: {size} bytes of {end}", again)])
+        raise Refused([Finding(str(file), "", f"is truncated: {size} of {end} bytes", again)])
     return header

@@ -1,4 +1,4 @@
-"""Writes a Hugging Face folder as a .nemo, layer by layer, and goes on where a killed process stopped."""
+"""Writes a Hugging Face folder as a .nemo, layer by layer, and continues where a killed process stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HEAD = "head"  # the part that is all but the weights
 def write(
     folder: HFFolder, made: Path, packed: bool, record: dict[str, Any], journal: Journal, progress: Progress
 ) -> None:
-    """Write the model in `folder` to `made`, a file where `packed`, else a folder. Raises Refused for its tokenizer."""
+    """Write the model in `folder` to `made`, a file if `packed`, else a folder. Raises Refused if its tokenizer is unusable."""
     with progress.phase("importing torch, reading the tokenizer"):
         import torch
         from safetensors import safe_open
@@ -87,7 +87,7 @@ def _config(folder: HFFolder, tokenizer: Path, precision: str) -> dict[str, Any]
 
 
 def check_space(folder: HFFolder, work: Path, precision: str, copies: int) -> None:
-    """Raises Refused where there is no room for `copies` of the model, less what a killed process has written."""
+    """Raises Refused if there is no room for `copies` of the model, less what a killed process has written."""
     bytes_each = 2 if precision == "bf16" else 4
     there = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
     needed = folder.shape.parameters * bytes_each * copies - there + (64 << 20)

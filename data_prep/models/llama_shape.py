@@ -1,6 +1,6 @@
 """The shape of a Llama, Qwen2.5 or Mistral, from a config.json of transformers 4 or 5; others are refused. Stdlib only.
 
-The three are one architecture: Qwen2.5 has a bias on query, key and value besides, Mistral is a Llama by another name.
+All three have one architecture: Qwen2.5 adds a bias to query, key and value; Mistral is a Llama under another name.
 
 transformers 5 has `rope_parameters` in place of `rope_theta` and `rope_scaling`, and `dtype` in place of `torch_dtype`.
 """
@@ -74,13 +74,13 @@ class LlamaShape:
     """Whether the output layer is the embedding."""
     init_std: float
     dtype: str
-    """What config.json says of the weights: float32, float16 or bfloat16."""
+    """The type of the weights according to config.json: float32, float16 or bfloat16."""
     qkv_bias: bool = False
     family: str = field(default="llama", compare=False)
-    """Key of FAMILIES. A Mistral's .nemo is a Llama's, so it is no part of the shape."""
+    """Key of FAMILIES. It is not compared, since a Mistral's .nemo equals a Llama's."""
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """The weights such a model has, by HF's names, with their shapes ([out, in] for linear layers)."""
+        """The shapes of the model's weights ([out, in] for linear layers), by HF's names."""
         query, keys = self.heads * self.head_dim, self.query_groups * self.head_dim
         projections = {"q_proj": query, "k_proj": keys, "v_proj": keys}
         layer: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (self.hidden,)}
@@ -108,7 +108,7 @@ class LlamaShape:
 
 
 def read_shape(path: Path) -> LlamaShape:
-    """The architecture from PATH/config.json; raises Refused naming every key that NeMo 2.1 could not reproduce."""
+    """The architecture from PATH/config.json. Raises Refused with every key that NeMo 2.1 cannot reproduce."""
     file = path / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ def read_shape(path: Path) -> LlamaShape:
         raise Refused([Finding(str(file), "", f"cannot be read ({error})", "fetch the folder again")]) from None
     if not isinstance(config, dict):
         raise Refused([Finding(str(file), "", "is not a JSON object", "fetch the folder again")])
-    config, findings = _in_old_dress(file, config)
+    config, findings = _with_old_keys(file, config)
     findings = findings or list(_unsupported(file, config)) or list(_misshapen(file, config))
     if findings:
         raise Refused(findings)
@@ -146,33 +146,33 @@ def read_shape(path: Path) -> LlamaShape:
     )
 
 
-def _in_old_dress(file: Path, config: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
-    """The config with the keys of transformers 4; findings where it has both kinds of keys and they disagree."""
+def _with_old_keys(file: Path, config: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """The config with the keys of transformers 4; and findings if it has both kinds of keys and they disagree."""
     new = config.get("rope_parameters")
     if new is not None and not isinstance(new, dict):
         return config, [Finding(f"{file}: rope_parameters", str(new), "is not an object")]
-    found: dict[str, Any] = {}
+    translated: dict[str, Any] = {}
     if new:
         scaling = {key: value for key, value in new.items() if key != "rope_theta"}
         default = scaling.get("rope_type", "default") == "default" and scaling.keys() <= {"rope_type"}
-        found["rope_scaling"] = None if default else scaling
+        translated["rope_scaling"] = None if default else scaling
         if "rope_theta" in new:
-            found["rope_theta"] = new["rope_theta"]
+            translated["rope_theta"] = new["rope_theta"]
     if config.get("dtype") is not None:
-        found["torch_dtype"] = config["dtype"]
+        translated["torch_dtype"] = config["dtype"]
     findings = [
-        Finding(f"{file}: {key}", str(config[key]), f"disagrees with {_NEW_DRESS[key]}", "fetch the config.json again")
-        for key, value in found.items()
+        Finding(f"{file}: {key}", str(config[key]), f"disagrees with {_NEW_KEYS[key]}", "fetch the config.json again")
+        for key, value in translated.items()
         if config.get(key) is not None and config[key] != value
     ]
-    return {**config, **found}, findings
+    return {**config, **translated}, findings
 
 
-_NEW_DRESS = {"rope_scaling": "rope_parameters", "rope_theta": "rope_parameters", "torch_dtype": "dtype"}
+_NEW_KEYS = {"rope_scaling": "rope_parameters", "rope_theta": "rope_parameters", "torch_dtype": "dtype"}
 
 
 def _unsupported(file: Path, config: dict[str, Any]) -> Iterator[Finding]:
-    """Architectures of other families, and options that Megatron's GPT has not."""
+    """Architectures of other families, and options that Megatron's GPT lacks."""
     where, kind = f"{file}: ", config.get("model_type")
     family = FAMILIES.get(str(kind))
     named = config.get("architectures") or [f"{family.prefix}ForCausalLM" if family else f"model_type {kind}"]
@@ -198,7 +198,7 @@ def _unsupported_window(where: str, config: dict[str, Any]) -> Iterator[Finding]
         window = None
     if window is not None:
         why = f"attention sees the last {window} tokens only, and NeMo's model all"
-        remedy = f"to train on at most {window} tokens, where there is no difference, set it to null in config.json"
+        remedy = f"to train on at most {window} tokens, where it makes no difference, set it to null in config.json"
         yield Finding(f"{where}sliding_window", str(window), why, remedy)
 
 
@@ -222,9 +222,9 @@ def _unsupported_rope(where: str, config: dict[str, Any]) -> Iterator[Finding]:
         if not isinstance(factor, (int, float)) or not factor > 0:
             yield Finding(f"{where}.factor", str(factor), "is not a positive number")
     if config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0)) not in (None, 1, 1.0):
-        yield Finding(where, str(rope), "only part of each head is rotated", "no Llama is like that")
+        yield Finding(where, str(rope), "only part of each head is rotated", "Llama models rotate the whole head")
     if kind not in ("default", "llama3", "linear"):
-        remedy = "llama3, linear and none can be converted"
+        remedy = "only llama3, linear and none can be converted"
         yield Finding(f"{where}.rope_type", kind, "NeMo 2.1 has no such scaling", remedy)
 
 

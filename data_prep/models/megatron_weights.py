@@ -1,13 +1,12 @@
 """HF Llama weights in Megatron-core's layout, to and from its `torch_dist` distributed checkpoint, layer by layer.
 
-Why that format: it is what NeMo 2.1 writes itself, it is read without conversion whatever the tensor and pipeline
-parallel sizes (a pickled model_weights.ckpt fits one size only), and it can be written piece by piece, so that no more
-than a layer is in memory.
+Why that format: NeMo 2.1 writes it itself, it can be loaded with any tensor and pipeline parallel sizes (a pickled
+model_weights.ckpt fits one size only), and it can be written piece by piece, so that at most one layer is in memory.
 
-A layer's tensors are slices of one tensor over all layers (shape [layers, out, in]), as Megatron's own checkpoints have
-them. Megatron's fused layers, and how they are cut for tensor parallelism:
-- linear_qkv: rows by query group: its queries' heads, its key head, its value head; then the next group;
-- linear_fc1: gate rows, then up rows, each cut on its own.
+A layer's tensors are slices of one tensor over all layers (shape [layers, out, in]), as in Megatron's own checkpoints.
+Megatron's fused layers, and how tensor parallelism splits them:
+- linear_qkv: rows by query group: its query heads, its key head, its value head; then the next group;
+- linear_fc1: gate rows, then up rows, each split separately.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ import torch
 from data_prep.models.llama_shape import LlamaShape
 from data_prep.models.torch_dist import LAYERS, CheckpointReader, CheckpointWriter
 
-#: (HF's name of a weight, first row, end row) -> these rows. What it returns is used and dropped before the next call.
+#: (HF's name of a weight, first row, end row) -> these rows, which are used and freed before the next call.
 Read = Callable[[str, int, int], torch.Tensor]
 _ROWS = 8192  # of an embedding in memory at a time: 64 MiB of Llama-3-8B's 1 GiB in bf16
-# Modules whose state dict has an `_extra_state`: Transformer Engine's FP8 scales; Megatron's own layers keep an empty
-# one for its sake. Both take None for "no FP8". Which modules ask depends on TE's version: these are all of them, and
-# those that are not asked for are passed over (Megatron's StrictHandling.ASSUME_OK_UNEXPECTED, NeMo's default).
+# Modules whose state dict has an `_extra_state`: Transformer Engine's FP8 scales; Megatron's own layers have an empty
+# one for compatibility. Both accept None for "no FP8". Which modules load one depends on TE's version: these are all of
+# them, and unused ones are ignored (Megatron's StrictHandling.ASSUME_OK_UNEXPECTED, NeMo's default).
 _WITH_EXTRA_STATE = (
     "self_attention.linear_qkv",
     "self_attention.linear_proj",
@@ -52,9 +51,9 @@ def split_qkv(fused: torch.Tensor, heads: int, groups: int) -> tuple[torch.Tenso
 
 
 def write_weights(shape: LlamaShape, read: Read, writer: CheckpointWriter, on_layer: Callable[[int], None]) -> None:
-    """Write the whole model with what `read` gives; calls `on_layer(index)` after each layer.
+    """Write the whole model with the weights that `read` returns; calls `on_layer(index)` after each layer.
 
-    Files that `writer` has from a killed process are left out.
+    Files that a killed process has finished are skipped.
     """
     sizes = shape.tensors()
 
@@ -111,9 +110,9 @@ def _write_layer(shape: LlamaShape, read: Read, writer: CheckpointWriter, index:
 def read_weights(
     shape: LlamaShape, reader: CheckpointReader, wanted: Collection[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The `wanted` of HF's weights out of a checkpoint, in the order of `shape.tensors()`.
+    """The `wanted` HF weights of a checkpoint, in the order of `shape.tensors()`.
 
-    No more than a fused matrix is in memory. Layers that have none of these weights are not read.
+    At most one fused matrix is in memory. Layers that have none of these weights are not read.
     """
     if "model.embed_tokens.weight" in wanted:
         yield "model.embed_tokens.weight", _rows(reader, "model.embedding.word_embeddings.weight", shape.vocab)
@@ -156,5 +155,5 @@ def read_layer(shape: LlamaShape, reader: CheckpointReader, index: int) -> Itera
 
 
 def _rows(reader: CheckpointReader, key: str, rows: int) -> torch.Tensor:
-    """The first `rows` of an embedding: what Megatron pads a vocabulary with is not HF's."""
+    """The first `rows` of an embedding, without the rows that Megatron pads a vocabulary with."""
     return reader.region(key, (0, 0), (rows, reader.shapes[key][1]))

@@ -1,4 +1,4 @@
-"""README.md of an exported model, as Hugging Face's model cards are: what it is made of and how it turned out."""
+"""The README.md of an exported model, in the form of Hugging Face's model cards: its origin and its figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _METRICS = {
     "val/loss": "DPO loss",
     "val/acc": "accuracy (chosen above rejected)",
-    "val/rewards_chosen_mean": "log-ratio to the reference, chosen (nats a response, not times beta)",
+    "val/rewards_chosen_mean": "log-ratio to the reference, chosen (nats per response, not multiplied by beta)",
     "val/rewards_rejected_mean": "log-ratio to the reference, rejected",
 }
 
@@ -36,7 +36,7 @@ def card(
     record: Mapping[str, Any],
     merged: bool,
 ) -> str:
-    """`record` is what the base model's .nemo says of its own making, {} where it says nothing."""
+    """`record` is the record in the base model's .nemo of how it was made, {} if there is none."""
     licence = licence_of(record)
     head: dict[str, Any] = {"base_model": base, "library_name": "transformers" if merged else "peft"}
     if licence:
@@ -60,7 +60,7 @@ def card(
             f"Trained with NVIDIA NeMo-Aligner by Direct Preference Optimization (arXiv 2305.18290).{_use(merged)}\n",
             f"| | |\n| --- | --- |\n{table}\n",
             f"## Held-out pairs\n\n| | before training | after |\n| --- | --- | --- |\n{_metrics(result)}\n",
-            f"## Command\n\n    {shlex.join(redact.command(sweep.data['command']))}\n\nof it, this trial: "
+            f"## Command\n\n    {shlex.join(redact.command(sweep.data['command']))}\n\nThe overrides of this trial: "
             f"`{shlex.join(redact.command(trial.overrides)) or 'no overrides'}`\n",
         ]
     )
@@ -72,23 +72,23 @@ def licence_of(record: Mapping[str, Any]) -> str:
 
 
 def data(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A row for the training and validation files: name, source, rows and SHA-256."""
+    """One row for each training and validation file: name, source, number of pairs and SHA-256."""
     for split in ("train", "validation"):
         for path in map(Path, config["model"]["data"]["data_prefix"].get(split) or ()):
             described, entry = _described(path)
             known = f", {entry['rows']} pairs" if "rows" in entry else ""
             sha = entry.get("sha256") or (whole_file.sha256(path) if path.is_file() else "")
-            yield f"{split} data", f"{described}{path.name}{known}, SHA-256 {sha or 'unknown: the file is gone'}"
+            yield f"{split} data", f"{described}{path.name}{known}, SHA-256 {sha or 'unknown: the file is missing'}"
 
 
 def _described(path: Path) -> tuple[str, dict[str, Any]]:
-    """What dataset.json beside the file says: its source, and rows and hash of just this file if it is unchanged."""
+    """From dataset.json beside the file: the source, and this file's entry (rows, hash) if it is unchanged."""
     try:
         record = json.loads((path.parent / "dataset.json").read_text(encoding="utf-8"))
         entry = dict(record.get("files", {}).get(path.name) or {})
         source = str((record.get("source") or {}).get("name") or "")
         if path.exists() and entry.get("bytes") != path.stat().st_size:
-            entry = {}  # another file than the one described
+            entry = {}  # the file has changed since dataset.json was written
     except (OSError, ValueError, AttributeError, TypeError):
         return "", {}
     return f"{source}: " if source else "", entry
@@ -99,7 +99,7 @@ def _model(
 ) -> Iterator[tuple[str, str]]:
     source = str(record.get("source") or "")
     yield "base model", f"{base}{f' (fingerprint {source[:16]})' if source and '/' not in source else ''}"
-    yield "licence of the base model", licence or "not stated: it was not known where this was made"
+    yield "licence of the base model", licence or "unknown"
     yield (
         "LoRA",
         f"rank {adapters.rank}, alpha {adapters.alpha:g} on {', '.join(adapters.modules)}, "
@@ -126,7 +126,7 @@ def _metrics(result: Mapping[str, Any]) -> str:
     lines = [f"| {title} | {_number(before.get(key))} | {_number(after.get(key))} |" for key, title in _METRICS.items()]
     divergence = ((result.get("evaluation") or {}).get("kl_per_token") or {}).get("mean")
     if divergence is not None:
-        lines.append(f"| KL to the reference (nats a token) | 0 | {divergence:.4f} |")
+        lines.append(f"| KL to the reference (nats per token) | 0 | {divergence:.4f} |")
     return "\n".join([*lines, f"| pairs | {before.get('val/pairs', '?')} | {after.get('val/pairs', '?')} |"])
 
 

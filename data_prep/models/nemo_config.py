@@ -11,9 +11,9 @@ from typing import Any
 from data_prep.models.llama_shape import LLAMA31, LlamaShape
 from launcher.nemo.nemo_file import ROPE_SCALING, TOKENIZER_FOLDER
 
-# NeMo keeps files inside a .nemo under "nemo:NAME", but for the path of a HF tokenizer it looks nothing up: whoever
-# restores unpacks the folder and sets model.tokenizer.type to where it lies. Until then this name fails at once and
-# clearly (transformers: "Incorrect path_or_model_id"), offline as well, and can be no folder or hub name by accident.
+# NeMo refers to files inside a .nemo as "nemo:NAME", but it does not resolve the path of an HF tokenizer that way: code
+# that restores the model must unpack the folder and set model.tokenizer.type to its path. Until then this name fails at
+# once and clearly (transformers: "Incorrect path_or_model_id"), also offline: no folder or hub model has such a name.
 TOKENIZER_INSIDE = f"nemo:{TOKENIZER_FOLDER}"
 
 MOST_TENSOR_PARALLEL = 8
@@ -89,7 +89,7 @@ def model_config(shape: LlamaShape, tokens: int, precision: str) -> dict[str, An
         "num_micro_batches_with_partial_activation_checkpoints": None,
         "use_cpu_initialization": False,
         "dist_ckpt_format": "torch_dist",
-        "optim": {"name": "fused_adam"},  # NeMo wants the key; what is in it a trial sets
+        "optim": {"name": "fused_adam"},  # NeMo requires the key; a trial sets its content
         "resume_from_checkpoint": None,
         "seed": 1234,
     }
@@ -99,7 +99,7 @@ def model_config(shape: LlamaShape, tokens: int, precision: str) -> dict[str, An
 def rotary_config(shape: LlamaShape) -> dict[str, Any]:
     """Rotary embeddings: base, scaling of the frequencies, linear interpolation of the positions.
 
-    NeMo 2.1 scales with Llama 3.1's numbers only. Others stand under a key of our own, which
+    NeMo 2.1 can scale with Llama 3.1's numbers only. Other numbers are stored under a key of this project, which
     launcher/train/nemo_aligner/rotary.py reads when the model is built.
     """
     config: dict[str, Any] = {
@@ -119,9 +119,9 @@ def vocab_divisor(vocab: int, tokens: int) -> int:
     """make_vocab_size_divisible_by such that NeMo's padded vocabulary has exactly the HF embedding's rows.
 
     NeMo rounds len(tokenizer) up to a multiple of divisor x tensor parallel size. Every row beyond HF's would enter the
-    softmax with a logit of its own and shift all log-probabilities, so there shall be none: also not with tensor
-    parallelism of up to 8 where the vocabulary allows it (128,256: divisor 32; NeMo's usual 128 pads from TP=4 on).
-    Raises ValueError where the tokenizer has more tokens than the embedding rows.
+    softmax with a logit of its own and shift all log-probabilities, so there must be none, if possible not even with
+    tensor parallelism of up to 8 (128,256 tokens: divisor 32; NeMo's usual 128 pads from TP=4 on).
+    Raises ValueError if the tokenizer has more tokens than the embedding has rows.
     """
     if tokens > vocab:
         raise ValueError(f"the tokenizer has {tokens} tokens, the embedding {vocab} rows")
@@ -136,5 +136,5 @@ def vocab_divisor(vocab: int, tokens: int) -> int:
         for divisor in powers:
             if exact(divisor, most_parallel):
                 return divisor
-    # Fewer tokens than rows by more than a power of two covers: the smallest divisor of the rows that does.
+    # The rows exceed the tokens by more than any power of two covers: use the smallest divisor of the rows that does.
     return next(divisor for divisor in range(vocab - tokens + 1, vocab + 1) if exact(divisor, 1))

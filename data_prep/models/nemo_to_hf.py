@@ -1,7 +1,7 @@
 """A Llama's .nemo as a Hugging Face folder: sharded safetensors, config.json, tokenizer. One tensor at a time.
 
-The way back from convert_checkpoint.py, bit for bit; files of NeMo's own converter and of a training of all weights are
-read as well. With a change of each weight on the way it also writes a model with an adapter merged into it.
+The inverse of convert_checkpoint.py, bit for bit; it also reads files of NeMo's own converter and of a training of all
+weights. With a function that changes each weight, it writes a model with an adapter merged into it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 Change = Callable[[str, "torch.Tensor"], "torch.Tensor"]
-#: What a Llama's model_config.yaml says, where it says anything: a .nemo of another architecture is not misread as one.
+#: The values that these keys may have in a Llama's model_config.yaml, if present; other architectures are refused.
 _LLAMA = {
     "normalization": ("rmsnorm",),
     "activation": ("fast-swiglu",),
@@ -53,7 +53,7 @@ class NemoModel:
     shape: LlamaShape
     reader: CheckpointReader
     tokenizer: str
-    """What model_config.yaml names as its tokenizer."""
+    """The tokenizer according to model_config.yaml."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,10 +61,10 @@ class NemoModel:
 
 
 def open_nemo(path: Path) -> NemoModel:
-    """Reads what a .nemo says of itself and the index of its weights; raises Refused for what is no Llama."""
+    """Read the config of a .nemo and the index of its weights. Raises Refused if it is not a Llama."""
     base = base_model.load(path)
     if base is None:
-        raise Refused([Finding(str(path), "", "is no readable .nemo file", "name the base model's .nemo")])
+        raise Refused([Finding(str(path), "", "is not a readable .nemo file", "name the base model's .nemo")])
     reader = CheckpointReader(path)
     rows = reader.shapes.get(_EMBEDDING, (0,))[0]
     shape = shape_of(path, base.config, base.vocabulary or rows)
@@ -73,8 +73,8 @@ def open_nemo(path: Path) -> NemoModel:
 
 
 def shape_of(path: Path, config: dict[str, Any], vocabulary: int) -> LlamaShape:
-    """A model_config.yaml as the Llama it describes: the inverse of nemo_config.model_config. Raises Refused."""
-    found = [
+    """The Llama that a model_config.yaml describes: the inverse of nemo_config.model_config. Raises Refused."""
+    findings = [
         Finding(
             f"{path}: {key}", str(config[key]), "is not a Llama's", "only Llama models have such a Hugging Face folder"
         )
@@ -85,9 +85,9 @@ def shape_of(path: Path, config: dict[str, Any], vocabulary: int) -> LlamaShape:
         key for key in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads") if key not in config
     ]
     if missing:
-        found.append(Finding(f"{path}: {', '.join(missing)}", "", "missing", "name a base model's .nemo"))
-    if found:
-        raise Refused(found)
+        findings.append(Finding(f"{path}: {', '.join(missing)}", "", "missing", "name a base model's .nemo"))
+    if findings:
+        raise Refused(findings)
     heads = config["num_attention_heads"]
     linear = config.get("seq_len_interpolation_factor")
     return LlamaShape(
@@ -118,7 +118,7 @@ def _rope_scaling(config: dict[str, Any]) -> RopeScaling | None:
 
 
 def hf_config(shape: LlamaShape) -> dict[str, Any]:
-    """config.json of a Llama of this shape; which tokens begin and end a text only a tokenizer knows."""
+    """config.json of a Llama of this shape, without the begin and end tokens, which only the tokenizer knows."""
     rope: dict[str, Any] | None = None
     if shape.rope_scaling is not None:
         rope = {"rope_type": "llama3", **shape.rope_scaling._asdict()}
@@ -150,9 +150,9 @@ def hf_config(shape: LlamaShape) -> dict[str, Any]:
 def write_folder(
     model: NemoModel, folder: Path, progress: Progress, change: Change | None = None, journal: Journal | None = None
 ) -> None:
-    """Fill `folder`, which is there; `change` gets each weight by HF's name and returns what is written in its place.
+    """Fill the existing `folder`. `change` gets each weight with HF's name and returns the weight to write instead.
 
-    Weights that `journal` lists are there already. Raises Refused where the .nemo holds no tokenizer.
+    Weights that `journal` lists are already written. Raises Refused if the .nemo contains no tokenizer.
     """
     from data_prep.models.megatron_weights import read_weights
 
@@ -167,7 +167,7 @@ def write_folder(
             progress.detail = name
             writer.add(name, change(name, weight) if change else weight)
         writer.close()
-    open_folder(folder)  # what a reader would find wrong with it is found here
+    open_folder(folder)  # raises Refused if the folder could not be read again
 
 
 def _put_tokenizer(model: NemoModel, folder: Path) -> None:
@@ -181,13 +181,13 @@ def _put_tokenizer(model: NemoModel, folder: Path) -> None:
 
 
 def _write_config(shape: LlamaShape, folder: Path) -> None:
-    """The original's config.json, which came with the tokenizer, where it says the same of the model; else one made."""
+    """Write config.json: the original, stored with the tokenizer, if it describes the same model, else a new one."""
     file = folder / "config.json"
     if file.is_file():
         original = json.loads(file.read_text(encoding="utf-8"))
         own = read_shape(folder)
         config = {**original, "torch_dtype": shape.dtype}
-        if "rope_parameters" in original:  # of transformers 5; with the older keys beside it both read it right
+        if "rope_parameters" in original:  # of transformers 5; with the older keys added, both versions read it right
             made = hf_config(shape)
             config |= {"dtype": shape.dtype, "rope_theta": made["rope_theta"], "rope_scaling": made["rope_scaling"]}
         if replace(own, dtype=shape.dtype, init_std=shape.init_std) != shape:

@@ -1,4 +1,4 @@
-"""Writes a .nemo, as one file or as a folder, file after file, and goes on where a killed process stopped. Stdlib only.
+"""Writes a .nemo, as one file or as a folder, file after file, and continues where a killed process stopped. Stdlib only.
 
 The file is an uncompressed tar, as NeMo's own are. Its members are written in place, so that a model's bytes are
 written once, and never needs its disk space twice.
@@ -20,7 +20,7 @@ _BLOCK = tarfile.BLOCKSIZE
 
 
 class NemoWriter:
-    """Writes into `path`: a tar where `packed`, else a folder.
+    """Writes into `path`: a tar if `packed`, else a folder.
 
     Owner and times are left out of a tar, so the same content gives the same bytes.
     """
@@ -51,7 +51,7 @@ class NemoWriter:
 
     @contextmanager
     def file(self, name: str) -> Iterator[BinaryIO]:
-        """A stream for the content of the file `name`; its position is not 0 at the start where the .nemo is a tar."""
+        """A stream for the content of the file `name`; in a tar its position at the start is not 0."""
         if not self._packed:
             with (self.path / name).open("wb") as stream:
                 yield stream

@@ -1,7 +1,7 @@
 """The proof of a conversion: NeMo's model, restored from the .nemo, and HF's give the same logits on a text.
 
-It is made in a process of its own (proof_process.py): NeMo's import takes 13 s, which pass while the weights are
-converted, and the stand-ins for CUDA stay out of the caller.
+It runs in a process of its own (proof_process.py): NeMo's import takes 13 s and overlaps with the conversion of the
+weights, and the stand-ins for CUDA are not installed in the caller.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from data_prep.progress import Progress
 
 _PROCESS = Path(__file__).with_name("proof_process.py")
 
-#: Largest allowed difference of a logit, in standard deviations of HF's logits, both computed in fp32. Where the
-#: conversion is right it is often 0 (PyTorch's kernels in the same order on both sides) and, for SmolLM2-135M, 1e-5
-#: where the order is another (HF's sdpa attention; fp64). One weight of SmolLM2's 135 million off by 0.5: 0.002 to 1.
+#: Largest allowed difference of a logit, in standard deviations of HF's logits, both computed in fp32. After a right
+#: conversion it is often 0 (the same PyTorch kernels in the same order) and, for SmolLM2-135M, 1e-5 if the order
+#: differs (HF's sdpa attention; fp64). If one of SmolLM2's 135 million weights is off by 0.5, it is 0.002 to 1.
 TOLERANCE = 1e-4
 
 #: Long enough that positions, and with them the rotary frequencies, matter; digits, quotes, accents for the tokenizer.
@@ -91,7 +91,7 @@ class Prover:
 
 
 def verdict(got: Any, expected: Any) -> dict[str, Any]:
-    """Figures of two [tokens, vocabulary] logits; raises Failed where they differ by more than TOLERANCE or are NaN."""
+    """Figures of two [tokens, vocabulary] logits; raises Failed if they differ by more than TOLERANCE or are NaN."""
     scale = float(expected.std())
     difference = float((got - expected).abs().max()) / scale
     log_probabilities = float((got.log_softmax(-1) - expected.log_softmax(-1)).abs().max())

@@ -52,7 +52,7 @@ def whole(job: dict[str, Any], ids: list[int], say: Say) -> tuple[torch.Tensor, 
         model = MegatronGPTModel.restore_from(**restore, override_config_path=config, strict=True).eval()
         scale_frequencies(model, config)
         _check_tokens(model, job, ids)
-    if not torch.equal(model.model.embedding.word_embeddings.weight, embedding):  # the text has few of its rows
+    if not torch.equal(model.model.embedding.word_embeddings.weight, embedding):  # the text uses few of its rows
         raise Failed("the embeddings of NeMo's model are not HF's")
     say(phase="computing NeMo's logits")
     with torch.no_grad():
@@ -60,7 +60,7 @@ def whole(job: dict[str, Any], ids: list[int], say: Say) -> tuple[torch.Tensor, 
 
 
 def by_layer(job: dict[str, Any], ids: list[int], say: Say) -> tuple[torch.Tensor, torch.Tensor]:
-    """Like `whole`, in bounded memory. Compares all embedding rows; computes with those of the text."""
+    """Like `whole`, in bounded memory. It compares all embedding rows, and computes with those of the text."""
     folder, reader = open_folder(Path(job["hf"])), CheckpointReader(Path(job["nemo"]))
     shape = folder.shape
     if reader.shapes[_EMBEDDING][0] < shape.vocab:
@@ -89,21 +89,21 @@ def _stored(job: dict[str, Any]) -> torch.dtype:
 
 
 def _mask(length: int) -> torch.Tensor:
-    return torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)  # True: not to be seen
+    return torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)  # True: masked out
 
 
 def _read(folder: HFFolder, name: str, stored: torch.dtype, first: int = 0, end: int | None = None) -> torch.Tensor:
-    with safe_open(folder.files[name], framework="pt") as file:  # anew each time, so that its pages are let go
+    with safe_open(folder.files[name], framework="pt") as file:  # reopened each time, so that its pages are freed
         return file.get_slice(name)[first:end].to(stored, copy=True)
 
 
 def _fp32(folder: HFFolder, name: str, stored: torch.dtype) -> torch.Tensor:
-    """A whole weight, widened by blocks of rows: it is in memory once, not in its file's pages and its type as well."""
+    """A whole weight, widened by blocks of rows, so that it is in memory only once, in fp32."""
     size = folder.shape.tensors()[name]
-    found = torch.empty(size)
+    weight = torch.empty(size)
     for first in range(0, size[0], 1024):
-        found[first : first + 1024] = _read(folder, name, stored, first, min(first + 1024, size[0]))
-    return found
+        weight[first : first + 1024] = _read(folder, name, stored, first, min(first + 1024, size[0]))
+    return weight
 
 
 def _blocks(folder: HFFolder, name: str, stored: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
@@ -114,7 +114,7 @@ def _blocks(folder: HFFolder, name: str, stored: torch.dtype) -> Iterator[tuple[
 
 @torch.no_grad()
 def _hf_states(folder: HFFolder, hidden: torch.Tensor, stored: torch.dtype, say: Say) -> torch.Tensor:
-    """What HF's output layer receives: [tokens, hidden], for embeddings of the same shape."""
+    """The input of HF's output layer, [tokens, hidden], for embeddings of the same shape."""
     from transformers import AutoConfig
 
     family = folder.shape.family
@@ -150,7 +150,7 @@ def _hf_states(folder: HFFolder, hidden: torch.Tensor, stored: torch.dtype, say:
 def _nemo_states(
     job: dict[str, Any], reader: CheckpointReader, hidden: torch.Tensor, ids: list[int], say: Say
 ) -> torch.Tensor:
-    """The same of NeMo's model, built with one layer and next to no vocabulary, as Megatron calls it in training."""
+    """The same for NeMo's model, built with one layer and almost no vocabulary, called as in Megatron's training."""
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
     from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import MegatronGPTModel
@@ -168,14 +168,14 @@ def _nemo_states(
         _check_tokens(model, job, ids)
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.launch(lambda: None, trainer=trainer)
-        trainer.strategy.setup_environment()  # as NeMo's restore does: Megatron loads among ranks, be it one
+        trainer.strategy.setup_environment()  # as NeMo's restore does: Megatron needs a process group to load
         gpt = model.model
-        gpt.post_process = False  # the decoder's states, not logits
+        gpt.post_process = False  # return the decoder's states, not logits
         layer, norm = gpt.decoder.layers[0], gpt.decoder.final_layernorm
         states = hidden[:, None]
         for index in range(layers):
             say(phase=f"computing NeMo's layer {index + 1} of {layers}")
-            layer.to(_stored(job))  # so loaded, since Megatron joins fc1's halves in a copy; computed in fp32
+            layer.to(_stored(job))  # load in this type: Megatron joins fc1's halves in a copy; compute in fp32
             sharded = layer.sharded_state_dict("layer.", [(0, 0, 1)], None)
             replace_prefix_for_sharding(sharded, "layer.", LAYERS)
             with reader.layer_folder(index, Path(scratch)) as files:
@@ -213,11 +213,11 @@ def _config(job: dict[str, Any], scratch: str) -> tuple[Any, dict[str, Any]]:
     config = MegatronGPTModel.restore_from(**restore, return_config=True)
     OmegaConf.set_struct(config, False)
     config.tokenizer.type = str(unpack_tokenizer(Path(job["nemo"]), Path(scratch) / "tokenizer"))
-    # fp32, for a sharp comparison; no random weights first, since every weight is about to be read.
+    # fp32, for a sharp comparison; without random initial weights, since every weight is about to be loaded.
     config.update(precision=32, perform_initialization=False, use_cpu_initialization=True)
     return config, restore
 
 
 def _check_tokens(model: Any, job: dict[str, Any], ids: list[int]) -> None:
     if model.tokenizer.text_to_ids(job["text"])[: len(ids)] != ids:
-        raise Failed("the tokenizer inside the file gives other tokens than HF's")
+        raise Failed("the tokenizer in the file gives tokens that differ from HF's")

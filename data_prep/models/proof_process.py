@@ -19,7 +19,7 @@ from data_prep.models.proof import TEXT, Failed, verdict
 
 
 def compare(job: dict[str, Any], say: Any) -> dict[str, Any]:
-    """The verdict on a job of Prover.prove's; raises Failed."""
+    """The verdict on a job of Prover.prove. Raises Failed."""
     from transformers import AutoTokenizer
 
     from data_prep.models import proof_models
@@ -35,7 +35,7 @@ def compare(job: dict[str, Any], say: Any) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Import NeMo, then answer one job a line of stdin until it ends. All that libraries print goes to stderr."""
+    """Import NeMo, then answer one job per line of stdin until it ends. Output of libraries goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -69,5 +69,5 @@ def main() -> int:
 if __name__ == "__main__":
     sys.stdout.flush()
     code = main()
-    # NeMo and gloo leave threads that can hang at exit; nothing is left to be saved.
+    # NeMo and gloo leave threads that can hang at exit; everything has been written.
     os._exit(code)

@@ -1,7 +1,7 @@
 """Rotary frequencies computed from a config.json's own text, for the proof.
 
-The installed transformers may misread a config (4.48 takes one that transformers 5 wrote for theta 10,000, unscaled),
-and so may llama_shape. The proof relies on neither: the text is read once more here, and HF's model gets the result.
+The installed transformers may misread a config (4.48 reads one of transformers 5 as theta 10,000, unscaled), and so may
+llama_shape. The proof relies on neither: it reads the file independently here, and HF's model gets the result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 
 def frequencies(folder: Path) -> torch.Tensor:
-    """[half of the head's dimensions], fp32. Raises ValueError for a scaling that is not known."""
+    """[half of the head's dimensions], fp32. Raises ValueError for an unknown scaling."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     rope: dict[str, Any] = {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {})}
     rope |= config.get("rope_parameters") or {}
@@ -41,6 +41,6 @@ def _scaled(frequency: torch.Tensor, rope: dict[str, Any]) -> torch.Tensor:
 
 
 def set_frequencies(rotary: Any, folder: Path) -> None:
-    """Give transformers' rotary embedding these frequencies, whatever it read itself."""
+    """Give transformers' rotary embedding these frequencies in place of those that it read itself."""
     rotary.inv_freq = rotary.original_inv_freq = frequencies(folder)
     rotary.rope_type, rotary.attention_scaling = "default", 1.0

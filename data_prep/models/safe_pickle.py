@@ -1,4 +1,4 @@
-"""Reads pickles of checkpoints without running their code: a pickle is a program and may come from anyone."""
+"""Reads pickles of checkpoints without running their code: a pickle is a program, and anyone may have written it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-#: What the index of a torch_dist checkpoint consists of.
+#: The classes in the index of a torch_dist checkpoint.
 _INDEX = {
     ("torch.distributed.checkpoint.metadata", name)
     for name in (
@@ -25,30 +25,30 @@ _INDEX = {
 _INDEX |= {("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout")}
 _INDEX |= {("torch", "Size"), ("collections", "OrderedDict"), ("pathlib", "PosixPath"), ("builtins", "set")}
 
-#: What tensors consist of.
+#: The classes of which tensors are made.
 _TENSORS = {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"), ("torch", "Size")}
 _TENSORS |= {("collections", "OrderedDict"), ("torch", "device")}
 
 
 def load_index(data: bytes) -> Any:
-    """The index of a checkpoint. Raises pickle.UnpicklingError for what refers to anything else."""
+    """The index of a checkpoint. Raises pickle.UnpicklingError if it refers to any other class."""
     return _IndexUnpickler(io.BytesIO(data)).load()
 
 
 def _is_dtype_or_storage(module: str, name: str) -> bool:
-    found = getattr(torch, name, None) if module == "torch" else None
-    return isinstance(found, torch.dtype) or (isinstance(found, type) and name.endswith("Storage"))
+    value = getattr(torch, name, None) if module == "torch" else None
+    return isinstance(value, torch.dtype) or (isinstance(value, type) and name.endswith("Storage"))
 
 
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _INDEX or _is_dtype_or_storage(module, name):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}, as no index of a checkpoint does")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which an index of a checkpoint never does")
 
 
 class Placeholder:
-    """Stands for an object of a class that is not read: it takes whatever a pickle does with it, and does nothing."""
+    """Stands for an object of a class that is not read: it accepts whatever a pickle does with it, and ignores it."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Placeholder:
         return super().__new__(cls)
@@ -73,5 +73,5 @@ class Unpickler(pickle.Unpickler):
 
 
 def load(file: Any, **options: Any) -> Any:
-    """What torch.load calls for the parts of older files."""
+    """torch.load calls this for the parts of older files."""
     return Unpickler(file, **options).load()

@@ -1,7 +1,7 @@
-"""Writes safetensors files tensor by tensor: all names and shapes are known first, so one tensor is in memory.
+"""Writes safetensors files tensor by tensor, with one tensor in memory: all names and shapes are known beforehand.
 
-safetensors.torch.save_file wants all tensors of a file at once. The format (huggingface/safetensors, README) is: eight
-bytes, the header's length; the header in JSON; the tensors' bytes in the header's order.
+safetensors.torch.save_file needs all tensors of a file at once. The format (huggingface/safetensors, README) is: eight
+bytes with the header's length; the header in JSON; the tensors' bytes in the header's order.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 class SafetensorsWriter:
-    """Writes a model's weights into `folder` as Hugging Face's sharded safetensors, or one file where they fit one.
+    """Writes a model's weights into `folder` as Hugging Face's sharded safetensors, or as one file if they fit.
 
-    `shapes` are all tensors' names and shapes, in the order in which `add` will be called; all get `dtype`. No file of
-    the folder is whole before close(). Tensors that a killed process wrote, as `journal` says, are not due again: see
+    `shapes` are all tensors' names and shapes, in the order in which `add` will be called; all get `dtype`. The files
+    are complete only after close(). Tensors that a killed process wrote, as `journal` says, are not due again: see
     `due`.
     """
 
@@ -75,10 +75,10 @@ class SafetensorsWriter:
         return math.prod(self.shapes[name]) * self.dtype.itemsize
 
     def add(self, name: str, weight: torch.Tensor) -> None:
-        """Write the next tensor. Raises ValueError if it is not the one that is due."""
+        """Write the next tensor. Raises ValueError if another one was expected."""
         expected = self.due.pop(0)
         if name != expected or tuple(weight.shape) != self.shapes[name]:
-            raise ValueError(f"{name} {tuple(weight.shape)} came, {expected} {self.shapes[expected]} was due")
+            raise ValueError(f"got {name} {tuple(weight.shape)}, expected {expected} {self.shapes[expected]}")
         if self._stream is None:
             self._stream = (self.folder / self._files[name]).open("wb")
             self._stream.write(self._header(self._files[name]))
@@ -107,7 +107,7 @@ class SafetensorsWriter:
         return struct.pack("<Q", len(text)) + text
 
     def close(self) -> None:
-        """Write the index, where there are several files. Raises ValueError where a tensor has not come."""
+        """Write the index, if there are several files. Raises ValueError if a tensor is missing."""
         if self.due:
             raise ValueError(f"{len(self.due)} tensors have not come, first {self.due[0]}")
         if len(set(self._files.values())) > 1:

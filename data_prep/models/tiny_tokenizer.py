@@ -74,7 +74,7 @@ chocolate for unexpected delays. Weigh your rucksack twice and leave half of the
 
 
 def write_tokenizer(folder: Path) -> int:
-    """Train it and write its HF files to `folder`; returns the number of tokens, specials included."""
+    """Train the tokenizer and write its HF files to `folder`; returns the number of tokens, special ones included."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

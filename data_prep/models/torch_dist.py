@@ -1,8 +1,8 @@
-"""Megatron's `torch_dist` checkpoints, written and read piece by piece, so that no more than a piece is in memory.
+"""Megatron's `torch_dist` checkpoints, written and read piece by piece, so that at most one piece is in memory.
 
-The format is torch.distributed.checkpoint's: files of torch.save()d pieces, and a pickled index that says of every
-tensor which pieces it has and where they lie. A checkpoint is read in a folder or inside an uncompressed tar (a .nemo)
-alike, without unpacking.
+The format is torch.distributed.checkpoint's: files of torch.save()d pieces, and a pickled index with the pieces of each
+tensor and where they are. A checkpoint can be read in a folder or inside an uncompressed tar (a .nemo), without
+unpacking.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _BLOCK = 16 << 20
 class CheckpointWriter:
     """Writes the weights of a .nemo as a `torch_dist` checkpoint, piece by piece; it can be read only after close().
 
-    `dtype` is what every tensor is stored in. Files that a killed process finished are kept, see `has_file`.
+    `dtype` is the type in which every tensor is stored. Files that a killed process finished are kept, see `has_file`.
     """
 
     def __init__(self, nemo: NemoWriter, dtype: torch.dtype) -> None:
@@ -54,7 +54,7 @@ class CheckpointWriter:
         self._stream: BinaryIO | None = None
 
     def has_file(self, number: int) -> bool:
-        """Whether file `number` was finished by a killed process; the index then lists what is in it."""
+        """Whether file `number` was finished by a killed process; the index then lists its content."""
         file = _file_name(number)
         holds = self._nemo.holds(file)
         for piece in holds["pieces"] if holds else []:
@@ -63,7 +63,7 @@ class CheckpointWriter:
 
     @contextmanager
     def file(self, number: int) -> Iterator[None]:
-        """Everything written inside goes to one file."""
+        """Everything written while the block runs goes to one file."""
         self._file, self._pieces = _file_name(number), []
         with self._nemo.file(f"{nemo_file.WEIGHTS}/{self._file}") as self._stream:
             self._begin = self._stream.tell()
@@ -71,7 +71,7 @@ class CheckpointWriter:
         self._nemo.finish(self._file, {"pieces": self._pieces})
 
     def tensor(self, key: str, piece: torch.Tensor, offset: tuple[int, ...], size: tuple[int, ...]) -> None:
-        """Store `piece` as the part of tensor `key` (whole shape `size`) that begins at `offset`."""
+        """Store `piece` as the part of tensor `key` (of shape `size`) that begins at `offset`."""
         # A copy: torch.save writes the whole storage of a view, and a safetensors tensor is a view of its file.
         stored = piece.to(self.dtype, copy=True, memory_format=torch.contiguous_format)
         start, length = self._write(stored)
@@ -82,7 +82,7 @@ class CheckpointWriter:
         self._add(_Piece(f"{key}/shard_{index}_{count}", *self._write([None])))  # in a list, as Megatron stores objects
 
     def _write(self, value: torch.Tensor | list[None]) -> tuple[int, int]:
-        """(where it begins in the file, its bytes)."""
+        """(offset in the file, number of bytes)."""
         stream = self._stream
         assert stream is not None
         start = stream.tell()
@@ -108,7 +108,7 @@ class CheckpointWriter:
         self._metadata.storage_data[index] = _StorageInfo(file, piece.start, piece.length)
 
     def close(self) -> None:
-        """Write the index. Megatron reads metadata.json first, so that comes last."""
+        """Write the index. metadata.json is written last, because Megatron reads it first."""
         self._metadata.planner_data = {key: (key,) for key in self._metadata.state_dict_metadata}
         for name, content in _index_files(self._metadata).items():
             with self._nemo.file(f"{nemo_file.WEIGHTS}/{name}") as stream:
@@ -146,16 +146,16 @@ def _index_files(metadata: Metadata) -> dict[str, bytes]:
 
 
 class CheckpointReader:
-    """Reads regions of the tensors of a .nemo's checkpoint; `nemo` is the file, or the folder it was unpacked to.
+    """Reads regions of the tensors in a .nemo's checkpoint; `nemo` is the file, or the folder it was unpacked to.
 
-    Raises Refused where there is no such checkpoint in it (zarr, and pickled weights of one parallel size, are others).
+    Raises Refused if it contains another kind of checkpoint (zarr, or pickled weights of one parallel size).
     """
 
     def __init__(self, nemo: Path) -> None:
         self.nemo = nemo
         self._places = _places(nemo)
         if INDEX not in self._places:
-            why = f"holds no distributed checkpoint ({nemo_file.WEIGHTS}/{INDEX} of torch_dist)"
+            why = f"contains no distributed checkpoint ({nemo_file.WEIGHTS}/{INDEX} of torch_dist)"
             remedy = (
                 "save it with model.dist_ckpt_format=torch_dist, or convert it with data_prep/convert_checkpoint.py"
             )
@@ -176,12 +176,12 @@ class CheckpointReader:
         return {key: tuple(entry.size) for key, entry in self._entries.items()}
 
     def dtype(self, key: str) -> torch.dtype:
-        found: torch.dtype = self._entries[key].properties.dtype
-        return found
+        dtype: torch.dtype = self._entries[key].properties.dtype
+        return dtype
 
     def region(self, key: str, offset: Sequence[int], size: Sequence[int]) -> torch.Tensor:
-        """The part of tensor `key` that begins at `offset` and has shape `size`, put together from its pieces."""
-        found = torch.empty(tuple(size), dtype=self.dtype(key))
+        """The part of tensor `key` that begins at `offset` and has shape `size`, assembled from its pieces."""
+        region = torch.empty(tuple(size), dtype=self.dtype(key))
         filled = 0
         for chunk in self._entries[key].chunks:
             ends = [a + b for a, b in zip(chunk.offsets, chunk.sizes, strict=True)]
@@ -192,17 +192,17 @@ class CheckpointReader:
             into = tuple(slice(a - o, b - o) for a, b, o in zip(first, last, offset, strict=True))
             out_of = tuple(slice(a - o, b - o) for a, b, o in zip(first, last, chunk.offsets, strict=True))
             part = self._piece(key, chunk)[out_of]
-            found[into] = part
+            region[into] = part
             filled += part.numel()
-        if filled != found.numel():
-            why = f"{key} has {filled} of {found.numel()} values at {tuple(offset)}"
+        if filled != region.numel():
+            why = f"{key} has {filled} of {region.numel()} values at {tuple(offset)}"
             raise Refused([Finding(str(self.nemo), "", why, "convert the model again")])
-        return found
+        return region
 
     @contextmanager
     def layer_folder(self, index: int, parent: Path) -> Iterator[Path]:
-        """Layer `index` as the checkpoint of a model that has no other layer, in a folder in `parent`, while the block
-        runs: for Megatron's own loading, without unpacking more than the files that hold the layer."""
+        """Layer `index` as the checkpoint of a one-layer model, in a folder in `parent` that exists while the block
+        runs. Megatron can load it, and only the files with that layer are unpacked."""
         part = Metadata({}, {}, {})
         files = set()
         for key, entry in self._index.state_dict_metadata.items():
@@ -256,13 +256,15 @@ def _places(nemo: Path) -> dict[str, tuple[Path, int, int]]:
     folder = nemo / nemo_file.WEIGHTS
     if nemo.is_dir():
         return {path.name: (path, 0, path.stat().st_size) for path in folder.iterdir()} if folder.is_dir() else {}
-    found = {}
+    places = {}
     try:
         with tarfile.open(nemo, "r:") as archive:
             for member in archive:
                 parent, _, name = member.name.removeprefix("./").rpartition("/")
                 if parent == nemo_file.WEIGHTS and member.isfile():
-                    found[name] = (nemo, member.offset_data, member.size)
+                    places[name] = (nemo, member.offset_data, member.size)
     except (OSError, tarfile.TarError) as error:
-        raise Refused([Finding(str(nemo), "", f"is no readable .nemo ({error})", "name an uncompressed one")]) from None
-    return found
+        raise Refused(
+            [Finding(str(nemo), "", f"is not a readable .nemo ({error})", "name an uncompressed file")]
+        ) from None
+    return places

@@ -20,17 +20,17 @@ from data_prep.pairs.spill_file import SpillFile
 from data_prep.progress import Progress
 from launcher.findings import Finding, Refused
 
-#: Increase this number when the same source and options have to give different files.
+#: Increase this number when the same source and options must give different files.
 RULES = 3
 
 #: What to do if no pairs are left, by the most common reason for dropping rows.
 _REMEDIES = {
-    Drop.NO_PROMPT: "name the prompt's key with --map prompt=KEY; where both texts begin with it, --form implicit"
-    " takes what they share for the prompt",
+    Drop.NO_PROMPT: "name the prompt's key with --map prompt=KEY; if both texts begin with the prompt, use"
+    " --form implicit",
     Drop.TURN_ORDER: "check that the turns alternate and begin with the user's; --preview shows the first pair",
-    Drop.TOOLS: "NeMo-Aligner's DPO has no tools: only rows without them can be used",
+    Drop.TOOLS: "NeMo-Aligner's DPO does not support tools: use rows without them",
     Drop.ROLE: "rename the roles, or leave such messages out",
-    Drop.TIE: "only rows in which one response is preferred make a pair",
+    Drop.TIE: "a pair needs a row in which one response is preferred",
     Drop.TOO_LONG: "raise --max-tokens, or add --too-long cut",
     Drop.TOKENS_MERGE: "use another --prompt-format",
     Drop.TEMPLATE: "use --prompt-format llama3 or hh",
@@ -180,8 +180,8 @@ def check_tokens(prompt_format: PromptFormat, tokenizer: PairTokenizer) -> None:
         return
     missing = [token for token in prompt_format.TOKENS if tokenizer.token_id(token) is None]
     if missing:
-        why = f"has no token {missing[0]}, which --prompt-format llama3 writes"
-        remedy = "give the tokenizer of a Llama 3, or use --prompt-format chat or hh"
+        why = f"has no token {missing[0]}, which --prompt-format llama3 uses"
+        remedy = "give the tokenizer of a Llama 3 model, or use --prompt-format chat or hh"
         raise Refused([Finding("--tokenizer", str(tokenizer.files.path), why, remedy)])
 
 
@@ -197,7 +197,7 @@ def _check_rows(rows: dict[str, int], sizes: splits.Sizes, pair_filter: PairFilt
         size = getattr(sizes, name, 1)
         needed = size if isinstance(size, int) else 1
         if rows[name] < needed:
-            why = f"gets {rows[name]} rows where {needed} are needed, of {total} pairs"
+            why = f"gets {rows[name]} of {total} pairs, but {needed} are needed"
             remedy = "give more pairs, or other --validation and --test (a share or a number of rows)"
             short.append(Finding(f"{name}.jsonl", "", why, remedy))
     if short:

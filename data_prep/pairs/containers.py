@@ -150,7 +150,7 @@ class _AsUTF8(io.RawIOBase):
             self._decoder = codecs.getincrementaldecoder(encoding)()
         except LookupError:
             raise Refused(
-                [Finding("--encoding", encoding, "is no encoding that Python knows", "e.g. latin-1")]
+                [Finding("--encoding", encoding, "is not an encoding that Python knows", "e.g. latin-1")]
             ) from None
         self._stream, self._encoding, self._path = stream, encoding, path
         self._rest = b""

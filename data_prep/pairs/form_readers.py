@@ -26,7 +26,7 @@ def columns(prompt: str | Callable[[Row], object] | None, chosen: str = "chosen"
 
 def make_preference(prompt: object, chosen: object, row: Row, rejected: str = "rejected") -> Preference:
     value = _given(row, rejected)
-    several = isinstance(value, list) and value and all(isinstance(one, (str, list)) for one in value)
+    several = isinstance(value, list) and value and all(isinstance(answer, (str, list)) for answer in value)
     answers = tuple(value) if several else (value,)
     return Preference(prompt, chosen, answers, _system(row), *(_rewards(row) if len(answers) == 1 else ()))
 
@@ -73,10 +73,10 @@ def _rewards(row: Row) -> tuple[()] | tuple[float, tuple[float]]:
 def number(value: object) -> float | None:
     """The value as a finite float (CSV files hold numbers as text); None for anything else."""
     try:
-        found = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+        parsed = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
     except ValueError:
         return None
-    return found if math.isfinite(found) else None
+    return parsed if math.isfinite(parsed) else None
 
 
 # -- forms that are more than columns ----------------------------------------------------------------------------------
@@ -167,10 +167,12 @@ def _ranked(prompt: object, answers: Iterable[tuple[object, object]], row: Row, 
     worse = [(score, response) for score, response in known if score < known[0][0]]
     if not worse:
         return Drop.TIE
-    found = Preference(prompt, known[0][1], tuple(response for _, response in worse), _system(row), best_first=True)
+    preference = Preference(
+        prompt, known[0][1], tuple(response for _, response in worse), _system(row), best_first=True
+    )
     if not rewards:
-        return found
-    return found._replace(chosen_reward=known[0][0], rejected_rewards=tuple(score for score, _ in worse))
+        return preference
+    return preference._replace(chosen_reward=known[0][0], rejected_rewards=tuple(score for score, _ in worse))
 
 
 def _items(row: Row, key: str) -> list[Mapping[str, Any]]:

@@ -144,15 +144,15 @@ def recognise(row: Row) -> Form:
 
 #: Keys of data sets that do not hold pairs, and what they hold instead.
 _NO_PAIRS = (
-    (("completion", "label"), "one response a row with a label (KTO's form)"),
-    (("messages",), "one conversation a row (a set for supervised tuning)"),
-    (("prompt", "completion"), "one response a row (a set for supervised tuning)"),
-    (("instruction", "output"), "one response a row (a set for supervised tuning)"),
+    (("completion", "label"), "one response per row with a label (KTO's form)"),
+    (("messages",), "one conversation per row (a set for supervised tuning)"),
+    (("prompt", "completion"), "one response per row (a set for supervised tuning)"),
+    (("instruction", "output"), "one response per row (a set for supervised tuning)"),
 )
 
 
 def _what_is_missing(keys: tuple[str, ...]) -> str:
-    """Says which key of the most similar form is missing."""
+    """Names the missing key of the most similar form."""
     held = next((what for some, what in _NO_PAIRS if all(key in keys for key in some)), None)
     if held and "rejected" not in keys:
         return f"there is no rejected response, but {held}"
@@ -202,12 +202,12 @@ class RowReader:
             kept = {key: value for key, value in row.items() if key in _NOT_MAPPED}
             row = {**kept, **{target: _at(row, path) for target, path in self._mapping.items()}}
         form = self._form or recognise(row)
-        found = form.read(row)
+        preference = form.read(row)
         self.recognised[form.name] += 1
-        if isinstance(found, Drop):
-            return [found]
-        self.several += len(found.rejected) > 1
-        return conversations(found, self._rejected, self._keep_rendered, self._by_reward)
+        if isinstance(preference, Drop):
+            return [preference]
+        self.several += len(preference.rejected) > 1
+        return conversations(preference, self._rejected, self._keep_rendered, self._by_reward)
 
 
 def _at(row: Row, path: list[str]) -> object:

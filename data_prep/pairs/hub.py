@@ -96,5 +96,5 @@ class _Refusing:
         if isinstance(error, (OSError, ValueError, DatasetsError)):
             why = f"{self._what}at {self._revision[:12]} cannot be loaded ({error})"
             example = "harmless-base/train.jsonl.gz" if self._name == HH_NAME else "train.jsonl or train.parquet"
-            remedy = f"where there is no network, give a folder with {example} and so on as SOURCE"
+            remedy = f"without a network, give a folder with {example} and so on as SOURCE"
             raise Refused([Finding("SOURCE", self._name, why, remedy)]) from error

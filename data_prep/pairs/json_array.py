@@ -20,7 +20,7 @@ CHUNK = 1 << 20  # read at once
 
 def too_long(path: Path, number: int) -> Refused:
     why = f"the row is longer than {MOST_BYTES >> 20} MiB"
-    return Refused([Finding(f"{path}:{number}", "", why, "is it one row a line, and the right file?")])
+    return Refused([Finding(f"{path}:{number}", "", why, "check that it is the right file, with one row per line")])
 
 
 def read(stream: io.BufferedReader, path: Path, report: Callable[[], None], first: bytes = b"[") -> Iterator[Record]:

@@ -17,7 +17,7 @@ from launcher.whole_file import sha256
 
 RECORD = "dataset.json"
 PAIRS = tuple(f"{name}.jsonl" for name in splits.NAMES)
-PACKED = tuple(packed.name(name) for name in splits.NAMES)  # only where they were asked for
+PACKED = tuple(packed.name(name) for name in splits.NAMES)  # only with --pack
 FILES = (*PAIRS, *PACKED, RECORD)  # the record last: without it the set is incomplete
 
 
@@ -48,7 +48,7 @@ def check(folder: Path, sources: Sequence[Path], force: bool) -> None:
             raise Refused([Finding("--out", str(folder), why, "name another folder")])
     present = [name for name in FILES if (folder / name).exists()]
     if present and _record(folder) is None and not force:
-        why = f"holds {present[0]}, which prepare_data.py did not write"
+        why = f"contains {present[0]}, which prepare_data.py did not write"
         raise Refused([Finding("--out", str(folder), why, "name another folder, or overwrite it with --force")])
 
 
@@ -61,7 +61,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
 
 
 def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """What comes back when `value` is written as JSON and read again (tuples become lists)."""
+    """`value` after being written as JSON and read again (tuples become lists)."""
     return dict(json.loads(json.dumps(value)))
 
 
@@ -121,4 +121,4 @@ class Workspace:
 
 def _cannot_write(folder: Path, error: OSError) -> Refused:
     why = f"cannot be written ({error.strerror or error})"
-    return Refused([Finding("--out", str(folder), why, "name a folder that can be written, on a disk with room")])
+    return Refused([Finding("--out", str(folder), why, "name a folder that can be written, on a disk with free space")])

@@ -107,7 +107,7 @@ def _tokenized(path: Path, tokenizer: PairTokenizer, eos: int | None) -> Iterato
 
 def _misread(tokenizer: PairTokenizer) -> Refused:
     token = tokenizer.files.special_tokens.get("eos_token", "</s>")
-    why = f"{token}, the tokenizer's end, stands inside conversations: NeMo-Aligner takes what follows for padding"
+    why = f"conversations contain {token}, the tokenizer's end token: NeMo-Aligner would take what follows for padding"
     return Refused([Finding("--pack", "", why, "use another --prompt-format or tokenizer, or do not pack")])
 
 

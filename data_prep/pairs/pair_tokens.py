@@ -52,8 +52,8 @@ class PairTokenizer:
 
     def token_id(self, token: str) -> int | None:
         """The id of the token with this text, or None."""
-        found = self._encoder.token_id(token)
-        return None if found is None else int(found)
+        id_ = self._encoder.token_id(token)
+        return None if id_ is None else int(id_)
 
     def measure(self, pairs: Sequence[Pair]) -> list[Measured | Drop]:
         """Each pair with its length, or the reason to drop it. The border is moved where a token crosses it.
@@ -62,18 +62,18 @@ class PairTokenizer:
         at exactly --max-tokens, because the last token of a row is only a label.
         """
         measured: list[Measured | Drop | None] = [self._by_pieces(pair) for pair in pairs]
-        left = [number for number, one in enumerate(measured) if one is None]
-        for number, one in zip(left, self._whole([pairs[number] for number in left]), strict=True):
-            measured[number] = one or self._repaired(pairs[number])
-        return [one for one in measured if one is not None]
+        left = [number for number, result in enumerate(measured) if result is None]
+        for number, result in zip(left, self._whole([pairs[number] for number in left]), strict=True):
+            measured[number] = result or self._repaired(pairs[number])
+        return [result for result in measured if result is not None]
 
     def _by_pieces(self, pair: Pair) -> Measured | None:
         if self._counter is None:
             return None
-        found = self._counter.sides(pair.prompt, (pair.chosen_response, pair.rejected_response))
-        if found is None or found[0] >= min(found[1:]):
+        counts = self._counter.sides(pair.prompt, (pair.chosen_response, pair.rejected_response))
+        if counts is None or counts[0] >= min(counts[1:]):
             return None
-        return Measured(pair, max(found[1:]))
+        return Measured(pair, max(counts[1:]))
 
     def _whole(self, pairs: Sequence[Pair], moved: bool = False) -> list[Measured | None]:
         """Encodes pairs as NeMo-Aligner does and checks what it asserts; None for a pair that would fail."""
@@ -83,13 +83,13 @@ class PairTokenizer:
             for text in (pair.prompt, pair.prompt + pair.chosen_response, pair.prompt + pair.rejected_response)
         ]
         ids = self.encode(texts) if texts else []
-        found: list[Measured | None] = []
+        measured: list[Measured | None] = []
         for number, pair in enumerate(pairs):
             prompt, *sides = ids[3 * number : 3 * number + 3]
             # A response must have a token of its own left to learn from.
             sound = all(side[: len(prompt)] == prompt and len(side) > len(prompt) for side in sides)
-            found.append(Measured(pair, max(map(len, sides)), moved) if sound else None)
-        return found
+            measured.append(Measured(pair, max(map(len, sides)), moved) if sound else None)
+        return measured
 
     def _repaired(self, pair: Pair) -> Measured | Drop:
         """Moves the border left as little as needed, by at most FURTHEST characters."""
@@ -119,11 +119,11 @@ class _Tokenizers:
         self.special = [token.content for token in added if token.special]
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        return [one.ids for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def token_id(self, token: str) -> int | None:
-        found: int | None = self._tokenizer.token_to_id(token)
-        return found
+        id_: int | None = self._tokenizer.token_to_id(token)
+        return id_
 
 
 class _SentencePiece:
@@ -147,10 +147,10 @@ class _SentencePiece:
         return ids
 
     def token_id(self, token: str) -> int | None:
-        found: int = self._processor.piece_to_id(token)
-        return None if found == self._processor.unk_id() else found
+        id_: int = self._processor.piece_to_id(token)
+        return None if id_ == self._processor.unk_id() else id_
 
 
 def _no_tokenizer(files: TokenizerFiles, error: Exception) -> Refused:
     remedy = "give the folder or the .nemo of the trial's model"
-    return Refused([Finding("--tokenizer", str(files.path), f"is no tokenizer ({error})", remedy)])
+    return Refused([Finding("--tokenizer", str(files.path), f"is not a tokenizer ({error})", remedy)])

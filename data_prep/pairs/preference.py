@@ -36,37 +36,37 @@ class Preference(NamedTuple):
 
 
 def conversations(
-    found: Preference, which: str, keep_rendered: bool, by_reward: bool = False
+    preference: Preference, which: str, keep_rendered: bool, by_reward: bool = False
 ) -> list[Conversation | Drop]:
     """One Conversation for each rejected response that `which` selects: the first, the worst, or all. Raises BadRow.
 
     With `by_reward` the response with the higher reward becomes the chosen one, whatever the keys are called.
     """
-    count = len(found.rejected)
+    count = len(preference.rejected)
     if not count:
         return [Drop.EMPTY_RESPONSE]
     selected = [0]
     if which == "all":
         selected = list(range(count))
     elif which == "worst" and count > 1:
-        if not found.best_first:
+        if not preference.best_first:
             remedy = "use --rejected first or all"
-            raise BadRow("'rejected' has no scores or ranks that would say which is the worst", remedy)
+            raise BadRow("'rejected' has no scores or ranks, so the worst is not known", remedy)
         selected = [count - 1]
     made: list[Conversation | Drop] = []
     for number in selected:
         rewards = None
-        if found.chosen_reward is not None and found.rejected_rewards:
-            rewards = (found.chosen_reward, found.rejected_rewards[number])
+        if preference.chosen_reward is not None and preference.rejected_rewards:
+            rewards = (preference.chosen_reward, preference.rejected_rewards[number])
         if by_reward and rewards is None:
             raise BadRow("there are no rewards to choose by", "name them: --map chosen_reward=KEY,rejected_reward=KEY")
         if by_reward and rewards and rewards[0] == rewards[1]:
             made.append(Drop.TIE)
         elif by_reward and rewards and rewards[0] < rewards[1]:
-            swapped = found._replace(chosen=found.rejected[number])
-            made.append(_conversation(swapped, found.chosen, rewards[::-1], keep_rendered))
+            swapped = preference._replace(chosen=preference.rejected[number])
+            made.append(_conversation(swapped, preference.chosen, rewards[::-1], keep_rendered))
         else:
-            made.append(_conversation(found, found.rejected[number], rewards, keep_rendered))
+            made.append(_conversation(preference, preference.rejected[number], rewards, keep_rendered))
     return made
 
 
@@ -76,10 +76,10 @@ def is_conversation(value: object) -> bool:
 
 
 def _conversation(
-    found: Preference, rejected: object, rewards: Rewards | None, keep_rendered: bool
+    preference: Preference, rejected: object, rewards: Rewards | None, keep_rendered: bool
 ) -> Conversation | Drop:
-    prompt, chosen = found.prompt, found.chosen
-    system = _system(found.system)
+    prompt, chosen = preference.prompt, preference.chosen
+    system = _system(preference.system)
     if isinstance(chosen, str) and isinstance(rejected, str) and (prompt is None or isinstance(prompt, str)):
         if prompt is None and is_conversation(chosen):
             return hh_format.read_texts(chosen, rejected, system, rewards)
@@ -88,7 +88,7 @@ def _conversation(
         if prompt is None:
             in_turns = is_conversation(rejected) or "\n\nAssistant:" in hh_format.as_text(chosen)
             return Drop.TURN_ORDER if in_turns or not chosen.strip() else Drop.NO_PROMPT
-    return _turns(found, rejected, system, rewards)
+    return _turns(preference, rejected, system, rewards)
 
 
 def _rendered(
@@ -105,10 +105,10 @@ def _rendered(
     return made if isinstance(made, Drop) else made._replace(rendered=True)
 
 
-def _turns(found: Preference, rejected: object, system: str, rewards: Rewards | None) -> Conversation | Drop:
-    before = _read_prompt(found.prompt, found.chosen)
+def _turns(preference: Preference, rejected: object, system: str, rewards: Rewards | None) -> Conversation | Drop:
+    before = _read_prompt(preference.prompt, preference.chosen)
     sides: list[_Turns] = []
-    for key, value in (("chosen", found.chosen), ("rejected", rejected)):
+    for key, value in (("chosen", preference.chosen), ("rejected", rejected)):
         turns = _read_response(value, key, before)
         if isinstance(turns, Drop):
             return turns
@@ -131,8 +131,8 @@ class RenderedPrompt(BadRow):
     drop = Drop.RENDERED
 
     def __init__(self, style: str) -> None:
-        why = f"the prompt is rendered already (it has the markers of {style})"
-        super().__init__(why, "give the plain texts, or keep rendered prompts as they are with --rendered keep")
+        why = f"the prompt is already rendered (it has the markers of {style})"
+        super().__init__(why, "give the plain texts, or keep rendered prompts unchanged with --rendered keep")
 
 
 def _system(value: object) -> str:
@@ -148,10 +148,10 @@ def _read_prompt(prompt: object, chosen: object) -> _Turns | Drop | None:
     if prompt is None:
         return None
     if isinstance(prompt, str):
-        asked = _asked(prompt)
-        if not asked:
+        turns_of_prompt = _prompt_turns(prompt)
+        if not turns_of_prompt:
             return Drop.TURN_ORDER if hh_format.read_turns(hh_format.as_text(prompt)) else Drop.EMPTY_TURN
-        return [(role, turn.text) for role, turn in zip(cycle(("user", "assistant")), asked, strict=False)]
+        return [(role, turn.text) for role, turn in zip(cycle(("user", "assistant")), turns_of_prompt, strict=False)]
     if not isinstance(prompt, list):
         raise BadRow(f"'prompt' is {type(prompt).__name__}, neither text nor a list of messages")
     turns = _read_messages(prompt, "prompt")
@@ -160,7 +160,7 @@ def _read_prompt(prompt: object, chosen: object) -> _Turns | Drop | None:
     return turns
 
 
-def _asked(given: str) -> list[hh_format.Turn]:
+def _prompt_turns(given: str) -> list[hh_format.Turn]:
     """The turns of a prompt: a conversation in HH's form that lacks its last answer, or else one question."""
     turns = hh_format.read_turns(hh_format.as_text(given))
     if turns and turns[-1].role == "Assistant" and not turns[-1].text and hh_format.in_order(turns):

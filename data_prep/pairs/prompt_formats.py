@@ -31,10 +31,10 @@ def choose(name: str, tokenizer: TokenizerFiles | None) -> PromptFormat:
         return Llama3()
     if tokenizer is None:
         remedy = "add --tokenizer models/<name>.nemo"
-        raise Refused([Finding("--prompt-format", "chat", "is the tokenizer's chat template", remedy)])
+        raise Refused([Finding("--prompt-format", "chat", "needs the tokenizer's chat template", remedy)])
     template = tokenizer.chat_template
     if template is None:
-        why = "has no chat template, as those of base models"
+        why = "has no chat template, like most base models"
         remedy = "use --prompt-format llama3 or hh, or the tokenizer of the instruct model"
         raise Refused([Finding("--tokenizer", str(tokenizer.path), why, remedy)])
     return Template(template, tokenizer.special_tokens)
@@ -83,7 +83,7 @@ class Template:
         try:
             self._template = environment.from_string(text)
         except TemplateError as error:
-            why = f"has a chat template that Jinja does not read ({error})"
+            why = f"has a chat template that Jinja cannot parse ({error})"
             raise Refused([Finding("--tokenizer", "", why, "use --prompt-format hh or llama3")]) from error
         self._special_tokens = special_tokens
         self.facts = {"name": "chat", "template_sha256": hashlib.sha256(text.encode()).hexdigest()}

@@ -95,7 +95,7 @@ def is_of_hub(word: str) -> bool:
 
 def _check_fit(option: str, value: str, fits: bool, what: str) -> None:
     if value and not fits:
-        raise Refused([Finding(option, value, f"is about {what}, which SOURCE is not", "leave it out")])
+        raise Refused([Finding(option, value, f"applies only to {what}, which SOURCE is not", "leave it out")])
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -156,8 +156,8 @@ def _folder(folder: Path, subsets: tuple[str, ...], only: tuple[str, ...], readi
                 Finding(
                     where,
                     "",
-                    "holds no .jsonl, .json, .csv, .tsv, .parquet or .arrow",
-                    "name the folder or the file that does",
+                    "contains no .jsonl, .json, .csv, .tsv, .parquet or .arrow",
+                    "name a folder or file that does",
                 )
             ]
         )
@@ -169,20 +169,20 @@ def _pools(named: list[tuple[str, Any]], only: tuple[str, ...], where: str) -> l
     if unknown := set(only) - {name for name, _ in named}:
         names = ", ".join(sorted({name for name, _ in named}))
         raise Refused([Finding("--splits", name, f"no such split in {where}", f"it has {names}") for name in unknown])
-    named = [(name, one) for name, one in named if not only or name in only]
+    named = [(name, item) for name, item in named if not only or name in only]
     pools: dict[str, list[Any]] = {"train": [], "validation": [], "test": []}
     others: list[tuple[str, Any]] = []
-    for name, one in named:
+    for name, item in named:
         if (split := _split_of(name)) is None:
-            others.append((name, one))
+            others.append((name, item))
         else:
-            pools[split].append(one)
+            pools[split].append(item)
     if not pools["train"]:
-        return [("all", [one for _, one in named])]
+        return [("all", [item for _, item in named])]
     if others:
-        why = f"is none of the splits train, validation, test, while {where} has a train split"
-        remedy = "leave it out, or say with --splits, --subset or the one file what to take"
-        raise Refused([Finding(str(one), "", why, remedy) for _, one in others])
+        why = f"is not one of the splits train, validation, test, although {where} has a train split"
+        remedy = "leave it out, or choose what to read with --splits, --subset or a single file as SOURCE"
+        raise Refused([Finding(str(item), "", why, remedy) for _, item in others])
     if pools["test"] and pools["validation"]:
         return list(pools.items())
     held_out = pools["test"] or pools["validation"]
@@ -216,7 +216,7 @@ def _hh_rlhf(subsets: tuple[str, ...], revision: str) -> Source:
     unknown = [subset for subset in subsets if subset not in HH_SUBSETS]
     if unknown:
         remedy = "use " + ", ".join(HH_SUBSETS)
-        raise Refused([Finding("--subset", name, "HH-RLHF has no such", remedy) for name in unknown])
+        raise Refused([Finding("--subset", name, "HH-RLHF has no such subset", remedy) for name in unknown])
     pools = {
         pool: hub.opener(HH_NAME, subsets, split, revision)
         for pool, split in (("train", "train"), ("held_out", "test"))
@@ -227,7 +227,7 @@ def _hh_rlhf(subsets: tuple[str, ...], revision: str) -> Source:
 
 def _of_hub(name: str, subsets: tuple[str, ...], revision: str, only: tuple[str, ...], reading: Reading) -> Source:
     if len(subsets) > 1:
-        why = "of other sets than HH-RLHF one can be taken"
+        why = "only HH-RLHF can be read with several subsets at once"
         raise Refused([Finding("--subset", ",".join(subsets), why, "prepare them one by one")])
     subset = subsets[0] if subsets else None
     commit = hub.resolve(name, revision)

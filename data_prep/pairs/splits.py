@@ -52,7 +52,7 @@ def place(pool: str, opening: int, sizes: Sizes) -> int:
     if len(splits) == 1:
         return splits[0]
     validation, test = sizes.validation, sizes.test
-    if TRAIN not in splits:  # the pool is all held out: the two shares say how to divide it
+    if TRAIN not in splits:  # the whole pool is held out: divide it by the ratio of the two shares
         validation, test = validation / (validation + test), test / (validation + test)
     if opening < test * 2**64:
         return TEST

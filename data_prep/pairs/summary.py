@@ -40,7 +40,7 @@ def table(folder: Path, record: Mapping[str, Any], tokenizer: Path | None) -> st
     rewarded = sum(record["rewarded_rows"].values())
     if rewarded:
         lines.append(_line("with rewards of the source", rewarded))
-    lines += ["", f"  lengths are those of {lengths['of']}; " + _border(tokenizer)]
+    lines += ["", f"  lengths are of {lengths['of']}; " + _border(tokenizer)]
     if "packed" in record:
         lines += _packed(folder, record["packed"])
     return "\n".join(lines)
@@ -51,7 +51,7 @@ def _packed(folder: Path, made: Mapping[str, Any]) -> list[str]:
     full = ", ".join(f"{made[name]['packs']:,} {name} ({made[name]['filled']:.0%} full)" for name in splits.NAMES)
     prefix = ",".join(f"{name}:[{folder / packed.name(name)}]" for name in splits.NAMES)
     return [
-        f"  packs of {made['size']} tokens: {full}; with Transformer Engine they are trained on by",
+        f"  packs of {made['size']} tokens: {full}; to train on them, with Transformer Engine:",
         f"  model.data.data_impl=packed_jsonl model.encoder_seq_length={made['size']}"
         f" model.micro_batch_size=1 'model.data.data_prefix={{{prefix}}}'",
     ]
@@ -64,4 +64,4 @@ def _line(name: str, rows: int) -> str:
 def _border(tokenizer: Path | None) -> str:
     if tokenizer:
         return f"no token of {tokenizer.name} crosses from prompt to response"
-    return "token border and lengths in tokens not checked (--tokenizer)"
+    return "lengths in tokens and the token border were not checked (give --tokenizer)"

@@ -43,7 +43,7 @@ def read_file(
             if at:
                 at(share)
     except (ArrowException, OSError) as error:
-        why = f"is damaged or no Parquet or Arrow file ({error})"
+        why = f"is damaged, or is not a Parquet or Arrow file ({error})"
         raise Refused([Finding(name, "", why, "copy or download the file again")]) from error
 
 
@@ -98,7 +98,7 @@ def read_saved(
     try:
         dataset = load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
-        why = f"is no whole set of save_to_disk ({error})"
+        why = f"is not a complete data set of save_to_disk ({error})"
         raise Refused([Finding(str(folder), "", why, "copy or write it again")]) from error
     yield from read_dataset(dataset, str(folder), at, columns)
 

@@ -64,11 +64,11 @@ class TokenCounter:
     @classmethod
     def of(cls, model: bytes, encode: Callable[[str], list[int]]) -> TokenCounter | None:
         """A counter for this tokenizer.json; None if we do not know where the tokenizer's splits end."""
-        found: dict[str, Any] = json.loads(model)
-        added = found.get("added_tokens") or []
-        simple = found.get("normalizer") is None and _is_known(found.get("pre_tokenizer"))
-        simple = simple and found["model"].get("type") == "BPE" and not found["model"].get("dropout")
-        if not simple or not _stand_alone(added):
+        config: dict[str, Any] = json.loads(model)
+        added = config.get("added_tokens") or []
+        simple = config.get("normalizer") is None and _is_known(config.get("pre_tokenizer"))
+        simple = simple and config["model"].get("type") == "BPE" and not config["model"].get("dropout")
+        if not simple or not _never_overlap(added):
             return None
         return cls([token["content"] for token in added], encode)
 
@@ -123,11 +123,11 @@ class TokenCounter:
         return self._joined[tail, piece]
 
 
-def _is_known(found: Any) -> bool:
+def _is_known(pre_tokenizer: Any) -> bool:
     """Whether the pre-tokenizer is known and splits with one of the expressions in _KNOWN or with GPT-2's."""
-    if not isinstance(found, dict):
+    if not isinstance(pre_tokenizer, dict):
         return False
-    parts = found["pretokenizers"] if found["type"] == "Sequence" else [found]
+    parts = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
     return all(map(_is_harmless, parts)) and any(map(_splits, parts))
 
 
@@ -139,12 +139,12 @@ def _is_harmless(part: dict[str, Any]) -> bool:
 
 def _splits(part: dict[str, Any]) -> bool:
     if part["type"] == "Split":
-        alone = part["behavior"] == "Isolated" and not part["invert"]
-        return alone and part["pattern"].get("Regex") in _KNOWN
+        isolated = part["behavior"] == "Isolated" and not part["invert"]
+        return isolated and part["pattern"].get("Regex") in _KNOWN
     return bool(part["type"] == "ByteLevel" and part.get("use_regex", True))
 
 
-def _stand_alone(added: list[dict[str, Any]]) -> bool:
+def _never_overlap(added: list[dict[str, Any]]) -> bool:
     """Whether a search for the added tokens finds them as the tokenizer does: none strips spaces, none overlaps."""
     if any(token.get("lstrip") or token.get("rstrip") or token.get("single_word") for token in added):
         return False

@@ -43,20 +43,20 @@ def read(path: Path) -> TokenizerFiles:
     if not path.exists():
         raise Refused([Finding("--tokenizer", str(path), "no such file or folder", _REMEDY)])
     try:
-        found = dict(_files(path))
+        files = dict(_files(path))
     except tarfile.TarError as error:
-        why = "is neither tokenizer.json nor a whole .nemo archive"
+        why = "is neither a tokenizer.json nor a complete .nemo archive"
         raise Refused([Finding("--tokenizer", str(path), why, _REMEDY)]) from error
     except (OSError, EOFError) as error:
         raise Refused([Finding("--tokenizer", str(path), f"cannot be read ({error})", _REMEDY)]) from error
-    model = found.get(_FAST, found.get(_SENTENCEPIECE))
+    model = files.get(_FAST, files.get(_SENTENCEPIECE))
     if model is None:
-        raise Refused([Finding("--tokenizer", str(path), "holds no tokenizer.json and no tokenizer.model", _REMEDY)])
-    config = _json(path, found, "tokenizer_config.json")
-    special = {**_json(path, found, "special_tokens_map.json"), **config}
-    template = found["chat_template.jinja"].decode() if "chat_template.jinja" in found else _template(config)
+        raise Refused([Finding("--tokenizer", str(path), "contains no tokenizer.json and no tokenizer.model", _REMEDY)])
+    config = _json(path, files, "tokenizer_config.json")
+    special = {**_json(path, files, "special_tokens_map.json"), **config}
+    template = files["chat_template.jinja"].decode() if "chat_template.jinja" in files else _template(config)
     tokens = {name: text for name, value in special.items() if name.endswith("_token") and (text := _text(value))}
-    return TokenizerFiles(path, model, _FAST not in found, template, tokens)
+    return TokenizerFiles(path, model, _FAST not in files, template, tokens)
 
 
 def among(names: Iterable[str]) -> bool:
@@ -93,9 +93,9 @@ def _known(name: str) -> str | None:
     return next((known for known in _NAMES if name == known or name.endswith(f"_{known}")), None)
 
 
-def _json(path: Path, found: dict[str, bytes], name: str) -> dict[str, Any]:
+def _json(path: Path, files: dict[str, bytes], name: str) -> dict[str, Any]:
     try:
-        loaded = json.loads(found.get(name, b"{}"))
+        loaded = json.loads(files.get(name, b"{}"))
     except ValueError as error:
         raise Refused([Finding("--tokenizer", str(path), f"{name} is not JSON ({error})", _REMEDY)]) from error
     return loaded if isinstance(loaded, dict) else {}
@@ -105,7 +105,7 @@ def _template(config: dict[str, Any]) -> str | None:
     """The chat template; if there are several, the one named default."""
     template = config.get("chat_template")
     if isinstance(template, list):
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
 

@@ -210,7 +210,7 @@ def test_command_makes_tiny_once(tmp_path):
     assert second.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in second.stderr.splitlines()}
     assert "launcher.findings" in imported and not imported & {"torch", "nemo"}
-    assert "is there already" in second.stdout
+    assert "exists already" in second.stdout
     assert nemo.stat().st_mtime_ns == before
 
 

@@ -89,13 +89,13 @@ def test_only_folders_made_here_are_replaced(tmp_path: Path) -> None:
     filled(tmp_path / "out", force=True, content="[]")
     assert (tmp_path / "out" / "config.json").read_text() == "[]"
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    with pytest.raises(Refused, match=r"other things in it, such as notes\.txt"):
+    with pytest.raises(Refused, match=r"other files in it, such as notes\.txt"):
         filled(tmp_path / "out", force=True)
     project = tmp_path / "project"
     project.mkdir()
     (project / "config.json").write_text("{}")
     (project / "thesis.tex").write_text("years of work")
-    with pytest.raises(Refused, match="other things in it"):
+    with pytest.raises(Refused, match="other files in it"):
         filled(project, force=True)
     assert (project / "thesis.tex").read_text() == "years of work"
 

@@ -68,4 +68,4 @@ def test_packs_that_nemo_aligner_would_misread_are_refused(refused: Refusal, tmp
     folder = tokenizer_of(tmp_path / "hf", "<|eot_id|>")
     source = write(tmp_path / "pairs.jsonl", many(60))
     words = ("--tokenizer", str(folder), "--max-tokens", "99", "--pack", "256", "--prompt-format", "llama3")
-    assert "<|eot_id|>, the tokenizer's end, stands inside conversations" in refused(source, *words)
+    assert "conversations contain <|eot_id|>, the tokenizer's end token" in refused(source, *words)

@@ -121,7 +121,7 @@ def test_other_encodings_are_named_and_read_on_request(prepare: Prepare, refused
     table_ = tmp_path / "pairs.csv"
     table_.write_bytes(table(",").decode().encode("latin-1"))
     assert "--encoding latin-1" in refused(table_)
-    assert "no encoding that Python knows" in refused(source, "--encoding", "latin-0")
+    assert "not an encoding that Python knows" in refused(source, "--encoding", "latin-0")
     assert "is not ASCII" in refused(source, "--encoding", "ascii")
     row = rows_of(prepare(source, "--encoding", "latin-1"), "train")[0]
     assert "ä" in row["prompt"]
@@ -144,7 +144,7 @@ def test_other_encodings_are_named_and_read_on_request(prepare: Prepare, refused
         ("pairs.jsonl.gz", b"{}\n", ["is named .gz but is not gzip"]),
         ("pairs.csv", b'prompt,chosen,rejected\n"q"x,a,b\n', ["is not CSV"]),
         ("pairs.csv", b"prompt,chosen,rejected\nq,a,b,c\n", ["more cells than the header"]),
-        ("pairs.arrow", b"ARROW1\0\0nothing", ["is damaged or no Parquet or Arrow file"]),
+        ("pairs.arrow", b"ARROW1\0\0nothing", ["is not a Parquet or Arrow file"]),
     ],
 )
 def test_what_is_no_data_is_named(

@@ -384,8 +384,8 @@ def test_content_in_parts_is_joined_where_all_are_text() -> None:
     [
         ({"text": "x", "winner": "a"}, ["the keys are text, winner", "--map"]),
         ({"prompt": "q", "response": "a", "label": True}, ["the keys are prompt, response, label", "--map"]),
-        ({"prompt": "q", "completion": "a", "label": True}, ["no rejected response", "one response a row"]),
-        ({"messages": user("q", "a")}, ["no rejected response", "one conversation a row"]),
+        ({"prompt": "q", "completion": "a", "label": True}, ["no rejected response", "one response per row"]),
+        ({"messages": user("q", "a")}, ["no rejected response", "one conversation per row"]),
     ],
 )
 def test_a_file_of_another_form_is_told_by_all_its_rows(

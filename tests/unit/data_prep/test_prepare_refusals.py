@@ -71,7 +71,7 @@ def test_options_that_cannot_be_are_refused(refused: Refusal) -> None:
 def test_split_that_would_be_empty_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "pairs.jsonl", many(3))
     assert main([str(source), "--out", str(tmp_path / "out")]) == 2
-    assert re.search(r"(test|validation).jsonl: gets 0 rows where 1 are needed, of 3 pairs", capsys.readouterr().err)
+    assert re.search(r"(test|validation).jsonl: gets 0 of 3 pairs, but 1 are needed", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 

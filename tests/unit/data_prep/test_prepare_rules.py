@@ -128,8 +128,12 @@ def test_bad_tokenizers_are_refused(refused: Refusal, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.json").write_text("{}")
     as_nemo(characters_as_tokens(tmp_path / "hf"), tmp_path / "other.nemo", "./vocab.txt")
-    reasons = {"gone": "no such", "text.nemo": "neither", "bad.json": "is no tokenizer"}
-    for name, why in {**reasons, "empty": "holds no tokenizer.json", "other.nemo": "holds no tokenizer.json"}.items():
+    reasons = {"gone": "no such", "text.nemo": "neither", "bad.json": "is not a tokenizer"}
+    for name, why in {
+        **reasons,
+        "empty": "contains no tokenizer.json",
+        "other.nemo": "contains no tokenizer.json",
+    }.items():
         assert why in refused(source, "--tokenizer", str(tmp_path / name))
 
 

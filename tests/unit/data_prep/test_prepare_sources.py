@@ -80,7 +80,7 @@ def test_a_copy_of_a_hub_set_in_parquet(prepare: Prepare, refused: Refusal, tmp_
 def test_damaged_parquet_is_refused(refused: Refusal, tmp_path: Path) -> None:
     path = parquet(tmp_path / "pairs.parquet", ultrafeedback(300))
     path.write_bytes(path.read_bytes()[:-50])
-    assert "is damaged or no Parquet" in refused(path)
+    assert "is not a Parquet" in refused(path)
 
 
 def test_parquet_without_the_columns_says_which(refused: Refusal, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_formats_that_the_tokenizer_does_not_have_are_refused(refused: Refusal, 
     assert "has no chat template" in refused(source, "--prompt-format", "chat", "--tokenizer", folder)
     assert "has no token <|begin_of_text|>" in refused(source, "--prompt-format", "llama3", "--tokenizer", folder)
     (tmp_path / "hf" / "chat_template.jinja").write_text("{% for %}")
-    assert "Jinja does not read" in refused(source, "--prompt-format", "chat", "--tokenizer", folder)
+    assert "Jinja cannot parse" in refused(source, "--prompt-format", "chat", "--tokenizer", folder)
     (tmp_path / "hf" / "tokenizer_config.json").write_text("{")
     assert "tokenizer_config.json is not JSON" in refused(source, "--tokenizer", folder)
 
