@@ -1,4 +1,4 @@
-"""Work that continues after a kill: a hidden folder beside the output, with a journal of the parts that are on the disk.
+"""Work that continues after a kill: a hidden folder beside the output, with a journal of its finished parts.
 
 Stdlib only.
 """

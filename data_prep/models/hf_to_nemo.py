@@ -22,7 +22,7 @@ _HEAD = "head"  # the part that is all but the weights
 def write(
     folder: HFFolder, made: Path, packed: bool, record: dict[str, Any], journal: Journal, progress: Progress
 ) -> None:
-    """Write the model in `folder` to `made`, a file if `packed`, else a folder. Raises Refused if its tokenizer is unusable."""
+    """Write the model in `folder` to `made`, a file if `packed`, else a folder. Raises Refused."""
     with progress.phase("importing torch, reading the tokenizer"):
         import torch
         from safetensors import safe_open

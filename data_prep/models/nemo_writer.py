@@ -1,4 +1,4 @@
-"""Writes a .nemo, as one file or as a folder, file after file, and continues where a killed process stopped. Stdlib only.
+"""Writes a .nemo, as one file or as a folder, file after file, and continues where a killed process stopped.
 
 The file is an uncompressed tar, as NeMo's own are. Its members are written in place, so that a model's bytes are
 written once, and never needs its disk space twice.

@@ -109,7 +109,7 @@ class SafetensorsWriter:
     def close(self) -> None:
         """Write the index, if there are several files. Raises ValueError if a tensor is missing."""
         if self.due:
-            raise ValueError(f"{len(self.due)} tensors have not come, first {self.due[0]}")
+            raise ValueError(f"{len(self.due)} tensors are missing, first {self.due[0]}")
         if len(set(self._files.values())) > 1:
             total = sum(map(self._bytes, self.shapes))
             index = {"metadata": {"total_size": total}, "weight_map": self._files}

@@ -297,14 +297,14 @@ def test_rendered_prompts_are_refused_or_kept_as_they_are(style: str) -> None:
         {"chosen": prompt + yes, "rejected": prompt + no},
     ]
     for row in rows:
-        with pytest.raises(BadRow, match=f"rendered already.*{style}"):
+        with pytest.raises(BadRow, match=f"already rendered.*{style}"):
             read(row)
         (found,) = read(row, keep_rendered=True)
         assert isinstance(found, Conversation)
         assert (found.text, found.chosen, found.rejected, found.rendered) == (prompt, yes, no, True)
         assert found.turns[0].endswith("q")
     for messages in ({"prompt": user(prompt), "chosen": yes, "rejected": no},):
-        with pytest.raises(BadRow, match="rendered already"):
+        with pytest.raises(BadRow, match="already rendered"):
             read(messages)
 
 
@@ -319,7 +319,7 @@ def test_rendered_prompts_are_refused_whatever_the_tokenizer(refused: Refusal, t
     for options in ((), ("--tokenizer", str(tmp_path / "hf"))):
         message = refused(source, *options)
         assert "none of the first 50 rows" in message
-        assert "rendered already" in message
+        assert "already rendered" in message
         assert "--rendered keep" in message
     assert (
         main([str(source), "--rendered", "keep", "--tokenizer", str(tmp_path / "hf"), "--out", str(tmp_path / "o")])

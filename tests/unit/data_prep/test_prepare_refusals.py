@@ -24,7 +24,7 @@ def test_bad_files_are_refused_in_one_line(refused: Refusal, tmp_path: Path) -> 
     cut.write_bytes(cut.read_bytes()[:-100])
     assert "cut off" in refused(cut)
     (tmp_path / "folder").mkdir()
-    assert "holds no .jsonl" in refused(tmp_path / "folder")
+    assert "contains no .jsonl" in refused(tmp_path / "folder")
     assert "no pairs left of 0 rows" in refused(write(tmp_path / "empty.jsonl", []))
     whole = "\n\nAssistant: no question"
     bad = [{"chosen": whole, "rejected": whole}] * 2
@@ -59,12 +59,12 @@ def test_options_that_cannot_be_are_refused(refused: Refusal) -> None:
         (["--pack", "4096"], "add --max-tokens 2048 or less"),
         (["--subset"], "expected one argument"),
         (["--tokeniser", "x"], "unrecognized"),
-        (["--validation", "300", "--test", "60"], "train.jsonl: gets 0 rows"),
+        (["--validation", "300", "--test", "60"], "train.jsonl: gets 0 of"),
     ):
         assert why in refused("sample", *options)
-    assert "--splits=train: is about a folder or a set of the hub" in refused("hh_rlhf", "--splits", "train")
-    assert "--revision=main: is about a set of the hub" in refused("sample", "--revision", "main")
-    assert "--subset=a: is about HH-RLHF" in refused("sample", "--subset", "a")
+    assert "--splits=train: applies only to a folder or a set of the hub" in refused("hh_rlhf", "--splits", "train")
+    assert "--revision=main: applies only to a set of the hub" in refused("sample", "--revision", "main")
+    assert "--subset=a: applies only to HH-RLHF" in refused("sample", "--subset", "a")
     assert "has no such" in refused("hh_rlhf", "--subset", "harmful")
 
 

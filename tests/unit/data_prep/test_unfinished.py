@@ -203,12 +203,12 @@ def test_folder_form(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert nemo_file.read_record(out) == nemo_file.read_record(packed)
     capsys.readouterr()
     assert convert_checkpoint.main(words) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     (out / "notes.txt").write_text("mine")
     assert convert_checkpoint.main([*words, "--force"]) == 2
-    assert "other things in it, such as notes.txt" in capsys.readouterr().err
+    assert "other files in it, such as notes.txt" in capsys.readouterr().err
     assert (out / "notes.txt").read_text() == "mine"
     (out / "notes.txt").unlink()
     assert convert_checkpoint.main([*words, "--force"]) == 0
     assert convert_checkpoint.main(["--folder", str(llama), str(packed), "--no-verify"]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
