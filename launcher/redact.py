@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
 
 HIDDEN = "***"
 #: All variables of the job's environment are hidden, whatever they are called.
@@ -48,7 +47,7 @@ def command(words: Iterable[str]) -> list[str]:
     return [override(word) for word in words]
 
 
-def config(node: Any, key: str = "") -> Any:
+def config(node: object, key: str = "") -> object:
     """A config, or the part of it below `key`, with every secret value hidden. Returns a copy."""
     if key and is_secret(key) and node is not None:
         return dict.fromkeys(node, HIDDEN) if isinstance(node, Mapping) else HIDDEN

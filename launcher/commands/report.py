@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from launcher import whole_file
 from launcher.findings import Finding, Refused
@@ -115,7 +114,7 @@ def evaluate(sweep: Sweep) -> list[Trial]:
     return failed
 
 
-def _lacks_evaluation(result: Mapping[str, Any] | None) -> bool:
+def _lacks_evaluation(result: Mapping[str, object] | None) -> bool:
     """Whether a trial is done and was not evaluated, or its evaluation failed."""
     return result is not None and bool(at(result, "evaluation.failed") or "evaluation" not in result)
 

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     return look.exit_code
 
 
-def as_json(look: Look) -> dict[str, Any]:
+def as_json(look: Look) -> dict[str, object]:
     """The object that --json prints."""
     data = look.sweep.data
     return {
@@ -89,7 +89,7 @@ def as_json(look: Look) -> dict[str, Any]:
     }
 
 
-def _trial(state: TrialState) -> dict[str, Any]:
+def _trial(state: TrialState) -> dict[str, object]:
     progress = state.progress
     values: dict[str, Any] = {
         "number": state.trial.number,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -32,7 +31,7 @@ def keys() -> set[str]:
     return {key for key in found if not key.startswith(("defaults", "hydra."))}
 
 
-def _leaves(node: Any, prefix: str) -> Iterator[str]:
+def _leaves(node: object, prefix: str) -> Iterator[str]:
     if isinstance(node, dict) and node:
         for key, value in node.items():
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))

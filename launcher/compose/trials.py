@@ -81,7 +81,7 @@ def trial_configs(
 
 
 @functools.lru_cache(maxsize=4096)
-def _value(word: str) -> tuple[str, Any] | None:
+def _value(word: str) -> tuple[str, object] | None:
     """(key, value) of an override that sets a value of the trial's config; None if Hydra itself has to parse it."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -100,7 +100,7 @@ def _value(word: str) -> tuple[str, Any] | None:
 class UnresolvedError(Exception):
     """An interpolation cannot be resolved. Carries the config with its interpolations unresolved."""
 
-    def __init__(self, cause: Exception, config: dict[str, Any]) -> None:
+    def __init__(self, cause: Exception, config: dict[str, object]) -> None:
         self.key = str(getattr(cause, "full_key", "") or "config")
         self.config = config
         super().__init__(str(cause).splitlines()[0])
@@ -122,7 +122,7 @@ class ComposedConfig:
         self._resolved: dict[str, dict[str, Any]] = {}
         """By the values that were set before the config was resolved."""
 
-    def with_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def with_values(self, values: Mapping[str, object]) -> dict[str, object]:
         """The resolved config with these values at dotted keys. Raises UnresolvedError."""
         early = {key: value for key, value in values.items() if not self._may_be_set_afterwards(key, value)}
         late = {key: value for key, value in values.items() if key not in early}
@@ -157,14 +157,14 @@ class ComposedConfig:
         )
 
 
-def _resolve(config: DictConfig) -> dict[str, Any]:
+def _resolve(config: DictConfig) -> dict[str, object]:
     try:
         return _container(config, resolve=True)
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a resolver got a string for a number
         raise UnresolvedError(error, _container(config, resolve=False)) from error
 
 
-def _container(config: DictConfig, resolve: bool) -> dict[str, Any]:
+def _container(config: DictConfig, resolve: bool) -> dict[str, object]:
     return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=resolve))
 
 
@@ -209,7 +209,7 @@ def unresolved(error: UnresolvedError, added: frozenset[str]) -> list[Finding]:
 # -- completing --------------------------------------------------------------------------------------------------------
 
 
-def checked(config: dict[str, Any], added: frozenset[str] = frozenset()) -> TrialConfig:
+def checked(config: dict[str, object], added: frozenset[str] = frozenset()) -> TrialConfig:
     """Complete a resolved config in place and validate it. Raises Refused with every finding."""
     findings = _complete(config)
     try:
@@ -221,7 +221,7 @@ def checked(config: dict[str, Any], added: frozenset[str] = frozenset()) -> Tria
     return result
 
 
-def _complete(config: dict[str, Any]) -> list[Finding]:
+def _complete(config: dict[str, object]) -> list[Finding]:
     """Make paths absolute, translate HF's module names, and fill in keys that follow from others, all in place.
 
     Values of a wrong type stay as they are; the validation reports them.
@@ -246,7 +246,7 @@ def _complete(config: dict[str, Any]) -> list[Finding]:
     return []
 
 
-def _fill_in(config: dict[str, Any]) -> None:
+def _fill_in(config: dict[str, object]) -> None:
     """Set keys that are null and follow from others.
 
     This is not done by interpolations: sweeping over a key that an interpolation refers to costs 20 ms a trial.

@@ -22,7 +22,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from launcher.job import slurm_job
 from launcher.job.how_it_ended import MARK, cluster_of, ending_of, last_step
@@ -98,7 +97,7 @@ def begin(trial: Path, job: OwnJob, beside: bool = False) -> int:
 
 
 def _how_last_start_ended(
-    trial: Path, chain: Sequence[Start], step: int, cluster: Mapping[str, Any], job: OwnJob
+    trial: Path, chain: Sequence[Start], step: int, cluster: Mapping[str, int], job: OwnJob
 ) -> tuple[Start, Decision]:
     """Find and record how the previous start ended: its script could not (Slurm requeued it, or its node was lost)."""
     last = chain[-1]
@@ -109,7 +108,7 @@ def _how_last_start_ended(
     return replace(last, kind=kind, why=why, last_step=step, then=then), decision
 
 
-def _requeued_off_bad_nodes(trial: Path, job: OwnJob, cluster: Mapping[str, Any]) -> bool:
+def _requeued_off_bad_nodes(trial: Path, job: OwnJob, cluster: Mapping[str, int]) -> bool:
     """Requeue this job if another trial has found one of its nodes to be bad in the meantime. True if that was done."""
     blamed = {node.name: node.why for node in bad_nodes.read(trial.parent, job.cluster)}
     if not blamed or not cluster.get("requeue", True):

@@ -6,7 +6,6 @@ import json
 import re
 import time
 from pathlib import Path
-from typing import Any
 
 from launcher.job.node_check import UNFIT
 from launcher.job.policy import REPEATABLE, Ending
@@ -108,7 +107,7 @@ def last_step(trial: Path) -> int:
     return saved.step if saved else 0
 
 
-def cluster_of(trial: Path) -> dict[str, Any]:
+def cluster_of(trial: Path) -> dict[str, int]:
     """The numbers and booleans of the trial's `cluster` config. Reads no YAML: a node's Python may lack the package."""
     text = ("\n" + (trial / "config.yaml").read_text(encoding="utf-8")).partition("\ncluster:\n")[2]
     part = re.split(r"^\S", text, maxsplit=1, flags=re.MULTILINE)[0]

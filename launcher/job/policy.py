@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from launcher.sweep.starts import SAID, Kind, Start
 
@@ -53,7 +52,7 @@ class Decision:
 
 
 def decide(
-    chain: Sequence[Start], now: Start, ending: Ending, cluster: Mapping[str, Any], blamed: Mapping[str, str]
+    chain: Sequence[Start], now: Start, ending: Ending, cluster: Mapping[str, int], blamed: Mapping[str, str]
 ) -> Decision:
     """Decide whether a trial continues after the start `now` has ended with `ending`.
 

@@ -13,7 +13,6 @@ import shutil
 import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from launcher.findings import Finding, Refused
 
@@ -27,7 +26,7 @@ _RECORD_BYTES = 2048
 _MOST_BYTES = 256 << 20  # limit for one tokenizer file: far above any real one, far below what would fill a disk
 
 
-def read_record(nemo: Path) -> dict[str, Any] | None:
+def read_record(nemo: Path) -> dict[str, object] | None:
     """The record of how `nemo` was made, or None if it has none (other converters' files, damaged files)."""
     try:
         if nemo.is_dir():
@@ -45,7 +44,7 @@ def read_record(nemo: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def rewrite_record(nemo: Path, record: dict[str, Any]) -> None:
+def rewrite_record(nemo: Path, record: dict[str, object]) -> None:
     """Replace the record, in a file in place. All records are padded to one length, so nothing else moves."""
     if nemo.is_dir():
         (nemo / RECORD).write_bytes(record_bytes(record))
@@ -59,7 +58,7 @@ def rewrite_record(nemo: Path, record: dict[str, Any]) -> None:
         file.write(record_bytes(record))
 
 
-def record_bytes(record: dict[str, Any]) -> bytes:
+def record_bytes(record: dict[str, object]) -> bytes:
     """The content of the file RECORD."""
     text = json.dumps(record, indent=1).encode()
     assert len(text) <= _RECORD_BYTES, "the record outgrew its place"

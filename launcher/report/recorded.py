@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 Pairs = Mapping[str, Sequence[float]]
 """Columns that the evaluation measured: one value for each held-out pair, in the data's order."""
@@ -72,8 +71,8 @@ class Result:
     evaluation: RecordedEvaluation | None
 
 
-def result(data: Mapping[str, Any]) -> Result:
-    final, versions = data.get("final"), data.get("versions")
+def result(data: Mapping[str, object]) -> Result:
+    final, versions, evaluated = data.get("final"), data.get("versions"), data.get("evaluation")
     return Result(
         steps=integer(data.get("steps")),
         seconds=number(data.get("seconds")),
@@ -85,11 +84,11 @@ def result(data: Mapping[str, Any]) -> Result:
         trainable=integer(data.get("trainable_parameters")),
         parameters=integer(data.get("parameters")),
         versions={name: str(version) for name, version in versions.items()} if isinstance(versions, dict) else {},
-        evaluation=evaluation(data["evaluation"]) if isinstance(data.get("evaluation"), dict) else None,
+        evaluation=evaluation(evaluated) if isinstance(evaluated, dict) else None,
     )
 
 
-def evaluation(data: Mapping[str, Any]) -> RecordedEvaluation:
+def evaluation(data: Mapping[str, object]) -> RecordedEvaluation:
     samples = data.get("samples")
     return RecordedEvaluation(
         pairs=columns(data.get("per_pair")),
@@ -109,7 +108,7 @@ def evaluation(data: Mapping[str, Any]) -> RecordedEvaluation:
     )
 
 
-def columns(data: Any) -> Pairs | None:
+def columns(data: object) -> Pairs | None:
     """The columns, or None unless they are non-empty lists of finite numbers, all of one length."""
     if not isinstance(data, dict) or not all(isinstance(values, list) for values in data.values()):
         return None
@@ -119,15 +118,16 @@ def columns(data: Any) -> Pairs | None:
     return {str(name): values for name, values in data.items()}
 
 
-def _finite(values: list[Any]) -> bool:
+def _finite(values: list[object]) -> bool:
     """Whether all are numbers with a finite sum, so that each of them is finite too."""
+    numbers = [value for value in values if isinstance(value, (int, float))]
     try:
-        return all(isinstance(value, (int, float)) for value in values) and math.isfinite(math.fsum(values))
+        return len(numbers) == len(values) and math.isfinite(math.fsum(numbers))
     except (OverflowError, ValueError):
         return False
 
 
-def validation(line: Mapping[str, Any]) -> Validation | None:
+def validation(line: Mapping[str, object]) -> Validation | None:
     """Read a line of metrics.jsonl, or a result's `final`. None if it holds no validation."""
     if not any(key.startswith("val/") for key in line):
         return None
@@ -139,14 +139,15 @@ def validation(line: Mapping[str, Any]) -> Validation | None:
     return Validation(integer(line.get("step")) or 0, values)
 
 
-def mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def number(value: Any) -> float | None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
+def number(value: object) -> float | None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
-def integer(value: Any) -> int | None:
+def integer(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -22,7 +22,7 @@ def render(report: Report) -> str:
     return stream.getvalue()
 
 
-def _row(trial: TrialReport) -> dict[str, Any]:
+def _row(trial: TrialReport) -> dict[str, object]:
     cost = trial.cost
     row: dict[str, Any] = {
         "trial": trial.trial.number,

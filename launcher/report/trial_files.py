@@ -69,7 +69,7 @@ def read(trial: Trial, name: str) -> bytes:
         return stream.read()
 
 
-def read_result(trial: Trial) -> dict[str, Any] | None:
+def read_result(trial: Trial) -> dict[str, object] | None:
     """result.json; None if it is missing or incomplete, so that the trial is not done. Raises Unreadable."""
     return read_json(trial, "result.json")
 
@@ -107,7 +107,7 @@ def read_config(trial: Trial) -> Config:
     return {name: value if isinstance(value, dict) else {"": value} for name, value in loaded.items()}
 
 
-def _mapping(text: str) -> dict[str, Any]:
+def _mapping(text: str) -> dict[str, object]:
     """Parse a block of YAML, key by key: most keys have the same text in all of a sweep's thousands of trials.
 
     Raises ValueError if it is not YAML.
@@ -124,7 +124,7 @@ def _mapping(text: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4096)
-def _part(text: str) -> dict[str, Any]:
+def _part(text: str) -> dict[str, object]:
     """{key: value} of one key. Never change it: equal texts share one object."""
     section = _SECTION.match(text)
     inside = textwrap.dedent(text[section.end() :]) if section else ""
@@ -162,7 +162,7 @@ def differences(configs: Mapping[int, Config]) -> list[tuple[str, dict[int, str]
     return rows
 
 
-def _leaves(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+def _leaves(node: Mapping[str, object], prefix: str) -> Iterable[tuple[str, object]]:
     for name, value in node.items():
         key = f"{prefix}.{name}" if name else prefix
         if isinstance(value, Mapping) and value:
@@ -171,7 +171,7 @@ def _leaves(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
             yield key, value
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

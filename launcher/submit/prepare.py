@@ -16,6 +16,7 @@ from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, LauncherError, Refused
 from launcher.sweep.folder import FolderTaken, Sweep
+from launcher.sweep.records import ExperimentRecord
 from launcher.sweep.trial import Trial
 
 Check = Callable[[Sequence[PlannedTrial]], list[Finding]]
@@ -70,12 +71,17 @@ def refuse(
         print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
+def experiment_of(trial: PlannedTrial) -> ExperimentRecord:
+    experiment = trial.config.experiment
+    return {"name": experiment.name, "hypotheses": experiment.hypotheses}
+
+
 def written(launcher: HydraLauncher, configs: Sequence[PlannedTrial]) -> tuple[Sweep, list[Trial]]:
     """The sweep's folder, made or added to, and the trials of these configs. Raises Refused where it cannot be."""
     pairs = [(trial.overrides, trial.config.plain) for trial in configs]
     if launcher.sweep is not None:
         return launcher.sweep, launcher.sweep.add_trials(pairs)
-    experiment = configs[0].config.plain["experiment"]
+    experiment = experiment_of(configs[0])
     while launcher.sweep is None:
         try:
             launcher.sweep = Sweep.create(

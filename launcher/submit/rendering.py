@@ -57,7 +57,7 @@ def stage_text(
 def _sweep(launcher: HydraLauncher, trials: Sequence[PlannedTrial]) -> list[str]:
     site = _checked(launcher, trials)
     pairs = [(trial.overrides, trial.config.plain) for trial in trials]
-    experiment = trials[0].config.plain["experiment"]
+    experiment = prepare.experiment_of(trials[0])
     sweep = Sweep.planned(prepare.folder_of(launcher), command=[], experiment=experiment, trials=pairs)
     configs = {number: trial.config for number, trial in enumerate(trials)}
     return [script.text(request) for request in to_slurm.arrays(sweep, configs, site)]

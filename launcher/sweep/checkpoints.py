@@ -14,12 +14,22 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from launcher import whole_file
 
 FOLDER = Path("results") / "checkpoints"
 SUFFIX = ".manifest.json"
+
+
+class Manifest(TypedDict):
+    """NAME.manifest.json."""
+
+    name: str
+    step: int
+    consumed_samples: int
+    time: float
+    files: Mapping[str, tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ def step_and_time(path: Path) -> tuple[int, float]:
     return (manifest["step"], manifest["time"]) if manifest else (-1, 0.0)
 
 
-def matches(folder: Path, manifest: Mapping[str, Any], hashes: bool = True) -> bool:
+def matches(folder: Path, manifest: Manifest, hashes: bool = True) -> bool:
     """Whether all files of a manifest exist and match its sizes and (with `hashes`) SHA-256."""
     try:
         for name, (size, digest) in manifest["files"].items():
@@ -109,7 +119,9 @@ def describe(file: Path) -> tuple[int, str]:
 def write_manifest(path: Path, files: Mapping[str, tuple[int, str]], step: int, consumed_samples: int) -> None:
     """Declare a checkpoint (or a .nemo) whole. `files`: the result of describe() for each of files_of(path)."""
     name = path.with_suffix("").name if path.with_suffix("").is_dir() else path.name
-    manifest = {"name": name, "step": step, "consumed_samples": consumed_samples, "time": time.time(), "files": files}
+    manifest: Manifest = {
+        "name": name, "step": step, "consumed_samples": consumed_samples, "time": time.time(), "files": files,
+    }  # fmt: skip
     whole_file.write_json(manifest_of(path), manifest)
 
 
@@ -121,9 +133,15 @@ def all_of(folder: Path) -> list[Path]:
     return sorted([*(folder / name for name in names), *folders])
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> Manifest | None:
     try:
         manifest = whole_file.read_json(path)
-        return {**manifest, "step": int(manifest["step"]), "files": dict(manifest["files"])}
+        return Manifest(
+            name=manifest["name"],
+            step=int(manifest["step"]),
+            consumed_samples=manifest["consumed_samples"],
+            time=manifest["time"],
+            files=dict(manifest["files"]),
+        )
     except (ValueError, KeyError, TypeError):  # its node died while writing it
         return None

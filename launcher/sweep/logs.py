@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from launcher import whole_file
 from launcher.sweep import rank_errors
@@ -46,6 +46,15 @@ _STEPD = re.compile(r"^(?:srun|slurmstepd\S*): (?:error: )?")
 _NOISE = re.compile(r"(?:srun|slurmstepd(?:-\w+)?): ")
 
 
+class RankExit(TypedDict):
+    """How a rank of a local start ended, as its controller wrote it."""
+
+    rank: int
+    code: int | None
+    time: float
+    ended_by_launcher: bool
+
+
 @dataclass(frozen=True)
 class StartLogs:
     """What the ranks of one start of a trial printed."""
@@ -72,8 +81,8 @@ class StartLogs:
         """When one of its logs was last written to, in seconds since 1970."""
         return max(log.stat().st_mtime for log in self.logs.values())
 
-    def exits(self) -> list[dict[str, Any]] | None:
-        """How its ranks ended, noted by a local controller: rank, code, time, ended_by_launcher. None: no note."""
+    def exits(self) -> list[RankExit] | None:
+        """How its ranks ended, noted by a local controller. None: no note."""
         noted = whole_file.read_json(self.folder / f"{self.name}_exit.json")
         return noted if isinstance(noted, list) else None
 
@@ -154,7 +163,7 @@ def local_failures(start: StartLogs) -> list[Failure]:
     """The failures of the ranks of a local start, the first one first; without those that the launcher ended."""
     failures: list[tuple[float, int, Failure]] = []
     for exit_ in start.exits() or ():
-        rank, code = int(exit_["rank"]), int(exit_["code"] or 0)
+        rank, code = exit_["rank"], exit_["code"] or 0
         log = start.logs.get(rank, log_of(start.folder, start.name, rank))
         note = _note(start, rank)
         if note:
@@ -164,7 +173,7 @@ def local_failures(start: StartLogs) -> list[Failure]:
             printed = _printed(rank, log) if code > 0 else None
             error = printed.error if printed else shorten(lines[-1]) if lines and code > 0 else ""
             found = Failure(rank, error, printed.lines if printed else tuple(lines[-_LAST_LINES:]), log, code=code)
-            failures.append((float(exit_["time"]) - _NOTICED_LATE_S, rank, found))
+            failures.append((exit_["time"] - _NOTICED_LATE_S, rank, found))
     return [found for _, _, found in sorted(failures, key=lambda item: item[:2])]
 
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from launcher import whole_file
 
 TRAINED, RESULT = "trained.json", "result.json"
 
 
-def write_trained(trial: Path, outcome: Mapping[str, Any]) -> None:
+def write_trained(trial: Path, outcome: Mapping[str, object]) -> None:
     """Record that training is complete. `outcome` is the result without the evaluation."""
     whole_file.write_json(trial / TRAINED, outcome)
 
 
-def write_result(trial: Path, outcome: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
+def write_result(trial: Path, outcome: Mapping[str, object], evaluation: Mapping[str, object]) -> None:
     """Write result.json, which makes the trial done."""
     finished = datetime.now().astimezone().isoformat(timespec="seconds")
     whole_file.write_json(trial / RESULT, {**outcome, "evaluation": evaluation, "finished": finished})

@@ -100,7 +100,7 @@ def goes_on(trial: Path, name: str, then: str) -> None:
     _append(trial, {"name": name, "then": then})
 
 
-def _append(trial: Path, note: dict[str, Any]) -> None:
+def _append(trial: Path, note: dict[str, object]) -> None:
     """Append the note in one write, so that two machines do not mix lines; after a truncated line, on a new line.
 
     If the disk is full, nothing is recorded and the trial goes on: the next start asks the accounting instead.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 
-def run_trial(trial_dir: Path | str, signals: Iterable[int] = ()) -> dict[str, Any]:
+def run_trial(trial_dir: Path | str, signals: Iterable[int] = ()) -> dict[str, object]:
     """Train one rank of the trial whose config.yaml lies in `trial_dir`, in this process; see launcher.train.run.
 
     Each of `signals` is treated as a warning (launcher.train.signals): all ranks save after the current step and return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from omegaconf import DictConfig
 
@@ -54,7 +54,7 @@ class Session(Protocol):
         """
         ...
 
-    def evaluate(self, progress: MetricsFile) -> dict[str, Any]:
+    def evaluate(self, progress: MetricsFile) -> dict[str, object]:
         """Measure the trained policy; returns the value of result.json's key `evaluation`. Every rank must call it."""
         ...
 
@@ -62,7 +62,7 @@ class Session(Protocol):
         """Lines that describe the trial: title -> text."""
         ...
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """What result.json records besides metrics and timing: `beta`, `pairs`, `checkpoint`, ..."""
         ...
 

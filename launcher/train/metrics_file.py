@@ -57,7 +57,7 @@ class MetricsFile:
         self.life(self._phase, "train/loss" in values)
         self._write({"step": step, "max_steps": max_steps, **values})
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, line: dict[str, object]) -> None:
         if self._path is None:
             return
         ownership.check(self._path.parent)
@@ -67,7 +67,7 @@ class MetricsFile:
             stream.write(json.dumps(line) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Replace NaN and infinity by None: JSON has neither, and every reader must be able to parse the line."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -115,7 +115,7 @@ class TrialLogger:
             for logger in self.loggers:
                 logger.log_metrics(values, step)
 
-    def log_hyperparams(self, parameters: dict[str, Any]) -> None:
+    def log_hyperparams(self, parameters: dict[str, object]) -> None:
         """Log a config, without secrets: TensorBoard, W&B and MLflow show it to others."""
         for logger in self.loggers:
             logger.log_hyperparams(redact.config(parameters))

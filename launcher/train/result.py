@@ -26,7 +26,7 @@ PACKAGES = (
 )
 
 
-def summarise(lines: Sequence[Line]) -> dict[str, Any]:
+def summarise(lines: Sequence[Line]) -> dict[str, object]:
     """The part of a result that comes from metrics.jsonl. If a resumed trial repeated a step, the last one counts.
 
     Keys: `steps`; `consumed_samples` (pairs); `seconds` (wall time of all starts, without the gaps between them, but
@@ -54,7 +54,7 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
     }
 
 
-def read_result(path: Path) -> dict[str, Any] | None:
+def read_result(path: Path) -> dict[str, object] | None:
     """The result, or None if there is no file, that is, if the trial is not done."""
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -74,7 +74,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _metrics(line: Line | None) -> dict[str, Any]:
+def _metrics(line: Line | None) -> dict[str, object]:
     if line is None:
         return {}
     return {key: value for key, value in line.items() if key == "step" or "/" in key}

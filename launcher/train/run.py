@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,7 +15,7 @@ from launcher.train.metrics_file import MetricsFile
 from launcher.train.ranks import Ranks
 
 
-def run_trial(trial_dir: Path) -> dict[str, Any]:
+def run_trial(trial_dir: Path) -> dict[str, object]:
     """Train one rank of the trial in `trial_dir`, in this process. A process can do this only once.
 
     Resumes from the last complete checkpoint, if there is one. Returns the result, as in result.json. If the trial was
@@ -50,7 +49,7 @@ def load_config(trial_dir: Path) -> DictConfig:
     return config
 
 
-def _run(trial_dir: Path) -> dict[str, Any]:
+def _run(trial_dir: Path) -> dict[str, object]:
     config = load_config(trial_dir)
     ranks = Ranks.from_environment()
     ranks.export()
@@ -86,7 +85,7 @@ def _run(trial_dir: Path) -> dict[str, Any]:
     return {**outcome, "evaluation": evaluation} if ranks.rank == 0 else {}
 
 
-def _evaluate(session: Session, progress: MetricsFile, ranks: Ranks, trial_dir: Path) -> dict[str, Any]:
+def _evaluate(session: Session, progress: MetricsFile, ranks: Ranks, trial_dir: Path) -> dict[str, object]:
     """The session's evaluation. Training is complete by now, so an error here does not fail the trial.
 
     The other ranks would wait in a collective for a rank that failed alone. So it records the result and raises: the
@@ -117,7 +116,7 @@ def _banner(session: Session, settled: Settled, ranks: Ranks, trial_dir: Path) -
     return "\n".join(["", *(f"  {title:<10} {text}" for title, text in rows.items()), ""])
 
 
-def _outcome(session: Session, settled: Settled, ranks: Ranks, trial_dir: Path) -> dict[str, Any]:
+def _outcome(session: Session, settled: Settled, ranks: Ranks, trial_dir: Path) -> dict[str, object]:
     return {
         **result.summarise(metrics.read_all(trial_dir / "metrics.jsonl")),
         **session.facts(),

@@ -100,7 +100,7 @@ class TrialConfig(Section):
     _plain: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The config as plain data, with the keys that the user added under `model`: what config.yaml holds."""
         return self._plain
 
@@ -109,7 +109,7 @@ class TrialConfig(Section):
         return at(self._plain, key)
 
     @property
-    def model_keys(self) -> dict[str, Any]:
+    def model_keys(self) -> dict[str, object]:
         """The keys under `model` with those the user added, as NeMo lays them over the base model's own config."""
         keys: dict[str, Any] = self._plain["model"]
         return keys

@@ -94,7 +94,7 @@ def _rates(values: list[float]) -> list[float]:
     return values
 
 
-def _hypotheses(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _hypotheses(values: list[dict[str, object]]) -> list[dict[str, object]]:
     _fail_unless(all({"beta", "name", "claim"} <= value.keys() for value in values))
     return values
 

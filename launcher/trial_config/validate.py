@@ -9,7 +9,6 @@ import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -44,7 +43,7 @@ HABITS: dict[str, str] = {
 }
 
 
-def validate(config: dict[str, Any], added: frozenset[str] = frozenset()) -> TrialConfig:
+def validate(config: dict[str, object], added: frozenset[str] = frozenset()) -> TrialConfig:
     """Check one trial's resolved config. Raises Refused with every finding.
 
     `added` are the keys that the user added with Hydra's own `+` or `++`. Under `model` these may be unknown here,
@@ -58,7 +57,7 @@ def validate(config: dict[str, Any], added: frozenset[str] = frozenset()) -> Tri
     return checked
 
 
-def _without_added_keys(config: dict[str, Any], added: frozenset[str]) -> TrialConfig:
+def _without_added_keys(config: dict[str, object], added: frozenset[str]) -> TrialConfig:
     """The same, for a config with keys that are unknown here or values that are not allowed."""
     known = copy.deepcopy(config)
     unknown = list(_remove_unknown(known, TrialConfig))
@@ -82,7 +81,7 @@ def load(trial_folder: Path) -> TrialConfig:
     return validate(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), frozenset({"model"}))
 
 
-def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """(dotted key, value) of every leaf; lists are leaves, and empty nodes have none."""
     for name, value in config.items():
         if isinstance(value, Mapping):
@@ -106,7 +105,9 @@ def _section(field: FieldInfo) -> type[Section] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
-def _remove_unknown(config: dict[str, Any], section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _remove_unknown(
+    config: dict[str, object], section: type[Section], prefix: str = ""
+) -> Iterator[tuple[str, object]]:
     """Remove the keys that no field stands for; gives (dotted key, value) of the leaves that go."""
     for name in list(config):
         field = section.model_fields.get(str(name))
@@ -114,8 +115,8 @@ def _remove_unknown(config: dict[str, Any], section: type[Section], prefix: str 
         if field is None:
             value = config.pop(name)
             yield from leaves(value, f"{key}.") if isinstance(value, dict) else [(key, value)]
-        elif (below := _section(field)) is not None and isinstance(config[name], dict):
-            yield from _remove_unknown(config[name], below, f"{key}.")
+        elif (below := _section(field)) is not None and isinstance(node := config[name], dict):
+            yield from _remove_unknown(node, below, f"{key}.")
 
 
 def _may_be_added(key: str, added: frozenset[str]) -> bool:

@@ -226,10 +226,10 @@ def check(trial_dir: Path) -> tuple[dict[str, Any], Any]:
     if config.model.peft.peft_scheme == "none":
         why = "trained all weights; the reference policy is not there any more"
         raise Refused([Finding(str(trial_dir), "", why, "such a trial is evaluated at its end only")])
-    nemo = result.get("nemo")
+    nemo = str(result.get("nemo") or "")
     if not nemo or not Path(nemo).is_file():
         why = "the adapters are gone" if nemo else "has no adapters (exp_manager save_nemo_on_train_end)"
-        raise Refused([Finding(str(trial_dir), str(nemo or ""), why, "train it again, or leave it out")])
+        raise Refused([Finding(str(trial_dir), nemo, why, "train it again, or leave it out")])
     return result, config
 
 
