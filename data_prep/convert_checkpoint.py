@@ -145,7 +145,7 @@ def _output(source: str, output: Path | None, packed: bool) -> Path:
     return output
 
 
-def _done(output: Path, wanted: dict[str, Any], verify: bool, source: str) -> bool:
+def _done(output: Path, wanted: dict[str, object], verify: bool, source: str) -> bool:
     """Whether `output` is up to date. Raises Refused if it was made from something else: it would be lost."""
     if not output.exists():
         return False
@@ -167,14 +167,14 @@ def _done(output: Path, wanted: dict[str, Any], verify: bool, source: str) -> bo
     return False
 
 
-def _described(source: str, folder: HFFolder) -> dict[str, Any]:
+def _described(source: str, folder: HFFolder) -> dict[str, object]:
     """The record's facts about the model besides those that identify it."""
     name = source if source in small_models.NAMES else folder.path.resolve().name
     licence = small_models.LICENCES.get(source) or folder.licence()
     return {"name": name[:100], "vocabulary": folder.shape.vocab, "licence": licence}
 
 
-def _report(output: Path, proof: dict[str, Any] | None, seconds: float) -> None:
+def _report(output: Path, proof: dict[str, object] | None, seconds: float) -> None:
     import resource
 
     files = [output] if output.is_file() else [path for path in output.rglob("*") if path.is_file()]

@@ -34,7 +34,7 @@ class Journal:
         with path.open("ab") as stream:
             stream.truncate(sum(map(len, whole)))
 
-    def add(self, part: dict[str, Any]) -> None:
+    def add(self, part: dict[str, object]) -> None:
         self.parts.append(part)
         with self._path.open("ab") as stream:
             stream.write(json.dumps(part, separators=(",", ":")).encode() + b"\n")
@@ -43,7 +43,7 @@ class Journal:
 
 
 @contextmanager
-def work(key: str, output: Path, made_from: dict[str, Any]) -> Iterator[tuple[Path, Journal]]:
+def work(key: str, output: Path, made_from: dict[str, object]) -> Iterator[tuple[Path, Journal]]:
     """(folder, journal) to make `output` with; the folder is `.NAME.unfinished` beside it, on the same file system.
 
     If a process was killed while it made `output` from the same `made_from`, its folder/NAME and journal are kept;
@@ -77,7 +77,7 @@ def work(key: str, output: Path, made_from: dict[str, Any]) -> Iterator[tuple[Pa
         shutil.rmtree(folder)
 
 
-def _keep_only(folder: Path, name: str, made_from: dict[str, Any]) -> None:
+def _keep_only(folder: Path, name: str, made_from: dict[str, object]) -> None:
     """Remove what does not belong to an interrupted making of the same output from the same source."""
     same = whole_file.read_json(folder / _MADE_FROM) == json.loads(json.dumps(made_from))
     kept = {_LOCK, name, _JOURNAL} if same and (folder / _JOURNAL).exists() else {_LOCK}

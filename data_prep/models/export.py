@@ -98,13 +98,13 @@ def _fill(folder: Path, sweep: Sweep, trial: Trial, merge: bool, base: str | Non
     return trained
 
 
-def adapter_file(trial: Trial, result: Mapping[str, Any]) -> Path:
+def adapter_file(trial: Trial, result: Mapping[str, object]) -> Path:
     """The adapters of the trial's last step: the file NeMo wrote at the end of training, else the last checkpoint.
 
     The trial's folder is searched first, since a sweep may have been moved. Raises Refused if there is neither.
     """
     checkpoints = trial.folder / "results" / "checkpoints"
-    named = [Path(path) for path in (result.get("nemo"), result.get("checkpoint")) if path]
+    named = [Path(path) for path in (result.get("nemo"), result.get("checkpoint")) if isinstance(path, str)]
     here = [checkpoints / path.name for path in named]
     last = [*sorted(checkpoints.glob("*-last.ckpt")), *sorted(checkpoints.glob("*/*-last.ckpt"))]
     for path in (*here, *sorted(checkpoints.glob("*.nemo")), *named, *last):

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from data_prep import what_it_is
 from data_prep.models.llama_shape import LlamaShape, read_shape
@@ -92,7 +92,7 @@ class HFFolder:
         return digest.hexdigest()
 
 
-def _with_old_keys(config: dict[str, Any]) -> dict[str, Any]:
+def _with_old_keys(config: dict[str, object]) -> dict[str, object]:
     """A tokenizer_config.json of transformers 5, rewritten as transformers 4 writes it; others unchanged."""
     extra = config.get("extra_special_tokens")
     if isinstance(extra, list):  # in transformers 4 it is a dictionary of names and tokens
@@ -145,7 +145,7 @@ def _weights(path: Path, shape: LlamaShape) -> tuple[dict[str, Path], list[Findi
     if not shards:
         remedy = "save the model with save_pretrained(..., safe_serialization=True)"
         return {}, [Finding(str(path), "", "contains no model*.safetensors", remedy)]
-    headers: dict[str, tuple[Path, dict[str, Any]]] = {}
+    headers: dict[str, tuple[Path, TensorEntry]] = {}
     findings: list[Finding] = []
     for shard in shards:
         try:
@@ -156,7 +156,7 @@ def _weights(path: Path, shape: LlamaShape) -> tuple[dict[str, Path], list[Findi
 
 
 def _match(
-    path: Path, shape: LlamaShape, headers: dict[str, tuple[Path, dict[str, Any]]]
+    path: Path, shape: LlamaShape, headers: dict[str, tuple[Path, TensorEntry]]
 ) -> tuple[dict[str, Path], list[Finding]]:
     expected = shape.tensors()
     findings = []
@@ -180,8 +180,16 @@ def _match(
     return {name: headers[name][0] for name in expected if name in headers}, findings[:10]
 
 
-def read_header(file: Path) -> dict[str, dict[str, Any]]:
-    """A safetensors file's header: name -> {dtype, shape, data_offsets}. Raises Refused if missing or truncated."""
+class TensorEntry(TypedDict):
+    """What a safetensors file's header has for one tensor."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def read_header(file: Path) -> dict[str, TensorEntry]:
+    """A safetensors file's header, by the tensors' names. Raises Refused if missing or truncated."""
     again = "fetch it again"
     if what_it_is.is_lfs_pointer(file):
         why = "is a git-lfs pointer, not the file itself"
@@ -193,7 +201,7 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if 8 + length > size:
                 raise Refused([Finding(str(file), "", f"is truncated ({size} bytes)", again)])
-            header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
+            header: dict[str, TensorEntry] = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except OSError as error:

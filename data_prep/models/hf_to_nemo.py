@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from data_prep.models.hf_folder import HFFolder
 from data_prep.models.nemo_writer import NemoWriter
@@ -20,7 +19,7 @@ _HEAD = "head"  # the part that is all but the weights
 
 
 def write(
-    folder: HFFolder, made: Path, packed: bool, record: dict[str, Any], journal: Journal, progress: Progress
+    folder: HFFolder, made: Path, packed: bool, record: dict[str, object], journal: Journal, progress: Progress
 ) -> None:
     """Write the model in `folder` to `made`, a file if `packed`, else a folder. Raises Refused."""
     with progress.phase("importing torch, reading the tokenizer"):
@@ -50,14 +49,14 @@ def write(
         nemo.close()
 
 
-def write_head(folder: HFFolder, nemo: NemoWriter, record: dict[str, Any]) -> None:
+def write_head(folder: HFFolder, nemo: NemoWriter, record: dict[str, object]) -> None:
     """Write the record, the config and the tokenizer: all but the weights."""
     import yaml
 
     with tempfile.TemporaryDirectory(dir=nemo.path.parent) as scratch:
         tokenizer = Path(scratch)
         folder.copy_tokenizer(tokenizer)
-        config = yaml.safe_dump(_config(folder, tokenizer, record["precision"]), sort_keys=False)
+        config = yaml.safe_dump(_config(folder, tokenizer, str(record["precision"])), sort_keys=False)
         for name, content in ((nemo_file.RECORD, nemo_file.record_bytes(record)), (nemo_file.CONFIG, config.encode())):
             with nemo.file(name) as stream:
                 stream.write(content)
@@ -68,7 +67,7 @@ def write_head(folder: HFFolder, nemo: NemoWriter, record: dict[str, Any]) -> No
     nemo.finish(_HEAD, {})
 
 
-def _config(folder: HFFolder, tokenizer: Path, precision: str) -> dict[str, Any]:
+def _config(folder: HFFolder, tokenizer: Path, precision: str) -> dict[str, object]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read the folder only; ask no server
     from transformers import AutoTokenizer
 

@@ -19,7 +19,7 @@ TOKENIZER_INSIDE = f"nemo:{TOKENIZER_FOLDER}"
 MOST_TENSOR_PARALLEL = 8
 
 
-def model_config(shape: LlamaShape, tokens: int, precision: str) -> dict[str, Any]:
+def model_config(shape: LlamaShape, tokens: int, precision: str) -> dict[str, object]:
     """The `model` tree of a .nemo; `tokens` is len(tokenizer), `precision` "32" or "bf16"."""
     config: dict[str, Any] = {
         "target": "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel",
@@ -96,7 +96,7 @@ def model_config(shape: LlamaShape, tokens: int, precision: str) -> dict[str, An
     return config | rotary_config(shape)
 
 
-def rotary_config(shape: LlamaShape) -> dict[str, Any]:
+def rotary_config(shape: LlamaShape) -> dict[str, object]:
     """Rotary embeddings: base, scaling of the frequencies, linear interpolation of the positions.
 
     NeMo 2.1 can scale with Llama 3.1's numbers only. Other numbers are stored under a key of this project, which

@@ -117,7 +117,7 @@ def _rope_scaling(config: dict[str, Any]) -> RopeScaling | None:
     return LLAMA31 if config.get("scale_positional_embedding", False) else None
 
 
-def hf_config(shape: LlamaShape) -> dict[str, Any]:
+def hf_config(shape: LlamaShape) -> dict[str, object]:
     """config.json of a Llama of this shape, without the begin and end tokens, which only the tokenizer knows."""
     rope: dict[str, Any] | None = None
     if shape.rope_scaling is not None:

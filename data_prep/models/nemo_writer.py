@@ -36,7 +36,7 @@ class NemoWriter:
         else:
             path.mkdir(exist_ok=True)
 
-    def holds(self, part: str) -> dict[str, Any] | None:
+    def holds(self, part: str) -> dict[str, list[Any]] | None:
         """What `finish` was given with this part, by this process or a killed one; None for a part yet to be made."""
         return next((entry["holds"] for entry in self._journal.parts if entry["part"] == part), None)
 
@@ -68,7 +68,7 @@ class NemoWriter:
             stream.write(_header(name, size, tarfile.REGTYPE))
         self._end = end
 
-    def finish(self, part: str, holds: dict[str, Any]) -> None:
+    def finish(self, part: str, holds: dict[str, list[Any]]) -> None:
         """Note that the files written since the last call are whole: they are part `part`, described by `holds`."""
         for path in [self.path] if self._packed else self._written:
             descriptor = os.open(path, os.O_RDONLY)

@@ -12,9 +12,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from data_prep.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 _PROCESS = Path(__file__).with_name("proof_process.py")
 
@@ -35,6 +38,16 @@ TEXT = (
 
 class Failed(Exception):
     """The proof could not be made, or was made and failed. str() is one line."""
+
+
+class Job(TypedDict):
+    """One proof, as it is sent to the process that makes it."""
+
+    nemo: str
+    hf: str
+    precision: str
+    by_layer: bool
+    text: str
 
 
 class Prover:
@@ -61,13 +74,15 @@ class Prover:
             if stream:
                 stream.close()
 
-    def prove(self, nemo: Path, hf: Path, precision: str, progress: Progress, by_layer: bool = False) -> dict[str, Any]:
+    def prove(
+        self, nemo: Path, hf: Path, precision: str, progress: Progress, by_layer: bool = False
+    ) -> dict[str, object]:
         """{"tokens", "difference", "tolerance", "largest_logit", "seconds"...}; raises Failed with the reason.
 
         `by_layer` bounds the memory, see proof_models.py.
         """
         assert self._process.stdin and self._process.stdout
-        job = {"nemo": str(nemo), "hf": str(hf), "precision": precision, "by_layer": by_layer}
+        job: Job = {"nemo": str(nemo), "hf": str(hf), "precision": precision, "by_layer": by_layer, "text": TEXT}
         try:
             print(json.dumps(job), file=self._process.stdin, flush=True)
         except BrokenPipeError:
@@ -90,7 +105,7 @@ class Prover:
         return lines[-1] if lines else "it said nothing"
 
 
-def verdict(got: Any, expected: Any) -> dict[str, Any]:
+def verdict(got: torch.Tensor, expected: torch.Tensor) -> dict[str, object]:
     """Figures of two [tokens, vocabulary] logits; raises Failed if they differ by more than TOLERANCE or are NaN."""
     scale = float(expected.std())
     difference = float((got - expected).abs().max()) / scale

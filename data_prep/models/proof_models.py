@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from data_prep.models.hf_folder import HFFolder, open_folder
 from data_prep.models.llama_shape import FAMILIES
-from data_prep.models.proof import Failed
+from data_prep.models.proof import Failed, Job
 from data_prep.models.proof_rope import set_frequencies
 from data_prep.models.torch_dist import LAYERS, CheckpointReader
 from launcher.nemo.nemo_file import unpack_tokenizer
@@ -29,7 +29,7 @@ _EMBEDDING, _OUTPUT = "model.embedding.word_embeddings.weight", "model.output_la
 Say = Callable[..., None]
 
 
-def whole(job: dict[str, Any], ids: list[int], say: Say) -> tuple[torch.Tensor, torch.Tensor]:
+def whole(job: Job, ids: list[int], say: Say) -> tuple[torch.Tensor, torch.Tensor]:
     """(NeMo's, HF's) logits [tokens, vocabulary] of `ids`, by NeMo's restore of the file and transformers' loading."""
     from transformers import AutoModelForCausalLM
 
@@ -59,7 +59,7 @@ def whole(job: dict[str, Any], ids: list[int], say: Say) -> tuple[torch.Tensor, 
         return model(tokens, torch.arange(len(ids))[None], _mask(len(ids)), None)[0].float(), expected
 
 
-def by_layer(job: dict[str, Any], ids: list[int], say: Say) -> tuple[torch.Tensor, torch.Tensor]:
+def by_layer(job: Job, ids: list[int], say: Say) -> tuple[torch.Tensor, torch.Tensor]:
     """Like `whole`, in bounded memory. It compares all embedding rows, and computes with those of the text."""
     folder, reader = open_folder(Path(job["hf"])), CheckpointReader(Path(job["nemo"]))
     shape = folder.shape
@@ -84,7 +84,7 @@ def by_layer(job: dict[str, Any], ids: list[int], say: Say) -> tuple[torch.Tenso
     return got, expected
 
 
-def _stored(job: dict[str, Any]) -> torch.dtype:
+def _stored(job: Job) -> torch.dtype:
     return torch.bfloat16 if job["precision"] == "bf16" else torch.float32
 
 
@@ -147,9 +147,7 @@ def _hf_states(folder: HFFolder, hidden: torch.Tensor, stored: torch.dtype, say:
 
 
 @torch.no_grad()
-def _nemo_states(
-    job: dict[str, Any], reader: CheckpointReader, hidden: torch.Tensor, ids: list[int], say: Say
-) -> torch.Tensor:
+def _nemo_states(job: Job, reader: CheckpointReader, hidden: torch.Tensor, ids: list[int], say: Say) -> torch.Tensor:
     """The same for NeMo's model, built with one layer and almost no vocabulary, called as in Megatron's training."""
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
@@ -190,7 +188,7 @@ def _nemo_states(
     return states[:, 0]
 
 
-def _config(job: dict[str, Any], scratch: str) -> tuple[Any, dict[str, Any]]:
+def _config(job: Job, scratch: str) -> tuple[Any, dict[str, Any]]:
     """(the .nemo's config for fp32 on the CPU, arguments of NeMo's restore_from), with its tokenizer in `scratch`."""
     from lightning.pytorch import Trainer
     from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -218,6 +216,6 @@ def _config(job: dict[str, Any], scratch: str) -> tuple[Any, dict[str, Any]]:
     return config, restore
 
 
-def _check_tokens(model: Any, job: dict[str, Any], ids: list[int]) -> None:
+def _check_tokens(model: Any, job: Job, ids: list[int]) -> None:
     if model.tokenizer.text_to_ids(job["text"])[: len(ids)] != ids:
         raise Failed("the tokenizer in the file gives tokens that differ from HF's")

@@ -9,16 +9,16 @@ import resource
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from data_prep.models.proof import TEXT, Failed, verdict
+from data_prep.models.proof import Failed, Job, verdict
 
 
-def compare(job: dict[str, Any], say: Any) -> dict[str, Any]:
+def compare(job: Job, say: Callable[..., None]) -> dict[str, object]:
     """The verdict on a job of Prover.prove. Raises Failed."""
     from transformers import AutoTokenizer
 
@@ -28,10 +28,10 @@ def compare(job: dict[str, Any], say: Any) -> dict[str, Any]:
     folder = open_folder(Path(job["hf"]))
     with tempfile.TemporaryDirectory() as tokenizer:
         folder.copy_tokenizer(Path(tokenizer))
-        ids = AutoTokenizer.from_pretrained(tokenizer, use_fast=True).encode(TEXT, add_special_tokens=False)
+        ids = AutoTokenizer.from_pretrained(tokenizer, use_fast=True).encode(job["text"], add_special_tokens=False)
     ids = ids[: folder.shape.positions]
     compute = proof_models.by_layer if job["by_layer"] else proof_models.whole
-    return verdict(*compute({**job, "text": TEXT}, ids, say))
+    return verdict(*compute(job, ids, say))
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def say(**message: Any) -> None:
+    def say(**message: object) -> None:
         print(json.dumps(message), file=answers, flush=True)
 
     from launcher.train.nemo_aligner import standins

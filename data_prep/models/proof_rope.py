@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def frequencies(folder: Path) -> torch.Tensor:
     raise ValueError(f"rope_type {kind} is not known")
 
 
-def _scaled(frequency: torch.Tensor, rope: dict[str, Any]) -> torch.Tensor:
+def _scaled(frequency: torch.Tensor, rope: Mapping[str, float]) -> torch.Tensor:
     """Llama 3.1's scaling: slow frequencies are divided by the factor, fast ones kept, those between interpolated."""
     turns = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)  # in the original context
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
+from torch.distributed.checkpoint.metadata import Metadata
 
 #: The classes in the index of a torch_dist checkpoint.
 _INDEX = {
@@ -30,9 +31,9 @@ _TENSORS = {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_p
 _TENSORS |= {("collections", "OrderedDict"), ("torch", "device")}
 
 
-def load_index(data: bytes) -> Any:
+def load_index(data: bytes) -> Metadata:
     """The index of a checkpoint. Raises pickle.UnpicklingError if it refers to any other class."""
-    return _IndexUnpickler(io.BytesIO(data)).load()
+    return cast("Metadata", _IndexUnpickler(io.BytesIO(data)).load())
 
 
 def _is_dtype_or_storage(module: str, name: str) -> bool:
@@ -41,7 +42,7 @@ def _is_dtype_or_storage(module: str, name: str) -> bool:
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) in _INDEX or _is_dtype_or_storage(module, name):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it refers to {module}.{name}, which an index of a checkpoint never does")
@@ -50,28 +51,28 @@ class _IndexUnpickler(pickle.Unpickler):
 class Placeholder:
     """Stands for an object of a class that is not read: it accepts whatever a pickle does with it, and ignores it."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Placeholder:
+    def __new__(cls, *args: object, **kwargs: object) -> Placeholder:
         return super().__new__(cls)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-    def __setstate__(self, state: Any) -> None: ...
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-    def append(self, item: Any) -> None: ...
-    def extend(self, items: Any) -> None: ...
-    def add(self, item: Any) -> None: ...
-    def __call__(self, *args: Any, **kwargs: Any) -> Placeholder:
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+    def __setstate__(self, state: object) -> None: ...
+    def __setitem__(self, key: object, value: object) -> None: ...
+    def append(self, item: object) -> None: ...
+    def extend(self, items: object) -> None: ...
+    def add(self, item: object) -> None: ...
+    def __call__(self, *args: object, **kwargs: object) -> Placeholder:
         return self
 
 
 class Unpickler(pickle.Unpickler):
     """For torch.load(..., pickle_module=safe_pickle): tensors are read, all else becomes a Placeholder."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) in _TENSORS or _is_dtype_or_storage(module, name):
             return super().find_class(module, name)
         return Placeholder
 
 
-def load(file: Any, **options: Any) -> Any:
+def load(file: BinaryIO, **options: Any) -> object:
     """torch.load calls this for the parts of older files."""
     return Unpickler(file, **options).load()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from data_prep.pairs import jsonl, packed, splits
 from data_prep.pairs.conversation import Drop, Pair, Repair
@@ -39,7 +38,7 @@ _REMEDIES = {
 
 def recipe(
     source: Source, options: Options, prompt_format: PromptFormat, tokenizer: PairTokenizer | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Everything that determines the files, for dataset.json: equal recipes give equal files, byte for byte."""
     files = tokenizer.files if tokenizer else None
     return {
@@ -74,7 +73,7 @@ def build(
     tokenizer: PairTokenizer | None,
     folder: Path,
     progress: Progress,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write the files into `folder` and return their part of dataset.json; `tokenizer` must be loaded.
 
     Raises Refused for a bad line (unless bad lines are skipped) and if a split would be empty or too small.
@@ -91,11 +90,13 @@ def build(
                 kept = _announced(pair_filter.kept(open_pool(at)), pair_filter, progress)
                 _divide(pool, kept, options.sizes, outputs, pair_filter, folder)
     finally:
-        files = {f"{name}.jsonl": output.writer.close() for name, output in zip(splits.NAMES, outputs, strict=True)}
+        files: dict[str, Mapping[str, object]] = {
+            f"{name}.jsonl": output.writer.close() for name, output in zip(splits.NAMES, outputs, strict=True)
+        }
         pair_filter.close()
     rows = {name: output.writer.rows for name, output in zip(splits.NAMES, outputs, strict=True)}
     _check_rows(rows, options.sizes, pair_filter)
-    made: dict[str, Any] = {
+    made: dict[str, object] = {
         "rows_read": pair_filter.read,
         "forms": dict(pair_filter.rows.recognised),
         "rows": rows,
@@ -112,7 +113,8 @@ def build(
     if pair_filter.rows.several:
         made["several_rejected"] = {"rows": pair_filter.rows.several, "further_pairs": pair_filter.extra}
     if options.pack and tokenizer:
-        made["packed"] = {"size": options.pack}
+        packs: dict[str, object] = {"size": options.pack}
+        made["packed"] = packs
         for name in splits.NAMES:
             with progress.phase(f"packing {name}"):
 
@@ -121,7 +123,7 @@ def build(
 
                 target = folder / packed.name(name)
                 facts, filled = packed.write(folder / f"{name}.jsonl", target, tokenizer, options.pack, done)
-                files[target.name], made["packed"][name] = facts, filled
+                files[target.name], packs[name] = facts, filled
     return made
 
 

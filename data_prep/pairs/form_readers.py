@@ -175,7 +175,7 @@ def _ranked(prompt: object, answers: Iterable[tuple[object, object]], row: Row, 
     return preference._replace(chosen_reward=known[0][0], rejected_rewards=tuple(score for score, _ in worse))
 
 
-def _items(row: Row, key: str) -> list[Mapping[str, Any]]:
+def _items(row: Row, key: str) -> list[Mapping[str, object]]:
     items = _given(row, key)
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
         raise BadRow(f"{key!r} is not a list of objects")

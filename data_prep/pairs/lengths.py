@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import accumulate
-from typing import Any
 
 #: Upper ends of the histogram's bins, half an octave apart: padding wastes up to one bin's width.
 EDGES = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
@@ -17,7 +16,7 @@ class Lengths:
     def add(self, length: int) -> None:
         self._rows[length] += 1
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Mean, median, p99 and longest, and the histogram as {"<= edge": rows}; empty for no rows."""
         total = self._rows.total()
         if not total:

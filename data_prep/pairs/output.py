@@ -21,7 +21,7 @@ PACKED = tuple(packed.name(name) for name in splits.NAMES)  # only with --pack
 FILES = (*PAIRS, *PACKED, RECORD)  # the record last: without it the set is incomplete
 
 
-def made_from(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+def made_from(folder: Path, recipe: Mapping[str, object]) -> dict[str, object] | None:
     """The record of `folder` if it was made with `recipe` and its files are unchanged, else None."""
     record = _record(folder)
     if record is None or any(record.get(key) != value for key, value in _as_json(recipe).items()):
@@ -52,7 +52,7 @@ def check(folder: Path, sources: Sequence[Path], force: bool) -> None:
         raise Refused([Finding("--out", str(folder), why, "name another folder, or overwrite it with --force")])
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
+def _record(folder: Path) -> dict[str, object] | None:
     try:
         record = json.loads((folder / RECORD).read_bytes())
     except (OSError, ValueError):
@@ -60,7 +60,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "rules" in record else None
 
 
-def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+def _as_json(value: Mapping[str, object]) -> dict[str, object]:
     """`value` after being written as JSON and read again (tuples become lists)."""
     return dict(json.loads(json.dumps(value)))
 

@@ -33,7 +33,7 @@ def name(split: str) -> str:
 
 def write(
     pairs: Path, target: Path, tokenizer: PairTokenizer, size: int, at: Callable[[int], None]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, object], dict[str, object]]:
     """Packs a file of pairs into rows of up to `size` tokens, in constant memory, nearly in the order of the pairs.
 
     Calls `at` with the number of pairs packed so far. Returns ({rows, bytes, SHA-256 of the file}, {packs, pairs in
@@ -44,7 +44,7 @@ def write(
     eos = tokenizer.token_id(tokenizer.files.special_tokens.get("eos_token", "</s>"))
     counted = {"packs": 0, "pairs": 0, "tokens": 0}
 
-    def packs() -> Iterator[dict[str, Any]]:
+    def packs() -> Iterator[dict[str, object]]:
         for pack in first_fit(_tokenized(pairs, tokenizer, eos), size):
             counted["packs"] += 1
             counted["pairs"] += len(pack) // 2
@@ -111,7 +111,7 @@ def _misread(tokenizer: PairTokenizer) -> Refused:
     return Refused([Finding("--pack", "", why, "use another --prompt-format or tokenizer, or do not pack")])
 
 
-def _row(pack: list[_Side]) -> dict[str, Any]:
+def _row(pack: list[_Side]) -> dict[str, object]:
     import numpy as np
 
     ends = np.cumsum([len(ids) for ids, _, _ in pack]).tolist()
@@ -133,10 +133,10 @@ def _header(file: BinaryIO, np: Any, rows: int) -> None:
 class _Array:
     """Pickles as a NumPy array of the iterator's rows, one row at a time."""
 
-    def __init__(self, rows: Iterator[Any]) -> None:
+    def __init__(self, rows: Iterator[object]) -> None:
         self._rows = _List(rows)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         import numpy as np
 
         return np.array, (self._rows,)
@@ -145,8 +145,8 @@ class _Array:
 class _List:
     """Pickles as a list of the iterator's items."""
 
-    def __init__(self, rows: Iterator[Any]) -> None:
+    def __init__(self, rows: Iterator[object]) -> None:
         self._rows = rows
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return list, (), None, self._rows

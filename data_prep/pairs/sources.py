@@ -105,7 +105,7 @@ def _local(
     name: str,
     pools: list[tuple[str, list[Path]]],
     reading: Reading,
-    facts: dict[str, Any] | None = None,
+    facts: dict[str, object] | None = None,
     sizes: tuple[float | int, float | int] = (0.05, 0.05),
 ) -> Source:
     """`pools` are files, or folders written with save_to_disk."""

@@ -117,6 +117,6 @@ def read_dataset(
             at(number / max(len(dataset), 1))
 
 
-def _rows(batch: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+def _rows(batch: Mapping[str, list[object]]) -> Iterator[dict[str, object]]:
     for values in zip(*batch.values(), strict=True):
         yield dict(zip(batch, values, strict=True))

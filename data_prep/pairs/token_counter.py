@@ -131,7 +131,7 @@ def _is_known(pre_tokenizer: Any) -> bool:
     return all(map(_is_harmless, parts)) and any(map(_splits, parts))
 
 
-def _is_harmless(part: dict[str, Any]) -> bool:
+def _is_harmless(part: dict[str, object]) -> bool:
     if part["type"] == "ByteLevel":
         return not part["add_prefix_space"]
     return part["type"] == "Digits" or _splits(part)

@@ -8,7 +8,6 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from launcher.findings import Finding, Refused
 
@@ -93,7 +92,7 @@ def _known(name: str) -> str | None:
     return next((known for known in _NAMES if name == known or name.endswith(f"_{known}")), None)
 
 
-def _json(path: Path, files: dict[str, bytes], name: str) -> dict[str, Any]:
+def _json(path: Path, files: dict[str, bytes], name: str) -> dict[str, object]:
     try:
         loaded = json.loads(files.get(name, b"{}"))
     except ValueError as error:
@@ -101,7 +100,7 @@ def _json(path: Path, files: dict[str, bytes], name: str) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
-def _template(config: dict[str, Any]) -> str | None:
+def _template(config: dict[str, object]) -> str | None:
     """The chat template; if there are several, the one named default."""
     template = config.get("chat_template")
     if isinstance(template, list):
@@ -110,7 +109,7 @@ def _template(config: dict[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _text(token: Any) -> str:
+def _text(token: object) -> str:
     """The text of a token, which is stored as a text or as {"content": text, ...}."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else ""
