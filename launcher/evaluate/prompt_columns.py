@@ -52,8 +52,8 @@ def judged(
         facts[opponent] = {"name": judge.name, "facts": dict(wins.judged.facts), "unusable": wins.judged.unusable}
         if wins.prompts:
             found[name] = _placed(answers, wins, wins.rates)
-            if controlled := win_rate.length_controlled(wins):
-                found[f"{name}_controlled"] = _placed(answers, wins, controlled)
+            if name == "win" and (controlled := win_rate.length_controlled(wins)):
+                found["win_controlled"] = _placed(answers, wins, controlled)
     return found, facts
 
 
