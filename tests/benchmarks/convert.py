@@ -69,14 +69,14 @@ def write_config_and_tokenizer(folder: Path, layers: int, **changes: Any) -> Non
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def write_llama(folder: Path, layers: int, shard_bytes: int = SHARD_BYTES) -> int:
-    """A random Llama of 8B's shape but for its depth, in shards; returns a layer's and the embedding's bytes."""
+def write_llama(folder: Path, layers: int, shard_bytes: int = SHARD_BYTES, **changes: Any) -> int:
+    """A random Llama of 8B's shape but for its depth and `changes`, in shards; returns a layer's and the embedding's bytes."""
     import torch
 
     from data_prep.models.llama_shape import read_shape
     from data_prep.models.safetensors_writer import SafetensorsWriter
 
-    write_config_and_tokenizer(folder, layers)
+    write_config_and_tokenizer(folder, layers, **changes)
     shapes = read_shape(folder).tensors()
     writer = SafetensorsWriter(folder, shapes, torch.bfloat16, shard_bytes)
     random = torch.Generator().manual_seed(1)

@@ -8,6 +8,7 @@ fp32 with the same weights: NeMo-Aligner has to be as near to it as transformers
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from tests.benchmarks.convert import write_llama
 from tests.integration.minimal_trial import write_long_pairs, write_pairs
 
 pytest.importorskip("nemo_aligner")
-pytestmark = [pytest.mark.nemo, pytest.mark.slow]
+pytestmark = pytest.mark.nemo
 
-RANK, ALPHA, BETA, LENGTH, RESPONSE = 32, 64, 0.1, 2048, 256
+RANK, ALPHA, BETA = 32, 64, 0.1
+TINY = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY |= {"vocab_size": 1024, "initializer_range": 0.1}
 #: How much further from fp32 than transformers in bf16 NeMo-Aligner may be: they round at different places.
 AS_NEAR = 2.0
 
@@ -33,6 +36,9 @@ def recorded() -> None:
 
     step = PreferenceTrainer.train_single_step
 
+    def add(total: torch.Tensor, gradient: torch.Tensor) -> None:
+        total.add_(gradient.float())
+
     def recording(self: Any, batch: Any) -> Any:
         adapters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         generator = torch.Generator().manual_seed(5)
@@ -41,7 +47,7 @@ def recorded() -> None:
             with torch.no_grad():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
             gradients[name] = torch.zeros(parameter.shape)
-            parameter.register_hook(lambda g, total=gradients[name]: total.add_(g.float()) and None)
+            parameter.register_hook(partial(add, gradients[name]))
         weights = {name: parameter.detach().clone() for name, parameter in adapters.items()}
         loss, metrics = step(self, batch)
         tokens = {side: batch[f"{side}"] for side in ("chosen", "rejected")}
@@ -68,7 +74,6 @@ def loss_and_gradients(
 
     def log_probability(side: str) -> torch.Tensor:
         tokens = tokenizer(row["prompt"] + row[side], add_special_tokens=False, return_tensors="pt").input_ids
-        assert tokens.shape == (1, LENGTH)
         states = causal.model(tokens[:, :-1]).last_hidden_state[:, start - 1 :]
         each = causal.lm_head(states).float().log_softmax(-1)
         return each.gather(-1, tokens[:, start:, None]).sum()
@@ -82,14 +87,21 @@ def loss_and_gradients(
     return float(loss), lora_reference.fused_gradients(policy)
 
 
-def test_loss_and_gradients_are_as_near_to_fp32_as_those_of_transformers(train, new_trial, tmp_path):
+@pytest.mark.parametrize(
+    ("shape", "length", "response"),
+    [(TINY, 256, 64), pytest.param({}, 2048, 256, marks=pytest.mark.slow)],
+    ids=["tiny sizes", "true sizes"],
+)
+def test_loss_and_gradients_are_as_near_to_fp32_as_those_of_transformers(
+    train, new_trial, tmp_path, shape, length, response
+):
     import torch
     from transformers import AutoTokenizer
 
     hf = tmp_path / "llama"
-    write_llama(hf, 2)
+    write_llama(hf, 2, **shape)
     nemo = convert_checkpoint.convert(str(hf), tmp_path / "base", packed=False, verify=False)
-    (row,) = write_long_pairs(tmp_path / "train.jsonl", AutoTokenizer.from_pretrained(hf), [LENGTH], RESPONSE)
+    (row,) = write_long_pairs(tmp_path / "train.jsonl", AutoTokenizer.from_pretrained(hf), [length], response)
     held_out = [str(write_pairs(tmp_path / "held_out.jsonl", 1))]
     keys = {
         "pretrained_checkpoint__restore_from_path": str(nemo),
@@ -97,7 +109,7 @@ def test_loss_and_gradients_are_as_near_to_fp32_as_those_of_transformers(train, 
         "trainer__dpo__max_steps": 1,
         "model__global_batch_size": 1,
         "model__micro_batch_size": 1,
-        "model__encoder_seq_length": LENGTH,
+        "model__encoder_seq_length": length,
         "model__data__data_prefix": {
             "train": [str(tmp_path / "train.jsonl")],
             "validation": held_out,
@@ -112,7 +124,7 @@ def test_loss_and_gradients_are_as_near_to_fp32_as_those_of_transformers(train, 
     done = train(new_trial(**keys), change=recorded, variables={"RECORDED": tmp_path / "recorded.pt"})
     assert done.exit_codes == [0], done.said()
     kept = torch.load(tmp_path / "recorded.pt", weights_only=True)
-    assert kept["tokens"]["chosen"].shape == kept["tokens"]["rejected"].shape == (1, LENGTH)
+    assert kept["tokens"]["chosen"].shape == kept["tokens"]["rejected"].shape == (1, length)
     exact_loss, exact = loss_and_gradients(hf, row, kept["weights"], torch.float32)
     rounded_loss, rounded = loss_and_gradients(hf, row, kept["weights"], torch.bfloat16)
     print(f"\nloss: fp32 {exact_loss:.5f}, transformers bf16 {rounded_loss:.5f}, NeMo-Aligner bf16 {kept['loss']:.5f}")
