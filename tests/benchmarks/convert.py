@@ -70,7 +70,7 @@ def write_config_and_tokenizer(folder: Path, layers: int, **changes: Any) -> Non
 
 
 def write_llama(folder: Path, layers: int, shard_bytes: int = SHARD_BYTES, **changes: Any) -> int:
-    """A random Llama of 8B's shape but for its depth and `changes`, in shards; returns a layer's and the embedding's bytes."""
+    """A random Llama of 8B's shape but for its depth and `changes`; returns a layer's and the embedding's bytes."""
     import torch
 
     from data_prep.models.llama_shape import read_shape
