@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -24,6 +24,7 @@ from data_prep.models.megatron_weights import split_qkv
 from data_prep.models.nemo_to_hf import shape_of
 from launcher.findings import Finding, Refused
 from launcher.nemo import lora, nemo_file
+from launcher.nemo.gpt_config import GptConfig
 from launcher.nemo.lora import FUSED
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -99,12 +100,13 @@ def read(path: Path, config: dict[str, Any] | None = None) -> Adapters:
     if tuning.get("weight_tying"):
         why = "shares one adapter among all layers, with position embeddings, which peft cannot express"
         raise Refused([Finding(f"{path}: lora_tuning.weight_tying", "true", why)])
-    shape, rank, alpha = shape_of(path, own, 0), int(tuning["adapter_dim"]), tuning.get("alpha")
+    model = cast("GptConfig", own)
+    shape, rank, alpha = shape_of(path, model, 0), int(tuning["adapter_dim"]), tuning.get("alpha")
     joined = _joined(path, states, shape)
     adapters = Adapters(
         shape, rank, float(rank if alpha is None else alpha), float(tuning.get("adapter_dropout") or 0.0), joined
     )
-    _check(path, adapters, lora.shapes(own))
+    _check(path, adapters, lora.shapes(model))
     return adapters
 
 

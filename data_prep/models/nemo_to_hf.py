@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from data_prep.progress import Progress
 from data_prep.unfinished import Journal
 from launcher.findings import Finding, Refused
 from launcher.nemo import base_model, nemo_file
+from launcher.nemo.gpt_config import GptConfig
 
 if TYPE_CHECKING:
     import torch
@@ -72,14 +73,15 @@ def open_nemo(path: Path) -> NemoModel:
     return NemoModel(path, shape, reader, str((base.config.get("tokenizer") or {}).get("type")))
 
 
-def shape_of(path: Path, config: dict[str, Any], vocabulary: int) -> LlamaShape:
+def shape_of(path: Path, config: GptConfig, vocabulary: int) -> LlamaShape:
     """The Llama that a model_config.yaml describes: the inverse of nemo_config.model_config. Raises Refused."""
+    found: Mapping[str, object] = config
     findings = [
         Finding(
-            f"{path}: {key}", str(config[key]), "is not a Llama's", "only Llama models have such a Hugging Face folder"
+            f"{path}: {key}", str(found[key]), "is not a Llama's", "only Llama models have such a Hugging Face folder"
         )
         for key, good in _LLAMA.items()
-        if key in config and config[key] not in good
+        if key in found and found[key] not in good
     ]
     missing = [
         key for key in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads") if key not in config
@@ -111,7 +113,7 @@ def shape_of(path: Path, config: dict[str, Any], vocabulary: int) -> LlamaShape:
     )
 
 
-def _rope_scaling(config: dict[str, Any]) -> RopeScaling | None:
+def _rope_scaling(config: GptConfig) -> RopeScaling | None:
     if own := config.get(nemo_file.ROPE_SCALING):
         return RopeScaling(**own)
     return LLAMA31 if config.get("scale_positional_embedding", False) else None

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from launcher.findings import Finding
 from launcher.nemo import lora
 from launcher.nemo.base_model import BaseModel
+from launcher.nemo.gpt_config import GptConfig
 from launcher.trial_config.config import TrialConfig
 
 GIB = float(1 << 30)
@@ -53,13 +54,13 @@ def per_gpu(base: BaseModel, trial: TrialConfig, changes: Mapping[str, object] |
     """Memory on the fullest GPU of a trial. `changes` replace keys of `model`. None if the .nemo's shape is unknown."""
     if not base.shaped or base.vocabulary is None:
         return None
-    model = {**base.under(trial), **(changes or {})}
+    model = cast("GptConfig", {**base.under(trial), **(changes or {})})
     pipeline = trial.model.pipeline_model_parallel_size
     stages = [_stage(base.vocabulary, model, trial, stage) for stage in {0, pipeline - 1}]
     return max(stages, key=lambda memory: memory.total)
 
 
-def _stage(vocabulary: int, model: dict[str, Any], trial: TrialConfig, stage: int) -> Memory:
+def _stage(vocabulary: int, model: GptConfig, trial: TrialConfig, stage: int) -> Memory:
     """Memory of one pipeline stage. `model` is the base model's config, overridden by the trial's keys."""
     tensor, pipeline = trial.model.tensor_model_parallel_size, trial.model.pipeline_model_parallel_size
     wide = _bytes(trial) / 2  # the paper assumes 2-byte numbers
@@ -84,7 +85,7 @@ def _stage(vocabulary: int, model: dict[str, Any], trial: TrialConfig, stage: in
     )
 
 
-def _tables(model: dict[str, Any], stage: int, pipeline: int) -> int:
+def _tables(model: GptConfig, stage: int, pipeline: int) -> int:
     """Embedding-sized tables that a stage holds: the input embedding in the first, the output layer in the last."""
     tied = bool(model.get("share_embeddings_and_output_weights", True))
     if pipeline == 1:
@@ -92,12 +93,12 @@ def _tables(model: dict[str, Any], stage: int, pipeline: int) -> int:
     return int(stage == 0) + int(stage == pipeline - 1)  # tied tables are copied to the last stage
 
 
-def _padded_rows(vocabulary: int, model: dict[str, Any], tensor: int) -> int:
+def _padded_rows(vocabulary: int, model: GptConfig, tensor: int) -> int:
     unit = int(model.get("make_vocab_size_divisible_by") or 128) * tensor
     return -(-vocabulary // unit) * unit
 
 
-def _layer_bytes(model: dict[str, Any], trial: TrialConfig, tokens: int) -> float:
+def _layer_bytes(model: GptConfig, trial: TrialConfig, tokens: int) -> float:
     """Activation bytes that one stage keeps for one micro batch: table 2, less what the backward pass recomputes."""
     tensor, hidden = model["tensor_model_parallel_size"], model["hidden_size"]
     layers = model["num_layers"] / model["pipeline_model_parallel_size"]
@@ -114,7 +115,7 @@ def _layer_bytes(model: dict[str, Any], trial: TrialConfig, tokens: int) -> floa
     return layers / group * checkpoint + min(group, layers) * full
 
 
-def _dropout_bytes(model: dict[str, Any], trial: TrialConfig) -> float:
+def _dropout_bytes(model: GptConfig, trial: TrialConfig) -> float:
     """Bytes a token and layer of LoRA's dropout: a copy (2) and a mask (1) of each adapted matrix's input."""
     tuning = trial.model.peft.lora_tuning
     if not trial.trains_adapters or not tuning.adapter_dropout:
@@ -123,7 +124,7 @@ def _dropout_bytes(model: dict[str, Any], trial: TrialConfig) -> float:
     return 3.0 * sum(matrices[name][0] for name in tuning.target_modules)
 
 
-def _state_bytes(model: dict[str, Any], trial: TrialConfig, held: float) -> float:
+def _state_bytes(model: GptConfig, trial: TrialConfig, held: float) -> float:
     """Bytes of adapters with gradients, main copy and moments: 18 a parameter in bf16 (the rest in fp32), 16 in fp32.
 
     In full training the weights are counted in `weights`, so 16 and 12 remain, of which the 4 of the

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ class TrialExecutor(LocalExecutor):
         return LocalJob(folder=self.folder, job_id=self.job_id, tasks=list(range(ranks)), process=process)
 
 
-def start(task: Any, folder: Path, ranks: int, env: dict[str, str]) -> tuple[str, subprocess.Popen[bytes]]:
+def start(
+    task: Callable[[], object], folder: Path, ranks: int, env: dict[str, str]
+) -> tuple[str, subprocess.Popen[bytes]]:
     """Run `task` in `ranks` processes, whose files go to `folder`. Returns the start's name and its controller."""
     folder.mkdir(exist_ok=True)
     job_id = _new_start(folder)

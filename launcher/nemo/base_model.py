@@ -7,11 +7,12 @@ import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import yaml
 
 from launcher.findings import Finding
+from launcher.nemo.gpt_config import GptConfig, Tokenizer
 from launcher.trial_config.config import TrialConfig
 
 _SHAPE = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
@@ -24,7 +25,7 @@ class BaseModel:
     """What a .nemo contains, apart from weights."""
 
     path: Path
-    config: dict[str, Any]
+    config: GptConfig
     """model_config.yaml; empty if it could not be read."""
     vocabulary: int | None
     """Rows of its embedding, before Megatron pads them; None if unknown."""
@@ -36,13 +37,14 @@ class BaseModel:
         """Whether the config has the numbers needed to compute parameters, memory and checkpoint sizes."""
         return all(isinstance(self.config.get(name), int) for name in _SHAPE)
 
-    def under(self, trial: TrialConfig) -> dict[str, Any]:
+    def under(self, trial: TrialConfig) -> GptConfig:
         """The base model's config overridden by the trial's `model` keys, as NeMo does when it restores."""
-        return {**self.config, **trial.model_keys}
+        return cast("GptConfig", {**self.config, **trial.model_keys})
 
-    def tokenizer(self, trial: TrialConfig) -> dict[str, Any]:
-        own, asked = self.config.get("tokenizer"), trial.model_keys.get("tokenizer")
-        return {**(own if isinstance(own, dict) else {}), **(asked if isinstance(asked, dict) else {})}
+    def tokenizer(self, trial: TrialConfig) -> Tokenizer:
+        """The base model's tokenizer, overridden by the trial's `model.tokenizer`."""
+        nodes: tuple[object, object] = (self.config.get("tokenizer"), trial.model_keys.get("tokenizer"))
+        return cast("Tokenizer", {key: node[key] for node in nodes if isinstance(node, dict) for key in node})
 
     @property
     def tokenizer_bytes(self) -> int:
@@ -85,15 +87,15 @@ def _load(path: Path, mtime: int, size: int) -> BaseModel:
     return BaseModel(path, config, next((n for n in tells if isinstance(n, int)), None), sizes)
 
 
-def _config(text: bytes) -> dict[str, Any]:
+def _config(text: bytes) -> GptConfig:
     try:
         found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError:
         return {}  # another converter's file with its own YAML tags: NeMo may be able to read it, so no finding
-    return found if isinstance(found, dict) else {}
+    return cast("GptConfig", found) if isinstance(found, dict) else {}
 
 
-def _json(text: bytes) -> dict[str, Any]:
+def _json(text: bytes) -> dict[str, object]:
     try:
         found = json.loads(text)
     except ValueError:

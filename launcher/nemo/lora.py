@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from launcher.findings import Finding, Refused
+from launcher.nemo.gpt_config import GptConfig
 from launcher.trial_config.model import LoraTuning
 
 KEY = "model.peft.lora_tuning.target_modules"
@@ -57,7 +57,7 @@ def nemo_modules(names: Sequence[str]) -> list[str]:
     return [fused for fused in FUSED if fused in wanted]
 
 
-def shapes(model: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def shapes(model: GptConfig) -> dict[str, tuple[int, int]]:
     """(inputs, outputs) of the four fused matrices of one layer, from a .nemo's model_config.yaml."""
     hidden, heads, ffn = model["hidden_size"], model["num_attention_heads"], model["ffn_hidden_size"]
     head_dim = model.get("kv_channels") or hidden // heads
@@ -70,14 +70,14 @@ def shapes(model: dict[str, Any]) -> dict[str, tuple[int, int]]:
     }
 
 
-def trainable_parameters(model: dict[str, Any], tuning: LoraTuning) -> int:
+def trainable_parameters(model: GptConfig, tuning: LoraTuning) -> int:
     """Parameters of the adapters: rank x (inputs + outputs) of each adapted matrix (LoRA, arXiv 2106.09685)."""
     layers = len(tuning.layer_selection) if tuning.layer_selection else int(model["num_layers"])
     matrices = shapes(model)
     return layers * tuning.adapter_dim * sum(sum(matrices[name]) for name in tuning.target_modules)
 
 
-def parameters(model: dict[str, Any], vocabulary: int) -> int:
+def parameters(model: GptConfig, vocabulary: int) -> int:
     """All parameters of a Llama with `vocabulary` tokens: embeddings (twice if not tied), matrices, norms."""
     hidden = model["hidden_size"]
     layer = sum(inputs * outputs for inputs, outputs in shapes(model).values()) + 2 * hidden

@@ -13,6 +13,7 @@ import shutil
 import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from launcher.findings import Finding, Refused
 
@@ -21,7 +22,7 @@ CONFIG = "model_config.yaml"
 TOKENIZER_FOLDER = "tokenizer"
 WEIGHTS = "model_weights"
 #: Key of model_config.yaml for a scaling of the rotary frequencies that NeMo 2.1 does not implement.
-ROPE_SCALING = "rope_scaling"
+ROPE_SCALING: Final = "rope_scaling"
 _RECORD_BYTES = 2048
 _MOST_BYTES = 256 << 20  # limit for one tokenizer file: far above any real one, far below what would fill a disk
 

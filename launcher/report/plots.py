@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Any
+from types import ModuleType
 
 from launcher.findings import Finding, Refused
 from launcher.report import text
@@ -57,7 +57,7 @@ def _literal(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _has(plt: Any, panel: Panel, report: Report) -> bool:
+def _has(plt: ModuleType, panel: Panel, report: Report) -> bool:
     figure, axes = plt.subplots()
     drawn = panel.draw(axes, report)
     plt.close(figure)
@@ -86,7 +86,7 @@ def _for_page(svg: str, panel: Panel) -> str:
     return f'{head} role="img" aria-label="{panel.title}">{rest}'
 
 
-def _pyplot(ink: str) -> Any:
+def _pyplot(ink: str) -> ModuleType:
     import matplotlib
 
     matplotlib.use("Agg")

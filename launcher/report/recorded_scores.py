@@ -57,7 +57,7 @@ class RecordedScores:
         return {PROMPT: [prompt for prompt, _ in rows], **found}
 
 
-def scores(data: Mapping[str, Any]) -> RecordedScores | None:
+def scores(data: Mapping[str, object]) -> RecordedScores | None:
     """None if the data name no prompts."""
     ids = data.get("prompt_ids")
     if not isinstance(ids, list) or not ids:
@@ -78,5 +78,5 @@ def scores(data: Mapping[str, Any]) -> RecordedScores | None:
     return RecordedScores(prompts, columns, recorded.columns(data.get("per_pair")), judges)
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

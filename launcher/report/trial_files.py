@@ -74,7 +74,7 @@ def read_result(trial: Trial) -> dict[str, object] | None:
     return read_json(trial, "result.json")
 
 
-def read_json(trial: Trial, name: str) -> dict[str, Any] | None:
+def read_json(trial: Trial, name: str) -> dict[str, object] | None:
     """The object in a file of JSON; None if it is missing or incomplete. Raises Unreadable."""
     try:
         loaded = json.loads(read(trial, name))

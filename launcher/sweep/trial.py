@@ -50,7 +50,7 @@ class Trial:
         except OSError:
             return False
 
-    def metrics_rows(self) -> list[dict[str, Any]]:
+    def metrics_rows(self) -> list[metrics.Line]:
         """Every line of metrics.jsonl, except a truncated last one."""
         return metrics.read_all(self.folder / "metrics.jsonl")
 

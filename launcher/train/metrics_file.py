@@ -23,7 +23,7 @@ class MetricsFile:
     `path` is None on all ranks but the first: they may call the same methods, and nothing is written.
     """
 
-    def __init__(self, path: Path | None, clock: Any = time.time) -> None:
+    def __init__(self, path: Path | None, clock: Callable[[], float] = time.time) -> None:
         self._path = path
         self._clock = clock
         self._spoke = 0.0
@@ -67,7 +67,7 @@ class MetricsFile:
             stream.write(json.dumps(line) + "\n")
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     """Replace NaN and infinity by None: JSON has neither, and every reader must be able to parse the line."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
