@@ -40,7 +40,7 @@ class Failed(Exception):
     """The proof could not be made, or was made and failed. str() is one line."""
 
 
-class Job(TypedDict):
+class ProofJob(TypedDict):
     """One proof, as it is sent to the process that makes it."""
 
     nemo: str
@@ -82,7 +82,7 @@ class Prover:
         `by_layer` bounds the memory, see proof_models.py.
         """
         assert self._process.stdin and self._process.stdout
-        job: Job = {"nemo": str(nemo), "hf": str(hf), "precision": precision, "by_layer": by_layer, "text": TEXT}
+        job: ProofJob = {"nemo": str(nemo), "hf": str(hf), "precision": precision, "by_layer": by_layer, "text": TEXT}
         try:
             print(json.dumps(job), file=self._process.stdin, flush=True)
         except BrokenPipeError:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from data_prep.models.hf_folder import HFFolder, open_folder
 from data_prep.models.llama_shape import FAMILIES
-from data_prep.models.proof import Failed, Job
+from data_prep.models.proof import Failed, ProofJob
 from data_prep.models.proof_rope import set_frequencies
 from data_prep.models.torch_dist import LAYERS, CheckpointReader
 from launcher.nemo.nemo_file import unpack_tokenizer
@@ -29,7 +29,7 @@ _EMBEDDING, _OUTPUT = "model.embedding.word_embeddings.weight", "model.output_la
 Say = Callable[..., None]
 
 
-def whole(job: Job, ids: list[int], say: Say) -> tuple[torch.Tensor, torch.Tensor]:
+def whole(job: ProofJob, ids: list[int], say: Say) -> tuple[torch.Tensor, torch.Tensor]:
     """(NeMo's, HF's) logits [tokens, vocabulary] of `ids`, by NeMo's restore of the file and transformers' loading."""
     from transformers import AutoModelForCausalLM
 
@@ -59,7 +59,7 @@ def whole(job: Job, ids: list[int], say: Say) -> tuple[torch.Tensor, torch.Tenso
         return model(tokens, torch.arange(len(ids))[None], _mask(len(ids)), None)[0].float(), expected
 
 
-def by_layer(job: Job, ids: list[int], say: Say) -> tuple[torch.Tensor, torch.Tensor]:
+def by_layer(job: ProofJob, ids: list[int], say: Say) -> tuple[torch.Tensor, torch.Tensor]:
     """Like `whole`, in bounded memory. It compares all embedding rows, and computes with those of the text."""
     folder, reader = open_folder(Path(job["hf"])), CheckpointReader(Path(job["nemo"]))
     shape = folder.shape
@@ -84,7 +84,7 @@ def by_layer(job: Job, ids: list[int], say: Say) -> tuple[torch.Tensor, torch.Te
     return got, expected
 
 
-def _stored(job: Job) -> torch.dtype:
+def _stored(job: ProofJob) -> torch.dtype:
     return torch.bfloat16 if job["precision"] == "bf16" else torch.float32
 
 
@@ -147,7 +147,9 @@ def _hf_states(folder: HFFolder, hidden: torch.Tensor, stored: torch.dtype, say:
 
 
 @torch.no_grad()
-def _nemo_states(job: Job, reader: CheckpointReader, hidden: torch.Tensor, ids: list[int], say: Say) -> torch.Tensor:
+def _nemo_states(
+    job: ProofJob, reader: CheckpointReader, hidden: torch.Tensor, ids: list[int], say: Say
+) -> torch.Tensor:
     """The same for NeMo's model, built with one layer and almost no vocabulary, called as in Megatron's training."""
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
@@ -188,7 +190,7 @@ def _nemo_states(job: Job, reader: CheckpointReader, hidden: torch.Tensor, ids: 
     return states[:, 0]
 
 
-def _config(job: Job, scratch: str) -> tuple[Any, dict[str, Any]]:
+def _config(job: ProofJob, scratch: str) -> tuple[Any, dict[str, Any]]:
     """(the .nemo's config for fp32 on the CPU, arguments of NeMo's restore_from), with its tokenizer in `scratch`."""
     from lightning.pytorch import Trainer
     from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -216,6 +218,6 @@ def _config(job: Job, scratch: str) -> tuple[Any, dict[str, Any]]:
     return config, restore
 
 
-def _check_tokens(model: Any, job: Job, ids: list[int]) -> None:
+def _check_tokens(model: Any, job: ProofJob, ids: list[int]) -> None:
     if model.tokenizer.text_to_ids(job["text"])[: len(ids)] != ids:
         raise Failed("the tokenizer in the file gives tokens that differ from HF's")

@@ -15,10 +15,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from data_prep.models.proof import Failed, Job, verdict
+from data_prep.models.proof import Failed, ProofJob, verdict
 
 
-def compare(job: Job, say: Callable[..., None]) -> dict[str, object]:
+def compare(job: ProofJob, say: Callable[..., None]) -> dict[str, object]:
     """The verdict on a job of Prover.prove. Raises Failed."""
     from transformers import AutoTokenizer
 

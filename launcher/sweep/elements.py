@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import get_args
 
-from launcher.sweep.records import JobRecord, Kind
+from launcher.sweep.records import Kind, SubmissionRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Job:
     """The cluster, where sbatch named one."""
 
     @classmethod
-    def from_json(cls, record: JobRecord) -> Job:
+    def from_json(cls, record: SubmissionRecord) -> Job:
         """Raises KeyError, TypeError or ValueError for a record that is none."""
         trials = list(record["trials"])
         if record["kind"] not in get_args(Kind) or not all(isinstance(number, int) for number in trials):
@@ -50,8 +50,8 @@ class Job:
             code=record.get("code", 0),
         )
 
-    def to_json(self) -> JobRecord:
-        record: JobRecord = {
+    def to_json(self) -> SubmissionRecord:
+        record: SubmissionRecord = {
             "kind": self.kind,
             "id": self.id,
             "trials": list(self.trials),

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-import launcher
 from launcher.slurm import template
 
 ARCHIVE = "launcher.zip"
@@ -73,7 +72,7 @@ def sha256_of(sweep: Path, number: int) -> str:
 @lru_cache(maxsize=1)
 def _today() -> dict[str, bytes]:
     """The content of each file, by its name in the archive or beside it."""
-    package = Path(launcher.__file__).parent
+    package = Path(__file__).resolve().parents[1]
     names = [path.relative_to(package) for path in sorted(package.rglob("*.py"))]
     wanted = [name for name in names if name.parts[0] not in _NOT_IN_JOBS]
     files = {f"launcher/{name.as_posix()}": (package / name).read_bytes() for name in wanted}

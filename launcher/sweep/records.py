@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 Kind = Literal["slurm", "local", "stage"]
 
 
-class JobRecord(TypedDict, total=False):
+class SubmissionRecord(TypedDict, total=False):
     """A submission; see launcher.sweep.elements.Job."""
 
     kind: Kind
@@ -62,7 +62,7 @@ class SweepRecord(TypedDict):
     """SHA-256 of each copy of the launcher's code in the folder."""
     experiment: ExperimentRecord
     trials: list[TrialRecord]
-    jobs: list[JobRecord]
+    jobs: list[SubmissionRecord]
 
 
 PlainConfig: TypeAlias = Mapping[str, object]

@@ -67,6 +67,29 @@ class MetricsFile:
             stream.write(json.dumps(line) + "\n")
 
 
+class SpokenProgress(MetricsFile):
+    """Prints progress to stdout only: metrics.jsonl records the training, which is over."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    @property
+    def writes(self) -> bool:
+        return True
+
+    def phase(self, phase: str, detail: str = "") -> None:
+        self._phase = phase
+        self._say(phase, detail)
+
+    def beat(self, detail: str) -> None:
+        if time.time() - self._spoke >= EVERY:
+            self._say(self._phase, detail)
+
+    def _say(self, phase: str, detail: str) -> None:
+        self._spoke = time.time()
+        print(f"{phase}{', ' if detail else ''}{detail}", flush=True)
+
+
 def _plain(value: object) -> object:
     """Replace NaN and infinity by None: JSON has neither, and every reader must be able to parse the line."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from nemo.collections.nlp.parts.nlp_overrides import NLPSaveRestoreConnector
 from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
+from nemo_aligner.utils import parallel_state
 from nemo_aligner.utils.utils import load_and_override_model_config, load_from_nemo
 from omegaconf import DictConfig
 
@@ -105,3 +106,19 @@ def _unpack(nemo: Path, folder: Path, prefix: str) -> None:
     beside = Path(tempfile.mkdtemp(prefix=f"{prefix}part-", dir=folder.parent))
     NLPSaveRestoreConnector._unpack_nemo_file(str(nemo), str(beside))
     os.rename(beside, folder)
+
+
+def count_parameters(model: MegatronGPTDPOModel) -> tuple[int, int]:
+    """(of the base model, trainable), over all tensor- and pipeline-parallel ranks. LoRA adapters are extra."""
+    frozen = trainable = 0
+    for parameter in model.parameters():
+        sharded = getattr(parameter, "tensor_model_parallel", False)
+        count = parameter.numel() * (parallel_state.get_tensor_model_parallel_world_size() if sharded else 1)
+        if parameter.requires_grad:
+            trainable += count
+        else:
+            frozen += count
+    counts = torch.tensor([frozen, trainable], dtype=torch.int64, device=torch.cuda.current_device())
+    torch.distributed.all_reduce(counts, group=parallel_state.get_pipeline_model_parallel_group())
+    frozen, trainable = (int(count) for count in counts)
+    return (frozen if model.use_peft else frozen + trainable), trainable

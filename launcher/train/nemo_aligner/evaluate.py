@@ -24,7 +24,7 @@ from launcher import estimates, whole_file
 from launcher.findings import Finding, Refused
 from launcher.train import result as results
 from launcher.train.device import choose_device
-from launcher.train.metrics_file import EVERY, MetricsFile
+from launcher.train.metrics_file import MetricsFile, SpokenProgress
 from launcher.train.nemo_aligner import log_filter, settings, standins
 from launcher.train.ranks import Ranks, share_cores
 from launcher.train.run import load_config
@@ -204,7 +204,7 @@ def evaluate_trial(trial_dir: Path) -> dict[str, object]:
         share_cores(ranks)
     settings.settle(config, trial_dir, ranks, device)
     if ranks.rank == 0:
-        progress = _Spoken()
+        progress = SpokenProgress()
         progress.phase("importing NeMo")
     from launcher.train.nemo_aligner import session
 
@@ -249,29 +249,6 @@ def _load(config: DictConfig, trial_dir: Path, adapters: str) -> tuple[Any, Any]
     model.setup_complete = True
     _, pairs, _ = session.datasets(config.model, model.tokenizer)
     return model, pairs
-
-
-class _Spoken(MetricsFile):
-    """Prints progress to stdout only: metrics.jsonl records the training, which is over."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-
-    @property
-    def writes(self) -> bool:
-        return True
-
-    def phase(self, phase: str, detail: str = "") -> None:
-        self._phase = phase
-        self._say(phase, detail)
-
-    def beat(self, detail: str) -> None:
-        if time.time() - self._spoke >= EVERY:
-            self._say(self._phase, detail)
-
-    def _say(self, phase: str, detail: str) -> None:
-        self._spoke = time.time()
-        print(f"{phase}{', ' if detail else ''}{detail}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,7 +24,6 @@ from nemo_aligner.data.nlp.builders import (
     identity_collate,
 )
 from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
-from nemo_aligner.utils import parallel_state
 from nemo_aligner.utils.train_script_utils import (
     add_custom_checkpoint_callback,
     extract_optimizer_scheduler_from_ptl_model,
@@ -209,7 +208,7 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> AlignerSess
     with random_state.untouched():  # whether the reference was known already must not show in the dropout
         install.install(config, trainer, splits, progress)
     pairs = {"train": len(train_pairs), "validation": len(validation_pairs)}
-    return AlignerSession(config, model, trainer, pairs, validation_pairs, *count_parameters(model))
+    return AlignerSession(config, model, trainer, pairs, validation_pairs, *base_model.count_parameters(model))
 
 
 def facts(config: DictConfig, steps: Plan) -> dict[str, object]:
@@ -271,22 +270,6 @@ def batches(config: DictConfig, pairs: DPOModelDataset, consumed_samples: int, u
     # A loader draws a seed whenever it is iterated anew; from torch's own generator it would take what dropout draws.
     loader.generator = torch.Generator()
     return loader
-
-
-def count_parameters(model: MegatronGPTDPOModel) -> tuple[int, int]:
-    """(of the base model, trainable), over all tensor- and pipeline-parallel ranks. LoRA adapters are extra."""
-    frozen = trainable = 0
-    for parameter in model.parameters():
-        sharded = getattr(parameter, "tensor_model_parallel", False)
-        count = parameter.numel() * (parallel_state.get_tensor_model_parallel_world_size() if sharded else 1)
-        if parameter.requires_grad:
-            trainable += count
-        else:
-            frozen += count
-    counts = torch.tensor([frozen, trainable], dtype=torch.int64, device=torch.cuda.current_device())
-    torch.distributed.all_reduce(counts, group=parallel_state.get_pipeline_model_parallel_group())
-    frozen, trainable = (int(count) for count in counts)
-    return (frozen if model.use_peft else frozen + trainable), trainable
 
 
 def shut_down() -> None:
