@@ -30,8 +30,9 @@ Exit codes: 0 success, 1 something failed, 2 refused or wrong usage; `status` al
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    terminal.replace_unencodable()
+    terminal.prepare_streams()
     try:
+        terminal.refuse_deleted_folder()
         return _run(words)
     except LauncherError as error:
         for line in str(error).splitlines():

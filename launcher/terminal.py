@@ -8,6 +8,8 @@ import re
 import sys
 from typing import TextIO
 
+from launcher.findings import Finding, Refused
+
 # Escape sequences start with a control character of C0 or C1; bidirectional controls reorder the text around them.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -37,11 +39,25 @@ def can_redraw(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
-def replace_unencodable() -> None:
-    """Make stdout and stderr replace characters that they cannot encode: LANG=C and latin-1 have no "…"."""
+def prepare_streams() -> None:
+    """Make printing safe: a closed stream (`>&-`) prints nowhere, and unencodable characters are replaced.
+
+    Python has None for a stream that was closed. LANG=C and latin-1 have no "…".
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # in a test it may be something else
             stream.reconfigure(errors="replace")
+
+
+def refuse_deleted_folder() -> None:
+    """Raises Refused if the current folder was deleted: relative paths then have no meaning."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise Refused([Finding("the current folder", "", "was deleted", "cd to another one")]) from None
 
 
 def after_broken_pipe() -> int:

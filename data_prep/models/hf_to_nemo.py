@@ -74,7 +74,7 @@ def _config(folder: HFFolder, tokenizer: Path, precision: str) -> dict[str, obje
     from data_prep.models.nemo_config import model_config
 
     try:
-        tokens = len(AutoTokenizer.from_pretrained(str(tokenizer), use_fast=True))
+        tokens = len(AutoTokenizer.from_pretrained(str(tokenizer), use_fast=True, trust_remote_code=False))
     except Exception as error:  # transformers raises whatever its many parsers raise
         why = f"its tokenizer cannot be loaded ({type(error).__name__}: {str(error)[:200]})"
         raise Refused([Finding(str(folder.path), "", why, "copy the model's tokenizer files there again")]) from None

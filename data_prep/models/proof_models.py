@@ -35,7 +35,8 @@ def whole(job: ProofJob, ids: list[int], say: Say) -> tuple[torch.Tensor, torch.
 
     say(phase="computing HF's logits")
     stored = _stored(job)
-    hf = AutoModelForCausalLM.from_pretrained(job["hf"], torch_dtype=stored, attn_implementation="eager").float().eval()
+    asked = {"torch_dtype": stored, "attn_implementation": "eager", "trust_remote_code": False}
+    hf = AutoModelForCausalLM.from_pretrained(job["hf"], **asked).float().eval()
     set_frequencies(hf.model.rotary_emb, Path(job["hf"]))
     tokens = torch.tensor([ids])
     with torch.no_grad():
@@ -123,7 +124,7 @@ def _hf_states(folder: HFFolder, hidden: torch.Tensor, stored: torch.dtype, say:
     def of_family(name: str) -> Any:
         return getattr(modeling, f"{FAMILIES[family].prefix}{name}")
 
-    config = AutoConfig.from_pretrained(folder.path, attn_implementation="eager")
+    config = AutoConfig.from_pretrained(folder.path, attn_implementation="eager", trust_remote_code=False)
     length = len(hidden)
     rotary = of_family("RotaryEmbedding")(config)
     set_frequencies(rotary, folder.path)

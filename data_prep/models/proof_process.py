@@ -28,7 +28,8 @@ def compare(job: ProofJob, say: Callable[..., None]) -> dict[str, object]:
     folder = open_folder(Path(job["hf"]))
     with tempfile.TemporaryDirectory() as tokenizer:
         folder.copy_tokenizer(Path(tokenizer))
-        ids = AutoTokenizer.from_pretrained(tokenizer, use_fast=True).encode(job["text"], add_special_tokens=False)
+        reader = AutoTokenizer.from_pretrained(tokenizer, use_fast=True, trust_remote_code=False)
+        ids = reader.encode(job["text"], add_special_tokens=False)
     ids = ids[: folder.shape.positions]
     compute = proof_models.by_layer if job["by_layer"] else proof_models.whole
     return verdict(*compute(job, ids, say))

@@ -81,7 +81,7 @@ def checkpoints(base: BaseModel, trial: TrialConfig, plan: steps.Plan | None) ->
 def existing(folder: Path) -> Path:
     """The folder, or its nearest parent that exists."""
     folder = folder.absolute()
-    while not folder.exists():
+    while not os.path.exists(folder):  # also for a name that is too long
         folder = folder.parent
     return folder
 

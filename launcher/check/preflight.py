@@ -229,7 +229,16 @@ def _longer(path: Path, tokens: int) -> int:
 
 def _writable(folder: Path) -> list[Finding]:
     """The sweep folder must not exist yet, and its nearest existing parent must be writable."""
-    if folder.exists():
+    try:
+        str(folder).encode()
+        exists = folder.exists()
+    except UnicodeEncodeError:
+        why, remedy = "has bytes that are not UTF-8 in its name", "choose another folder (paths.runs)"
+        return [Finding("hydra.sweep.dir", str(folder), why, remedy)]
+    except OSError as error:  # the name is too long
+        why, remedy = f"cannot be used ({error.strerror})", "choose another name (experiment.name, paths.runs)"
+        return [Finding("hydra.sweep.dir", str(folder), why, remedy)]
+    if exists:
         return [Finding("hydra.sweep.dir", str(folder), "is there already", "name another folder")]
     parent = folder.parent
     while not parent.exists():

@@ -21,8 +21,9 @@ def main(argv: list[str] | None = None, program: str = "") -> int:
     from launcher.compose import command_line
 
     words = sys.argv[1:] if argv is None else argv
-    terminal.replace_unencodable()
+    terminal.prepare_streams()
     try:
+        terminal.refuse_deleted_folder()
         line = command_line.prepare(words, config_root())
         hydra_state.forced, hydra_state.names_folder = line.forced, line.names_folder
         hydra_state.command = [*(program.split() or [Path(sys.argv[0]).name]), *words]
@@ -60,14 +61,25 @@ def _run_hydra(argv: list[str]) -> int:
     except LauncherError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk
+        print(f"error: {error}", file=sys.stderr)
+        if hydra_state.folder:
+            print(_what_was_started(hydra_state.folder), file=sys.stderr)
+        return 1
     return hydra_state.exit_code
+
+
+def _what_was_started(folder: Path) -> str:
+    return f"see what was started: python -m launcher status {shlex.quote(str(folder))}"
 
 
 def _interrupted(folder: Path | None) -> str:
     """What Ctrl-C left: nothing, or a sweep whose trials may have been submitted by then."""
     if folder is None:
         return "interrupted, nothing was started"
-    return f"interrupted; see what was started: python -m launcher status {shlex.quote(str(folder))}"
+    return f"interrupted; {_what_was_started(folder)}"
 
 
 def _never(config: object) -> None:

@@ -48,7 +48,7 @@ class SlurmError(LauncherError):
 
     def __init__(self, answer: Answer, why: str = "") -> None:
         self.answer = answer
-        self.command, self.code, self.stderr = answer.command, answer.code, answer.stderr
+        self.command, self.code, self.stderr, self.why = answer.command, answer.code, answer.stderr, why
         super().__init__(f"{shlex.join(answer.command[:8])}: {why or self.said or f'exit code {answer.code}'}")
 
     @property

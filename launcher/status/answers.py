@@ -77,12 +77,12 @@ def ask(sweep: Sweep) -> Answers:
         reused = _reused(rows, submitted, sweep)
         queue = {row.name: row for row in rows if row.name not in reused}
     except run.SlurmError as error:
-        troubles.append(f"squeue does not answer ({_words(error)}): which trials wait or run is not certain")
+        troubles.append(f"squeue {_trouble(error)}: which trials wait or run is not certain")
     if queue is None or any(parts and not _alive(parts, queue) for parts in parts_by_trial):
         try:
             account = {row.name: row for row in client.sacct(ids, name=_job_name(sweep)) if row.name not in reused}
         except run.SlurmError as error:
-            troubles.append(f"sacct does not answer ({_words(error)}): it is not fully known how trials ended")
+            troubles.append(f"sacct {_trouble(error)}: it is not fully known how trials ended")
     return Answers(now, queue, account, tuple(troubles), claimed, frozenset(reused), answers.cluster)
 
 
@@ -156,7 +156,9 @@ def _alive(parts: Iterable[Element], queue: Mapping[str, QueueRow]) -> bool:
     return any(part.name in queue and not queue[part.name].state.ended for part in parts)
 
 
-def _words(error: run.SlurmError) -> str:
+def _trouble(error: run.SlurmError) -> str:
     if isinstance(error, run.SlurmMissing):
-        return "not found on this machine"
-    return (error.said or str(error))[:120]
+        return "does not answer (not found on this machine)"
+    if error.code == 0:
+        return f"answers what cannot be read ({error.why[:120]})"
+    return f"does not answer ({(error.said or str(error))[:120]})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -103,7 +104,7 @@ def _choose_free_folder(launcher: HydraLauncher) -> None:
     stem = re.sub(r"(?<=\d\d-\d\d-\d\d)_\d+$", "", folder.name)
     names = itertools.chain([folder], (folder.with_name(f"{stem}_{number}") for number in itertools.count(2)))
     with read_write(launcher.config.hydra):
-        launcher.config.hydra.sweep.dir = str(next(name for name in names if not name.exists()))
+        launcher.config.hydra.sweep.dir = str(next(name for name in names if not os.path.exists(name)))
 
 
 class NoResult(LauncherError):

@@ -53,9 +53,8 @@ def _below(folder: Path, depth: int) -> Iterable[Path]:
 
 def sweep(what: str = LAST) -> Sweep:
     """The sweep that `what` names. Raises Refused, with the existing sweeps, if none or several match."""
-    if (Path(what).expanduser() / "sweep.json").exists():
-        return Sweep.load(what)
-    if os.sep in what and Path(what).expanduser().exists():
+    named = os.path.expanduser(what)
+    if os.path.exists(f"{named}/sweep.json") or (os.sep in what and os.path.exists(named)):
         return Sweep.load(what)  # raises Refused with what is wrong with the folder
     known = folders()
     looked = " and ".join(str(root) for root in roots())

@@ -78,6 +78,9 @@ class Sweep:
             kept_code.write(beside, 0)
             whole_file.write_json(beside / "sweep.json", data)
             new_folder.put_in_place(beside, folder, mode)
+        except UnicodeEncodeError as error:
+            why = "a path or a text in its configs has bytes that are not UTF-8"
+            raise Refused([Finding(str(folder), "", why, "give other names to those folders")]) from error
         except OSError as error:
             if (folder / "sweep.json").exists():  # another process was faster
                 raise FolderTaken([Finding(str(folder), "", "holds a sweep already", _ELSEWHERE)]) from error

@@ -14,7 +14,7 @@ from launcher.train import result
 from launcher.train.device import choose_device
 from launcher.train.engine import Settled
 from launcher.train.metrics_file import MetricsFile
-from launcher.train.nemo_aligner import log_filter, parallelism, settings, standins
+from launcher.train.nemo_aligner import log_filter, loopback_store, parallelism, settings, standins
 from launcher.train.ranks import Ranks, share_cores
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, progress: MetricsF
     gaps = standins.install()
     device = choose_device(config.trainer.accelerator, config.trainer.precision, ranks)
     threads = share_cores(ranks) if device.accelerator == "cpu" else 0
+    loopback_store.host(ranks)
     parallelism.check(config, gaps)
     steps = settings.settle(config, trial_dir, ranks, device)
     notes = {"stand-ins": f"for {', '.join(gaps)}, missing here (launcher/train/nemo_aligner/standins/)"}
