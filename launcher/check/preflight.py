@@ -227,22 +227,22 @@ def _longer(path: Path, tokens: int) -> int:
     return files.longer_rows(path, tokens)
 
 
+_NAME_MAX = 255  # bytes; Linux and all its common file systems
+
+
 def _writable(folder: Path) -> list[Finding]:
     """The sweep folder must not exist yet, and its nearest existing parent must be writable."""
+    parent = disk.existing(folder.parent)
     try:
         str(folder).encode()
-        exists = folder.exists()
     except UnicodeEncodeError:
         why, remedy = "has bytes that are not UTF-8 in its name", "choose another folder (paths.runs)"
         return [Finding("hydra.sweep.dir", str(folder), why, remedy)]
-    except OSError as error:  # the name is too long
-        why, remedy = f"cannot be used ({error.strerror})", "choose another name (experiment.name, paths.runs)"
-        return [Finding("hydra.sweep.dir", str(folder), why, remedy)]
-    if exists:
+    if longest := max((part for part in folder.parts if len(os.fsencode(part)) > _NAME_MAX), key=len, default=""):
+        why = f"a name of {len(os.fsencode(longest))} bytes is too long: a folder's name has {_NAME_MAX} at most"
+        return [Finding("hydra.sweep.dir", str(folder), why, "choose a shorter one (experiment.name, paths.runs)")]
+    if folder.exists():
         return [Finding("hydra.sweep.dir", str(folder), "is there already", "name another folder")]
-    parent = folder.parent
-    while not parent.exists():
-        parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK) or _read_only(parent):
         return [Finding("paths.runs", str(folder), f"{parent} is not writable", "set paths.runs to a folder that is")]
     return []

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.compose import config_files
 from launcher.findings import Finding, Refused
 from launcher.slurm import client
 
@@ -44,7 +45,7 @@ def prepare(argv: Sequence[str], config_root: Path) -> CommandLine:
     overrides = list(args.overrides)
     options = _without(list(argv), overrides)
 
-    findings: list[Finding] = []
+    findings = config_files.base_60_numbers(roots)
     if args.multirun and (args.cfg or args.info):
         findings.append(
             Finding("-m", "", "cannot be combined with --cfg or --info", "drop it, and give one value a key")

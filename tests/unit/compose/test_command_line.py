@@ -82,3 +82,19 @@ def test_who_named_the_folder(word: str, named: bool) -> None:
 def test_what_hydra_itself_offers_is_left_alone(tmp_path: Path) -> None:
     line = prepared("-m", "hydra/sweeper=optuna", "hydra/launcher=preference_slurm", "~model.seed")
     assert {"hydra/sweeper=optuna", "hydra/launcher=preference_slurm", "~model.seed"} <= set(line.argv)
+
+
+@pytest.mark.parametrize("line", ["time: 4:00:00", "time: 90:00 # minutes", "{a: 1, time: 4:00:00}", "- 1:30"])
+def test_a_time_that_yaml_reads_as_a_number(tmp_path: Path, line: str) -> None:
+    """14400, which as minutes are ten days."""
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "site.yaml").write_text(f"# a site\n{line}\n")
+    finding = refused("--config-dir", str(tmp_path), "cluster=site")
+    assert finding.where == f"{tmp_path}/cluster/site.yaml:2" and f'"{finding.value}"' in finding.remedy
+    assert finding.value in line and ":" in finding.value
+
+
+@pytest.mark.parametrize("line", ['time: "4:00:00"', "time: 1-04:00:00", "at: 2026-11-26 15:00:00", "a: 1:", "x: a:1"])
+def test_other_colons_are_left_alone(tmp_path: Path, line: str) -> None:
+    (tmp_path / "site.yaml").write_text(f"{line}\n")
+    assert prepared("--config-dir", str(tmp_path)).argv
