@@ -4,7 +4,8 @@
   python -m launcher retry 1 3 runs/tune     these trials, if they have ended without a result
   python -m launcher retry --code current    with the launcher's current code, not the copy that the sweep keeps
 The trials go on from their last checkpoints, on Slurm as one new array of the same sweep. Trials that are done, wait or
-run are not touched. Trials that ran on this machine run here again, and the command waits for them.
+run are not touched; if the evaluation of one that is done has ended early, it is evaluated again. Trials that ran on
+this machine run here again, and the command waits for them.
 """
 
 from __future__ import annotations
@@ -38,22 +39,32 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     sweep, wanted = find.trials_and_sweep(args.words, args.sweep)
     with actions.one_retry(sweep):
-        selection = actions.to_retry(states.look(sweep), wanted, args.failed)
-        for state, why in selection.left:
+        look = states.look(sweep)
+        selection = actions.to_retry(look, wanted, args.failed)
+        evaluations = actions.to_evaluate(look, wanted)
+        left = [(state, why) for state, why in selection.left if state.trial not in evaluations]
+        for state, why in left:
             print(f"trial {state.trial.name} {why}: not started again", file=sys.stderr)
-        if not selection.chosen:
+        if not selection.chosen and not evaluations:
             print(f"no trial of {sweep.folder} to start again")
-            return 1 if selection.left else 0
+            return 1 if left else 0
         trials = [state.trial for state in selection.chosen]
         here = [trial for trial in trials if actions.of_local(sweep, trial)]
         on_slurm = [trial for trial in trials if trial not in here]
-        numbers = array_spec([trial.number for trial in trials])
-        what = f"trial{'s' if len(trials) > 1 else ''} {numbers} of {sweep.folder}"
+        what = " and ".join(filter(None, [_named("", trials), _named("the evaluation of ", evaluations)]))
+        what += f" of {sweep.folder}"
         if not args.yes and not agreed(f"start {what} again?"):
             print("nothing was started")
             return 0
+        from launcher.submit import evaluation
         from launcher.submit.again import code_to_run, submit_again
 
+        if evaluations:
+            array = evaluation.submit(sweep, [trial.number for trial in evaluations])
+            if array is not None:
+                print(f"array {array}: {_named('the evaluation of ', evaluations)}", flush=True)
+        if not trials:
+            return 0
         code = code_to_run(sweep, trials, args.code == "current")
         if on_slurm:
             ids = submit_again(sweep, on_slurm, code)
@@ -62,6 +73,13 @@ def run(args: argparse.Namespace) -> int:
             )
             print(f"  status:  python -m launcher status {sweep.folder}", flush=True)
         return run_here(sweep, here, code) if here else 0
+
+
+def _named(what: str, trials: Sequence[Trial]) -> str:
+    """`the evaluation of trials 0,2`; "" for none."""
+    if not trials:
+        return ""
+    return f"{what}trial{'s' if len(trials) > 1 else ''} {array_spec([trial.number for trial in trials])}"
 
 
 def run_here(sweep: Sweep, trials: Sequence[Trial], code: int | None) -> int:

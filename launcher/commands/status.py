@@ -11,7 +11,7 @@ known). A trial is done only if its result.json exists.
   sweep    {folder, id, experiment, created}
   trials   [{number, overrides, beta, folder, state, reason, error, rank, slurm, slurm_reason, exit_code, job,
              nodes, node_count, elapsed, limit, restarts, expected_start, phase, step, max_steps, loss, accuracy,
-             val_loss, val_accuracy, seconds_left, silent, log, starts}]
+             val_loss, val_accuracy, seconds_left, silent, log, starts, evaluation}]
   starts   [{name, chain, nodes, began, first_step, ended, last_step, kind, why, then, blamed}] of a trial on Slurm;
              attempt is the former name of name
   bad_nodes  [{name, cluster, why, trial, time}] that the sweep avoids
@@ -109,6 +109,7 @@ def _trial(state: TrialState) -> dict[str, object]:
         "elapsed": state.elapsed,
         "limit": state.limit,
         "restarts": state.restarts,
+        "evaluation": state.evaluation,
         "expected_start": state.expected,
         "phase": progress.phase or None,
         "step": progress.step,

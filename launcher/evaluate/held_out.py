@@ -8,7 +8,6 @@ their probabilities (not renormalised) and their sum; where a policy is over-opt
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,23 +84,3 @@ def compare(policy: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]
     for name in ("entropy_top10", "mass_top10"):
         found[f"reference_{name}"] = reference[name]
     return found
-
-
-def reward_and_length(pairs: dict[str, Sequence[float]]) -> float | None:
-    """Correlation (Pearson) of a response's log-ratio with its length in tokens, over both responses of all pairs.
-
-    The implicit reward is beta times the log-ratio, which changes no correlation. None where it is not defined.
-    """
-    ratios = [value for side in SIDES for value in pairs[f"log_ratio_{side}"]]
-    lengths = [float(value) for side in SIDES for value in pairs[f"tokens_{side}"]]
-    if len(ratios) < 2:
-        return None
-    means = [math.fsum(values) / len(values) for values in (ratios, lengths)]
-    spreads = [
-        math.fsum((value - mean) ** 2 for value in values)
-        for values, mean in zip((ratios, lengths), means, strict=True)
-    ]
-    if not all(spreads):
-        return None
-    shared = math.fsum((a - means[0]) * (b - means[1]) for a, b in zip(ratios, lengths, strict=True))
-    return shared / math.sqrt(spreads[0] * spreads[1])

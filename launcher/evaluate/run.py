@@ -1,8 +1,9 @@
 """Evaluates trials, one after the other, in one process: the base model is loaded once.
 
-In a trial's folder: evaluation/settings.json (what its answers depend on, and how many prompts there are),
-answers.jsonl (a line a prompt), scores.json (values a prompt and a pair; written last), error.json (why the last try
-failed). What is there is not made again, unless it was made with other settings.
+In a trial's folder evaluation/: settings.json (what its answers depend on, and how many prompts there are),
+answers.jsonl (a line a prompt), reference.jsonl (the reference policy's answers, as the cache has them), scores.json
+(values a prompt and a pair; written last), error.json (why the last try failed). What is there is not made again,
+unless it was made with other settings.
 """
 
 from __future__ import annotations
@@ -152,6 +153,8 @@ class Evaluator:
             fill(folder / "answers.jsonl", setting.prompts, generate, title, self._say)
             pairs = generate.held_out(self._pairs(setting, model), _beat(title, self._say)) if same else None
         reference, reference_pairs = self._reference(setting)
+        lines = "".join(f"{answer.line()}\n" for answer in reference.values())
+        whole_file.write_text(folder / "reference.jsonl", lines)
         wanted = {prompt.prompt_id for prompt in setting.prompts}
         found = scores.of(
             [answer for answer in answers.read(folder / "answers.jsonl") if answer.prompt_id in wanted],

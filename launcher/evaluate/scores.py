@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.evaluate import held_out
+from launcher import estimates
+from launcher.evaluate import prompt_columns
 from launcher.evaluate.answers import PromptAnswers
+from launcher.evaluate.instructions import following
+from launcher.report import measures, recorded_scores
 
 FORMAT = 1
 
@@ -19,53 +21,44 @@ def of(
     vocabulary: int,
 ) -> dict[str, Any]:
     """The content of scores.json. `per_prompt` has a column a measure, a value a prompt in the order of `prompt_ids`;
-    None where a prompt has no such value. `per_pair` has the columns of held_out.compare.
+    `per_pair` has the columns of held_out.compare, empty where the policy reads other tokens than the reference;
+    `checks` has what each check says about each greedy answer.
     """
-    columns: dict[str, list[float | None]] = {name: [] for name in PER_PROMPT}
-    for answer in answered:
-        for name, value in PER_PROMPT.items():
-            columns[name].append(value(answer, reference[answer.prompt_id]))
-    correlation = held_out.reward_and_length(dict(pairs)) if pairs else None
     return {
         "format": FORMAT,
         "prompt_ids": [answer.prompt_id for answer in answered],
         "sources": [answer.source for answer in answered],
-        "per_prompt": {name: values for name, values in columns.items() if any(value is not None for value in values)},
-        "per_pair": dict(pairs) if pairs else {},
-        "reward_length_correlation": correlation,
+        "per_prompt": prompt_columns.columns(answered, reference, vocabulary),
+        "per_pair": dict(pairs or {}),
+        "checks": {answer.prompt_id: _checks(answer) for answer in answered if answer.instructions},
+        "judges": {},
     }
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
-
-
-def _length(answer: PromptAnswers) -> float | None:
-    return _mean([len(tokens) for tokens in answer.tokens])
-
-
-def _unended(answer: PromptAnswers) -> float | None:
-    return _mean([float(not ended) for ended in answer.samples_ended])
-
-
-PER_PROMPT: dict[str, Callable[[PromptAnswers, PromptAnswers], float | None]] = {
-    "kl_own": lambda answer, reference: _mean(answer.kl_nats),
-    "length": lambda answer, reference: _length(answer),
-    "reference_length": lambda answer, reference: _length(reference),
-    "unended": lambda answer, reference: _unended(answer),
-}
+def _checks(answer: PromptAnswers) -> list[tuple[str, bool]]:
+    """(id of each instruction, whether the greedy answer follows it, strictly)."""
+    instructions = answer.instructions or ()
+    followed = following.strict(answer.greedy, instructions)
+    return [(str(it["id"]), kept) for it, kept in zip(instructions, followed, strict=True)]
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Means over prompts, a line a policy."""
-    names = [name for name in PER_PROMPT if any(name in found["per_prompt"] for found in rows.values())]
-    lines = [["", *names]]
-    for title, found in rows.items():
-        means = [_mean([v for v in found["per_prompt"].get(name, []) if v is not None]) for name in names]
-        lines.append([title, *("" if mean is None else f"{mean:.3g}" for mean in means)])
+    """The measures of what policies say: a line a measure, a column a policy, each value with its standard error."""
+    known = {title: recorded_scores.scores(found) for title, found in rows.items()}
+    lines = [["", *rows]]
+    for measure in measures.REGISTRY.values():
+        if measure.table != "prompts":
+            continue
+        values = []
+        for found in known.values():
+            columns = found.columns(measure.columns) if found else None
+            it = measure.estimate(None, columns, None, None) if columns else None
+            values.append(estimates.shown(it.value, it.error, measure.form, it.at_most) if it else "")
+        if any(values):
+            lines.append([measure.title, *values])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(word.ljust(width) if not place else word.rjust(width) for place, (word, width) in
-                  enumerate(zip(line, widths, strict=True)))
+    padded = [
+        [line[0].ljust(widths[0]), *(word.rjust(width) for word, width in zip(line[1:], widths[1:], strict=True))]
         for line in lines
-    )  # fmt: skip
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in padded)

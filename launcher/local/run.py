@@ -251,7 +251,7 @@ class _Runner:
                 state = replace(state, error=f"{state.error} (still there after SIGKILL: {left})".strip())
             self.states[entry.trial.number] = state
             process.tidy(entry.logs, entry.job_id)
-            if state.state == "DONE" and signum is None and load(entry.trial.folder).evaluation.after_training:
+            if state.state == "DONE" and signum is None and load(entry.trial.folder).evaluated_after_training:
                 self.evaluations.add(entry.trial)
 
     def _state_at_end(self, entry: _Running, signum: int | None) -> TrialState:

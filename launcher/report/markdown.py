@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from launcher.report import judge, text
+from launcher.report import judge, literature, text
 from launcher.report.gather import Report
 from launcher.report.measure import Measure
 
@@ -25,6 +25,20 @@ def render(report: Report, picture: str | None = None) -> str:
     if picture:
         lines += [f"![plots]({picture})", ""]
     lines += ["## Verdicts", "", *_verdicts(judge.judge(report)), ""]
+    lines += [
+        "<details><summary>What others found at which beta</summary>",
+        "",
+        _pipes(["source", "beta", "beside it"]),
+    ]
+    lines += [
+        _pipes(["---"] * 3),
+        *(_pipes(row) for row in literature.TABLE),
+        "",
+        literature.NOTE,
+        "",
+        "</details>",
+        "",
+    ]
     heads, rows, total = text.cost_table(report)
     lines += ["## Cost", "", _pipes(heads), _pipes(["---", *["---:"] * (len(heads) - 1)])]
     lines += [*map(_pipes, rows), "", total]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
 
 from launcher import __version__, redact
-from launcher.report import judge, measures, plots, text
+from launcher.report import compared_answers, judge, literature, measures, plots, text
 from launcher.report.gather import Report
 from launcher.report.measure import Measure
 from launcher.report.pools import Pool
@@ -46,6 +47,8 @@ class SampleLine(NamedTuple):
     colour: str
     text: str
     ended: bool
+    checks: Sequence[tuple[str, bool]] = ()
+    """(id of an instruction, whether the answer follows it)."""
 
 
 def render(report: Report) -> str:
@@ -77,7 +80,8 @@ def render(report: Report) -> str:
         measured=text.measured(report),
         seeds=text.most_seeds(report) > 1,
         plots=plots.svgs(report),
-        samples=samples(report, colours),
+        samples=compared(report, colours) or samples(report, colours),
+        literature=literature,
         cost_heads=heads,
         costs=costs,
         cost_total=total,
@@ -95,6 +99,17 @@ def _tables(report: Report) -> list[tuple[str, list[Measure], list[str]]]:
         notes = [*text.answers_measured(report), text.note(answers, report)]
         tables.append(("What the policies say", answers, notes))
     return tables
+
+
+def compared(report: Report, colours: dict[Pool, str]) -> list[tuple[str, list[SampleLine]]]:
+    """(prompt, all policies' answers) of what `evaluate` had them answer; [] if it did not."""
+    return [
+        (prompt.text, [_line(it, colours) for it in prompt.answers]) for prompt in compared_answers.compared(report)
+    ]
+
+
+def _line(it: compared_answers.ComparedAnswer, colours: dict[Pool, str]) -> SampleLine:
+    return SampleLine(it.name, colours[it.pool] if it.pool else "", it.text, it.ended, it.checks)
 
 
 def samples(report: Report, colours: dict[Pool, str]) -> list[tuple[str, list[SampleLine]]]:

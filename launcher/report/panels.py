@@ -39,12 +39,7 @@ def panels(report: Report) -> list[Panel]:
     entries = list(measures.REGISTRY.values())
     return [
         *(_against_beta_panel(measure, report.per) for measure in entries if measure.against_beta),
-        Panel(
-            "frontier",
-            f"Accuracy against {report.drift_measure.title}",
-            "Accuracy gained for drift: up and to the left is better.",
-            _frontier,
-        ),
+        *(_frontier_panel(*axes) for axes in _frontiers(report)),
         *(_over_steps_panel(measure, report.per) for measure in entries if measure.over_steps),
     ]
 
@@ -106,18 +101,40 @@ def _known(pools: Sequence[Pool], measure: Measure) -> list[tuple[Pool, float, E
     ]
 
 
-def _frontier(axes: Axes, report: Report) -> bool:
-    accuracy, drift = measures.REGISTRY["accuracy"], report.drift_measure
-    known = [pool for pool in report.pools if drift.key in pool.estimates and accuracy.key in pool.estimates]
-    across = [pool.estimates[drift.key] for pool in known]
-    up = [pool.estimates[accuracy.key] for pool in known]
-    _points(axes, report, [(pool, x.value, x.error, y) for pool, x, y in zip(known, across, up, strict=True)])
-    _chance_line(axes, accuracy)
+def _frontiers(report: Report) -> list[tuple[str, Measure, Measure, str]]:
+    """(key, measure upwards, measure across, note) of the plots of what is gained against how far the policy went."""
+    known = measures.REGISTRY
+    up = "up and to the left is better."
+    own = known["kl_own"]
+    found = [("frontier", known["accuracy"], report.drift_measure, f"Accuracy gained for drift: {up}")]
+    for key in ("win", "following"):
+        if any(key in pool.estimates and own.key in pool.estimates for pool in report.pools):
+            found.append((f"{key}-frontier", known[key], own, f"{known[key].note_of(report.per)} For KL: {up}"))
+    note = "Diversity kept for KL: among the samples of one prompt."
+    found.append(("diversity-frontier", known["distinct_input"], own, note))
+    found.append(
+        ("length-frontier", known["length_ratio"], own, "Above 1: answers longer than the reference policy's.")
+    )
+    return found
+
+
+def _frontier_panel(key: str, up: Measure, across: Measure, note: str) -> Panel:
+    title = f"{_capital(up.title)} against {across.title}"
+    return Panel(key, title, note, lambda axes, report: _frontier(axes, report, up, across))
+
+
+def _frontier(axes: Axes, report: Report, up: Measure, across: Measure) -> bool:
+    known = [pool for pool in report.pools if across.key in pool.estimates and up.key in pool.estimates]
+    places = [pool.estimates[across.key] for pool in known]
+    heights = [pool.estimates[up.key] for pool in known]
+    _points(axes, report, [(pool, x.value, x.error, y) for pool, x, y in zip(known, places, heights, strict=True)])
+    _chance_line(axes, up)
     axes.margins(x=0.1)
-    axes.set_ylim(top=min(1.05, axes.get_ylim()[1]))
+    if up.share:
+        axes.set_ylim(top=min(1.05, axes.get_ylim()[1]))
     axes.set_xlim(left=max(0, axes.get_xlim()[0]))
-    axes.set_xlabel(drift.label(report.per))
-    axes.set_ylabel(accuracy.label(report.per))
+    axes.set_xlabel(across.label(report.per))
+    axes.set_ylabel(up.label(report.per))
     return bool(known)
 
 

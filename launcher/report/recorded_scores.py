@@ -41,6 +41,8 @@ class RecordedScores:
     per_pair: Pairs | None
     """Columns of the teacher-forced pass: one value for each held-out pair that it took."""
     judges: tuple[RecordedJudge, ...]
+    checks: Mapping[str, Sequence[tuple[str, bool]]]
+    """By prompt: (id of each instruction, whether the greedy answer follows it)."""
 
     def columns(self, names: Sequence[str]) -> Pairs | None:
         """Some columns of `per_prompt`, with PROMPT beside, for the prompts that have them all; None if none has."""
@@ -75,7 +77,13 @@ def scores(data: Mapping[str, object]) -> RecordedScores | None:
         if isinstance(it, dict)
     )
     prompts = [zlib.crc32(str(name).encode()) for name in ids]
-    return RecordedScores(prompts, columns, recorded.columns(data.get("per_pair")), judges)
+    checks = {str(key): _checks(found) for key, found in recorded.mapping(data.get("checks")).items()}
+    return RecordedScores(prompts, columns, recorded.columns(data.get("per_pair")), judges, checks)
+
+
+def _checks(found: Any) -> tuple[tuple[str, bool], ...]:
+    rows = found if isinstance(found, list) else []
+    return tuple((str(row[0]), bool(row[1])) for row in rows if isinstance(row, list) and len(row) == 2)
 
 
 def _finite(value: object) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from launcher.slurm import client, run
 from launcher.slurm.rows import AccountRow, QueueRow
-from launcher.sweep.elements import Element, Job, elements
+from launcher.sweep import evaluation
+from launcher.sweep.elements import Element, Job, elements, evaluations
 from launcher.sweep.folder import Sweep
 
 # A job was submitted when sweep.json says so, give or take this: clocks differ, and sbatch may wait for its controller.
@@ -64,7 +65,7 @@ def ask(sweep: Sweep) -> Answers:
         for trial in sweep.trials
         if trial.result() is None
     ]
-    ids = sorted({int(part.job.id) for parts in parts_by_trial for part in parts})
+    ids = sorted({int(part.job.id) for parts in parts_by_trial for part in parts} | _evaluations(sweep, jobs))
     if not ids:
         return answers
     troubles = []
@@ -84,6 +85,13 @@ def ask(sweep: Sweep) -> Answers:
         except run.SlurmError as error:
             troubles.append(f"sacct {_trouble(error)}: it is not fully known how trials ended")
     return Answers(now, queue, account, tuple(troubles), claimed, frozenset(reused), answers.cluster)
+
+
+def _evaluations(sweep: Sweep, jobs: Sequence[Job]) -> set[int]:
+    """The arrays with an evaluation that is not complete."""
+    parts = evaluations(jobs)
+    pending = [trial for trial in sweep.trials if parts.get(trial.number)]
+    return {int(parts[it.number][-1].job.id) for it in pending if not evaluation.read(it.folder).complete}
 
 
 def _reused(rows: Iterable[QueueRow], submitted: Mapping[str, Element], sweep: Sweep) -> set[str]:

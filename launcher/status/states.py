@@ -13,8 +13,8 @@ from dataclasses import replace
 from launcher.status import local_states, slurm_states
 from launcher.status.answers import Answers, ask
 from launcher.status.trial_state import ENDED_BADLY, LIVE, Look, TrialState
-from launcher.sweep import logs, starts
-from launcher.sweep.elements import elements
+from launcher.sweep import evaluation, logs, starts
+from launcher.sweep.elements import Element, elements, evaluations
 from launcher.sweep.folder import Sweep
 from launcher.sweep.metrics import TrialProgress, read_progress
 from launcher.sweep.starts import Start
@@ -34,6 +34,7 @@ def look(sweep: Sweep) -> Look:
 def join(sweep: Sweep, answers: Answers, max_errors: int = _MOST_ERRORS) -> Look:
     """Join the answers with the folders. The logs of at most `max_errors` failed trials are searched for the error."""
     parts = elements(answers.jobs(sweep))
+    evaluated = evaluations(answers.jobs(sweep))
     trials_of = Counter(part.name for of_trial in parts.values() for part in of_trial)
     trials = sweep.trials
     large = len(trials) > _LARGE
@@ -48,7 +49,7 @@ def join(sweep: Sweep, answers: Answers, max_errors: int = _MOST_ERRORS) -> Look
         if state.state in ENDED_BADLY or state.state in ("RUNNING", "STOPPING", "UNKNOWN"):
             # It may have finished since Slurm was asked. Listing the folder refreshes NFS's cache.
             state = slurm_states.finished(state) or state
-        states.append(_with_folder(state, large))
+        states.append(_with_evaluation(_with_folder(state, large), evaluated.get(trial.number, []), answers))
     searched = 0
     for place, state in enumerate(states):
         if state.state in ENDED_BADLY and state.log and searched < max_errors:
@@ -86,6 +87,21 @@ def _with_folder(state: TrialState, large: bool) -> TrialState:
         log=state.log or last.logs[min(last.logs)],
         starts=tuple(known),
     )
+
+
+def _with_evaluation(state: TrialState, parts: Sequence[Element], answers: Answers) -> TrialState:
+    """With how far its evaluation is. `parts`: the elements that were submitted for it, oldest first."""
+    there = evaluation.read(state.trial.folder)
+    row = next((row for part in reversed(parts) if (row := (answers.queue or {}).get(part.name))), None)
+    if there.complete or row is None or row.state.ended:
+        ended = parts and state.state == "DONE" and answers.queue is not None and not there.error
+        if ended and not there.complete:
+            log = slurm_states.batch_output(state.trial.folder.parent, parts[-1].name)
+            return replace(state, evaluation=f"evaluation ended early, log {log}")
+        return replace(state, evaluation=there.text)
+    waits = row.state.phase == "waiting"
+    words = "evaluation waits" if waits else there.text or "evaluation starts"
+    return replace(state, evaluation=words, evaluation_job=row.name)
 
 
 def _progress(trial: Trial, large: bool) -> TrialProgress:

@@ -164,6 +164,11 @@ def _remarks(look: Look) -> list[str]:
         expected = [state.expected for state in states if state.expected]
         soon = f"; expected {when(min(expected))}" if expected else ""
         lines.append(f"{array_spec([state.trial.number for state in states])} {word.lower()}: {text}{soon}")
+    by_evaluation: dict[str, list[int]] = {}
+    for state in look.trials:
+        if state.evaluation:
+            by_evaluation.setdefault(state.evaluation, []).append(state.trial.number)
+    lines += [f"{array_spec(numbers)} {text}" for text, numbers in by_evaluation.items()]
     rest = len(lines) - _MOST_REMARKS
     lines = lines[:_MOST_REMARKS] + ([f"... and {rest} more; see --full, or --json for everything"] if rest > 0 else [])
     failed = next((state for state in look.trials if state.state == "FAILED" and state.log), None)

@@ -55,6 +55,10 @@ class TrialState:
     """When Slurm expects it to start, in seconds since 1970."""
     evaluating: bool = False
     """Whether this launcher's evaluation of the trial, which is done, runs at the moment."""
+    evaluation: str = ""
+    """How far the evaluation of its answers is, in words; "" where there is none."""
+    evaluation_job: str = ""
+    """The element of an array that waits to evaluate it, or does: `71_2`; "" where there is none."""
     progress: TrialProgress = field(default_factory=TrialProgress)
     log: Path | None = None
     """The log to read, from the last start: that of the rank that failed, else rank 0's."""

@@ -15,7 +15,8 @@ from launcher.slurm import client
 from launcher.slurm.rows import array_spec
 from launcher.status import local_states
 from launcher.status.trial_state import LIVE, Look, TrialState
-from launcher.sweep.elements import elements
+from launcher.sweep import evaluation
+from launcher.sweep.elements import elements, evaluations
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 
@@ -34,13 +35,13 @@ class Selection:
 
 
 def to_cancel(look: Look, wanted: Sequence[Trial]) -> Selection:
-    """The wanted trials (none: all) that wait or run, or may."""
+    """The wanted trials (none: all) that wait or run, or may, themselves or their evaluation."""
     selection = Selection()
     numbers = {trial.number for trial in wanted or look.sweep.trials}
     for state in look.trials:
         if state.trial.number not in numbers:
             continue
-        if state.state in LIVE:
+        if state.state in LIVE or state.evaluation_job:
             selection.chosen.append(state)
         elif wanted:
             selection.left.append((state, f"is {state.state.lower()}"))
@@ -51,12 +52,14 @@ def cancel(look: Look, chosen: Sequence[TrialState]) -> list[str]:
     """Stop trials, in one scancel. Returns a line for each thing that was done. Raises SlurmError and Refused."""
     look.sweep.refuse_foreign("cancel")
     _refuse_other_cluster(chosen)
-    slurms = [state for state in chosen if _is_element(state)]
+    live = [state for state in chosen if state.state in LIVE]
+    slurms = [state for state in live if _is_element(state)]
     _refuse_some_of_a_job(look, slurms)
-    here = [state for state in chosen if not _is_element(state)]
+    here = [state for state in live if not _is_element(state)]
     done = []
-    if slurms:
-        names = _arrays(list(dict.fromkeys(state.job for state in slurms)))
+    evaluations = [state.evaluation_job for state in chosen if state.evaluation_job]
+    if slurms or evaluations:
+        names = _arrays(list(dict.fromkeys([*(state.job for state in slurms), *evaluations])))
         client.scancel(names)
         done.append(f"scancel {' '.join(names)}")
     if here:
@@ -171,6 +174,20 @@ def to_retry(look: Look, wanted: Sequence[Trial], only_failed: bool) -> Selectio
         else:
             selection.chosen.append(state)
     return selection
+
+
+def to_evaluate(look: Look, wanted: Sequence[Trial]) -> list[Trial]:
+    """The wanted trials (none: all) that are done, and whose evaluation was submitted and has ended without scores."""
+    numbers = {trial.number for trial in wanted or look.sweep.trials}
+    submitted = evaluations(look.sweep.submitted())
+    return [
+        state.trial
+        for state in look.trials
+        if state.trial.number in numbers & submitted.keys()
+        and state.state == "DONE"
+        and not state.evaluation_job
+        and not evaluation.read(state.trial.folder).complete
+    ]
 
 
 @contextlib.contextmanager

@@ -41,4 +41,4 @@ def submit_again(sweep: Sweep, trials: Sequence[Trial], code: int | None = None)
     configs = {trial.number: load(trial.folder) for trial in trials}
     requests = list(to_slurm.arrays(sweep, configs, Site(), code=code))
     to_slurm.submit(sweep, requests)
-    return [job.id for job in Sweep.load(sweep.folder).submitted() if job.id][-len(requests) :]
+    return [job.id for job in Sweep.load(sweep.folder).submitted() if job.has_array_id][-len(requests) :]

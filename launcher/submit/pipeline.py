@@ -81,10 +81,11 @@ def submit(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]], sour
         requests = list(to_slurm.arrays(sweep, by_number, site, chain.last))
         to_slurm.submit(sweep, requests)
         ids = [int(job.id) for job in sweep.submitted() if job.kind == "slurm"]
+        evaluations = [int(job.id) for job in sweep.submitted() if job.kind == "evaluation"]
         print(to_slurm.submitted(sweep, requests, configs[0].config), flush=True)
-        chain.submitted += ids
+        chain.submitted += [*ids, *evaluations]
         chain.last = ids
-        chain.report()
+        chain.report(evaluations)
     except BaseException:
         chain.cancel()
         raise
@@ -114,10 +115,15 @@ class Chain:
         )
         self._submit(name, made, f"makes {stage.makes}")
 
-    def report(self) -> None:
-        """Submit the stage behind the sweep."""
+    def report(self, evaluations: Sequence[int]) -> None:
+        """Submit the stage behind the sweep, once its evaluations have ended, however they did."""
+        cluster = self.cluster
+        if evaluations:
+            ended = f"afterany:{':'.join(map(str, evaluations))}"
+            asked = ",".join(filter(None, [str(cluster.sbatch.get("dependency") or ""), ended]))
+            cluster = cluster.model_copy(update={"sbatch": {**cluster.sbatch, "dependency": asked}})
         made = stages.report_text(
-            self.sweep.folder, self.cluster, name=self._job("report"), output=self._output("report"), after=self.last,
+            self.sweep.folder, cluster, name=self._job("report"), output=self._output("report"), after=self.last,
             memory=self.memory,
         )  # fmt: skip
         self._submit("report", made, "compares the trials once all are done")

@@ -21,7 +21,7 @@ from launcher.trial_config.config import Split, TrialConfig
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 #: Beginnings of the options in cluster.sbatch that are about GPUs and the shape of a trial.
-_OF_TRIALS = ("gres", "gpus", "ntasks", "tres", "nodes", "mem", "cpus", "exclusive", "array")
+OF_TRIALS = ("gres", "gpus", "ntasks", "tres", "nodes", "mem", "cpus", "exclusive", "array")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +245,7 @@ def directives(
     cluster: Cluster, name: str, output: str, after: Sequence[int] = (), mem_gb: float | None = None
 ) -> list[str]:
     """The #SBATCH lines of one process on one node: as for a trial, less what asks for GPUs or for several nodes."""
-    free = {key: value for key, value in cluster.sbatch.items() if not str(key).startswith(_OF_TRIALS)}
+    free = {key: value for key, value in cluster.sbatch.items() if not str(key).startswith(OF_TRIALS)}
     changes: dict[str, object] = {
         "gpus_per_node": None,
         "exclusive": None,

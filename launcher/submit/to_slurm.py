@@ -20,12 +20,13 @@ from launcher.findings import Finding, LauncherError, Refused
 from launcher.job import slurm_job
 from launcher.slurm import client, container, profile, reasons, script
 from launcher.slurm.script import ArrayRequest
-from launcher.submit import node_share, prepare
+from launcher.submit import evaluation, node_share, prepare
 from launcher.submit.prepare import Check, Warn, folder_of
 from launcher.sweep import bad_nodes, kept_code
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 from launcher.trial_config.config import TrialConfig
+from launcher.trial_config.validate import load
 
 
 class SubmissionFailed(LauncherError):
@@ -149,8 +150,9 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
 
     sbatch writes the array's id straight into that folder. If this process dies, even by kill -9, either no sbatch
     was started and there is no array, or there is one and its id is there. Raises Refused where sbatch takes none of
-    them, SubmissionFailed where it may have taken some.
+    them, SubmissionFailed where it may have taken some. Behind each array comes that of its trials' evaluation.
     """
+    arrays: list[tuple[ArrayRequest, int]] = []
     folder = sweep.folder / "slurm"
     folder.mkdir(exist_ok=True)
     taken = len(list(folder.glob("[0-9]*.sbatch")))
@@ -164,7 +166,7 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
         for variable, value in profile.overriding(path.read_text(encoding="utf-8")).items():
             print(f"note: {variable}={value} in your environment is not used: the script decides", file=sys.stderr)
         try:
-            client.submit(path, receipt=sweep.receipt(path.name))
+            arrays.append((request, client.submit(path, receipt=sweep.receipt(path.name))))
         except client.SlurmError as error:
             if number == taken and error.code and not error.unanswered:
                 key, remedy = reasons.refused(error.said)
@@ -175,6 +177,9 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
                 f"{error}; {missing} of {len(sweep.trials)} trials are not known to be submitted: see"
                 f" `python -m launcher status {shlex.quote(os.path.relpath(sweep.folder))}`"
             ) from error
+    for request, array in arrays:
+        if load(sweep.folder / str(request.trials[0])).evaluated_after_training:
+            evaluation.submit(sweep, request.trials, share=request.share, behind=array)
 
 
 def checks(launcher: HydraLauncher, site: cluster_limits.Site) -> tuple[Check, Warn]:
@@ -213,7 +218,8 @@ def _folder(launcher: HydraLauncher) -> list[Finding]:
 
 
 def submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: TrialConfig) -> str:
-    ids = [job.id for job in sweep.submitted() if job.id][-len(requests) :]
+    ids = [job.id for job in sweep.submitted() if job.has_array_id][-len(requests) :]
+    evaluations = [job.id for job in sweep.submitted() if job.kind == "evaluation"][-len(requests) :]
     trials = sum(len(request.trials) for request in requests)
     shape = f"{config.nodes} nodes x {config.ranks_per_node} ranks"
     if requests[0].share > 1:
@@ -225,6 +231,11 @@ def submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: TrialConfi
             f"array{many} {', '.join(ids)}: {trials} trial{'s' * (trials > 1)} x {shape}, job {requests[0].name}",
             f"  folder     {sweep.folder}",
             preflight.summary(config, trials),
+            *(
+                [f"  evaluated  by array {', '.join(evaluations)}, each trial once it has trained"]
+                if evaluations
+                else []
+            ),
             f"  how it is  python -m launcher status {folder}",
             f"  follow it  python -m launcher watch {folder}",
             f"  stop it    python -m launcher cancel {folder}",

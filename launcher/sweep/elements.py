@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import get_args
@@ -13,7 +13,7 @@ from launcher.sweep.records import Kind, SubmissionRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One submission: an array of trials, a run on this machine, or a stage before or after the sweep."""
+    """One submission: an array of trials or of their evaluations, a run on this machine, a stage before or after."""
 
     kind: Kind
     id: str
@@ -101,6 +101,15 @@ def elements(jobs: Sequence[Job]) -> dict[int, list[Element]]:
 
     Several trials may have the same element (cluster.trials_per_node).
     """
+    return _by_trial(job for job in jobs if job.kind != "evaluation")
+
+
+def evaluations(jobs: Sequence[Job]) -> dict[int, list[Element]]:
+    """What was submitted for the evaluation of each trial, oldest first, by the trial's number."""
+    return _by_trial(job for job in jobs if job.kind == "evaluation")
+
+
+def _by_trial(jobs: Iterable[Job]) -> dict[int, list[Element]]:
     by_trial: dict[int, list[Element]] = {}
     for job in jobs:
         for place, number in enumerate(job.trials):

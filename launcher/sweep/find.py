@@ -70,7 +70,7 @@ def sweep(what: str = LAST) -> Sweep:
     loaded = _readable(known)
     number = _ARRAY.fullmatch(what)
     for one in loaded:
-        if number and any(job.kind == "slurm" and job.id == number[1] for job in one.submitted()):
+        if number and any(job.kind in ("slurm", "evaluation") and job.id == number[1] for job in one.submitted()):
             return one
     for one in loaded:
         if what in (one.data.get("id"), str(one.experiment.get("name")), one.folder.parent.name):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 if TYPE_CHECKING:
     from typing_extensions import NotRequired
 
-Kind = Literal["slurm", "local", "stage"]
+Kind = Literal["slurm", "local", "stage", "evaluation"]
 
 
 class SubmissionRecord(TypedDict, total=False):

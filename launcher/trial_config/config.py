@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
 
+from launcher.engines import ENGINES
 from launcher.plain_data import at
 from launcher.trial_config.cluster import Cluster
 from launcher.trial_config.model import Model, PretrainedCheckpoint
@@ -162,6 +163,11 @@ class TrialConfig(Section):
     @property
     def trains_adapters(self) -> bool:
         return self.model.peft.peft_scheme == "lora"
+
+    @property
+    def evaluated_after_training(self) -> bool:
+        """Whether the policy answers prompts by itself; what another engine trains may not be an adapter of NeMo's."""
+        return self.evaluation.after_training and self.engine in ENGINES
 
     @property
     def packed(self) -> bool:

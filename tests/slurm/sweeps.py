@@ -23,6 +23,24 @@ ROOT = Path(__file__).resolve().parents[2]
 # Called as Python would be: -u -m launcher.train.slurm_rank TRIAL. The trial's behave.json says what each rank does.
 STAND_IN = """
 import ctypes, faulthandler, glob, json, os, signal, sys, time
+if "launcher.evaluate" in sys.argv:
+    place = sys.argv.index("launcher.evaluate") + 1
+    for number in sys.argv[place + 1 :]:
+        trial = os.path.join(sys.argv[place], number)
+        if not os.path.exists(os.path.join(trial, "result.json")):
+            continue
+        os.makedirs(os.path.join(trial, "evaluation"), exist_ok=True)
+        with open(os.path.join(trial, "evaluation", "settings.json"), "w") as file:
+            json.dump({"prompts": 5, "gpus": os.environ.get("SLURM_GPUS_PER_NODE", ""), "began": time.time()}, file)
+        mode = json.load(open(os.path.join(trial, "behave.json"))).get("evaluation", "done")
+        if mode == "hang once" and not os.path.exists(os.path.join(trial, "evaluation", "hung")):
+            open(os.path.join(trial, "evaluation", "hung"), "w").close()
+            time.sleep(900)
+        if mode == "exit":
+            sys.exit(1)
+        with open(os.path.join(trial, "evaluation", "scores.json"), "w") as file:
+            json.dump({}, file)
+    sys.exit(0)
 trial = sys.argv[-1]
 rank = os.environ["SLURM_PROCID"]
 attempt = os.environ["SLURM_JOB_ID"] + "." + os.environ.get("SLURM_RESTART_COUNT", "0")
@@ -103,7 +121,8 @@ if rank == "0":
 
 def make(folder: Path, *behave: dict[str, Any], **cluster: Any) -> Sweep:
     """A sweep of a trial for each `behave`: what its ranks do ({"0": "hang", "1": "raise"}), and under "cluster" what
-    it asks Slurm for besides `cluster`; "nodes" (1), "ranks" a node (2).
+    it asks Slurm for besides `cluster`; "nodes" (1), "ranks" a node (2); "evaluation": what that does, behind the
+    trials of the first one that has it ("done", "exit", "hang once").
     """
     stand_in = folder.parent / "stand-in"
     stand_in.parent.mkdir(exist_ok=True)
@@ -125,6 +144,8 @@ def make(folder: Path, *behave: dict[str, Any], **cluster: Any) -> Sweep:
             "trainer.num_nodes": each.get("nodes", 1),
             "trainer.devices": each.get("ranks", 2),
             "model.dpo.ref_policy_kl_penalty": (number + 1) / 10,
+            "evaluation.after_training": "evaluation" in each,
+            "evaluation.slurm.gpus": each.get("evaluation gpus", 0),
             **{f"cluster.{key}": value for key, value in {**wanted, **each.get("cluster", {})}.items()},
         }
         config = configs.plain(("cluster=slurm",), changes)

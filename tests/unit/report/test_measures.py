@@ -9,7 +9,7 @@ import json
 import pytest
 
 from launcher import __main__ as command
-from launcher.report import ending_table, gather, judge, markdown, measures, page, table_csv
+from launcher.report import ending_table, expectations, gather, judge, markdown, measures, page, table_csv
 from launcher.report.measure import Measure
 from tests.unit import report_sweep
 from tests.unit.report_sweep import BETA, VALIDATED
@@ -95,7 +95,7 @@ def test_keys_are_the_entries_own():
 def test_the_loss_ranks_no_betas(sweep):
     with pytest.raises(ValueError, match="depends on beta itself"):
         judge.best(gather.gather(sweep), "loss")
-    assert "cannot rank betas by loss" in judge.problem({"loss": "lowest"})
+    assert "cannot rank betas by loss" in expectations.problem({"loss": "lowest"})
 
 
 def test_the_loss_ranks_trials_of_one_beta(tmp_path):

@@ -1,0 +1,107 @@
+"""The array that evaluates a sweep's trials: a small job a trial, which starts once that trial has succeeded."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.findings import Refused
+from launcher.slurm import client, container, script, template
+from launcher.slurm.script import ArrayRequest
+from launcher.submit import stages
+from launcher.sweep.folder import Sweep
+from launcher.trial_config.cluster import Cluster
+from launcher.trial_config.config import TrialConfig
+from launcher.trial_config.validate import load
+
+NAME = "evaluate"
+#: The trials of an element, as the script finds them.
+_OWN_TRIALS = template.Words('"${trials[@]:SLURM_ARRAY_TASK_ID*per_element:per_element}"')
+
+
+def text(sweep: Sweep, trials: Sequence[int], config: TrialConfig, *, share: int = 1, behind: int | None = None) -> str:
+    """The script for `trials`, whose configs have one shape; `share` trials are evaluated one after the other.
+
+    `behind` is the array of the trials themselves, with as many trials an element: element N starts once its element N
+    has succeeded, and is cancelled if that fails. None: all start at once. Raises Refused.
+    """
+    in_container = str(template.folder() / "in_container.sh")
+    files = [path for path in (config.evaluation.answers.prompts, config.evaluation.answers.ifeval) if path]
+    read = [str(stages.root()), *(str(Path(path).expanduser().absolute().parent) for path in files)]
+    within = container.of_trials(config, sweep.folder, in_container, read)
+    command = [*within.prefix, template.Words(config.cluster.python_words), "-u", "-m", "launcher.evaluate"]
+    return template.fill(
+        NAME,
+        directives(sweep, math.ceil(len(trials) / share), config, behind),
+        {
+            **stages.surroundings(config.cluster, within),
+            "srun_args": [*within.srun_args, *config.cluster.srun_args],
+            "trials": trials,
+            "per_element": share,
+            "command": [*command, str(sweep.folder), _OWN_TRIALS],
+        },
+        setup=config.cluster.setup,
+        teardown=config.cluster.teardown,
+    )
+
+
+def directives(sweep: Sweep, elements: int, config: TrialConfig, behind: int | None) -> list[str]:
+    """The #SBATCH lines: one process with its own GPUs, partition and time; else as for the trials."""
+    request = ArrayRequest(
+        sweep=sweep.folder,
+        name=job_name(sweep, config),
+        trials=range(elements),
+        nodes=1,
+        ranks_per_node=1,
+        cluster=own_shape(config),
+    )
+    lines = [line for line in script.directives(request) if not line.startswith("#SBATCH --signal=")]
+    if behind is not None:
+        lines += [f"#SBATCH --dependency=aftercorr:{behind}", "#SBATCH --kill-on-invalid-dep=yes"]
+    return lines
+
+
+def job_name(sweep: Sweep, config: TrialConfig) -> str:
+    return f"{config.experiment.name}-{NAME}-{sweep.data['id']}"
+
+
+def own_shape(config: TrialConfig) -> Cluster:
+    """The trial's `cluster` with what `evaluation.slurm` has in its place."""
+    asked = config.evaluation.slurm
+    named = {name: getattr(asked, name) for name in ("partition", "account", "qos", "constraint")}
+    free = {key: value for key, value in config.cluster.sbatch.items() if not str(key).startswith(stages.OF_TRIALS)}
+    changes = {
+        **{name: value for name, value in named.items() if value is not None},
+        "time": asked.time,
+        "gpus_per_node": asked.gpus or None,
+        "cpus_per_task": asked.cpus,
+        "mem_gb": asked.mem_gb,
+        "exclusive": None,
+        "nodelist": None,
+        "trials_per_node": 1,
+        "sbatch": free,
+    }
+    return config.cluster.model_copy(update=changes)
+
+
+def submit(sweep: Sweep, trials: Sequence[int], *, share: int = 1, behind: int | None = None) -> int | None:
+    """Submit the evaluation of `trials`, for `text`. Returns the array's id; None where sbatch does not take it.
+
+    That is reported on stderr and is no error: the trials run all the same, and `evaluate` can be called later.
+    """
+    folder = sweep.folder / "slurm"
+    path = folder / f"{NAME}{len(list(folder.glob(f'{NAME}*.sbatch')))}.sbatch"
+    config = load(sweep.folder / str(trials[0]))
+    try:
+        path.write_text(text(sweep, trials, config, share=share, behind=behind), encoding="utf-8")
+        path.chmod(0o700)
+        array = client.submit(path, receipt=sweep.receipt(path.name))
+    except (client.SlurmError, Refused) as error:
+        later = f"python -m launcher evaluate {shlex.quote(sweep.shown)}"
+        print(f"note: sbatch did not take the evaluation ({error}); once the trials are done: {later}", file=sys.stderr)
+        return None
+    sweep.record_job("evaluation", str(array), trials, script=path.name, name=job_name(sweep, config), share=share)
+    return array
