@@ -23,7 +23,7 @@ def beside(target: Path) -> Iterator[Path]:
     stem = f".{target.name}.{socket.gethostname()}."
     for left in target.parent.iterdir():
         pid = left.name.removeprefix(stem).removesuffix(".part")
-        if left.name == f"{stem}{pid}.part" and pid.isdecimal() and not alive(int(pid)):
+        if left.name == f"{stem}{pid}.part" and pid.isdecimal() and abandoned(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
     folder = target.parent / f"{stem}{os.getpid()}.part"
     folder.mkdir()
@@ -31,6 +31,14 @@ def beside(target: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def abandoned(pid: int) -> bool:
+    """Whether a folder that the process `pid` of this machine made is left over: this process has just begun.
+
+    In a container every run may have the same id.
+    """
+    return pid == os.getpid() or not alive(pid)
 
 
 def alive(pid: int) -> bool:

@@ -140,7 +140,7 @@ def _weights(path: Path, shape: LlamaShape) -> tuple[dict[str, Path], list[Findi
         try:
             places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             shards = sorted({path / name for name in places.values()})
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
             return {}, [Finding(str(index), "", f"is not an index of safetensors files ({error!r})", "fetch it again")]
     if not shards:
         remedy = "save the model with save_pretrained(..., safe_serialization=True)"
@@ -206,7 +206,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except OSError as error:
         raise Refused([Finding(str(file), "", f"cannot be read ({error.strerror})", again)]) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise Refused([Finding(str(file), "", f"is not a safetensors file ({error!r})", again)]) from None
     if size != end:
         raise Refused([Finding(str(file), "", f"is truncated: {size} of {end} bytes", again)])

@@ -114,7 +114,7 @@ def read_shape(path: Path) -> LlamaShape:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Refused([Finding(str(file), "", "missing", "give the folder that holds config.json")]) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused([Finding(str(file), "", f"cannot be read ({error})", "fetch the folder again")]) from None
     if not isinstance(config, dict):
         raise Refused([Finding(str(file), "", "is not a JSON object", "fetch the folder again")])

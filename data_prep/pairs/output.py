@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.pairs import packed, splits
-from data_prep.scratch import alive
+from data_prep.scratch import abandoned
 from launcher.findings import Finding, Refused
 from launcher.whole_file import sha256
 
@@ -47,7 +47,8 @@ def check(folder: Path, sources: Sequence[Path], force: bool) -> None:
             why = f"would overwrite the source {path.name}"
             raise Refused([Finding("--out", str(folder), why, "name another folder")])
     present = [name for name in FILES if (folder / name).exists()]
-    if present and _record(folder) is None and not force:
+    published = any((left / RECORD).exists() for left in folder.glob(".partial.*"))  # in part, by a run that was killed
+    if present and _record(folder) is None and not force and not published:
         why = f"contains {present[0]}, which prepare_data.py did not write"
         raise Refused([Finding("--out", str(folder), why, "name another folder, or overwrite it with --force")])
 
@@ -115,7 +116,7 @@ class Workspace:
         """Remove the folders that killed runs of this machine left."""
         for left in self._folder.glob(f".partial.{socket.gethostname()}.*"):
             pid = left.name.rpartition(".")[2]
-            if pid.isdecimal() and not alive(int(pid)):
+            if pid.isdecimal() and abandoned(int(pid)):
                 shutil.rmtree(left, ignore_errors=True)
 
 

@@ -13,6 +13,7 @@ from launcher.findings import Finding, Refused
 
 _FAST, _SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 _NAMES = (_FAST, _SENTENCEPIECE, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_MOST_BYTES = 256 << 20  # of one file in an archive, which may claim to hold more than fits into memory
 _REMEDY = "give a Hugging Face folder or file with tokenizer.json, or a .nemo made by data_prep/convert_checkpoint.py"
 
 
@@ -83,7 +84,7 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path, "r:*") as archive:
         for member in archive:  # an uncompressed tar is read without its weights
             name = _known(PurePosixPath(member.name).name)
-            if name and member.isfile() and (file := archive.extractfile(member)):
+            if name and member.isfile() and member.size <= _MOST_BYTES and (file := archive.extractfile(member)):
                 yield name, file.read()
 
 

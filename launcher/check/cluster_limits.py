@@ -55,6 +55,8 @@ class Site:
 def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
     """What this cluster would not run in `cluster` and the trial's shape. `trials` is the number in the whole sweep."""
     cluster = config.cluster
+    if _other_clusters(cluster):
+        return []
     try:
         partitions = {partition.name: partition for partition in site.cluster.partitions}
         associations = site.associations
@@ -88,6 +90,11 @@ def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
     return found
 
 
+def _other_clusters(cluster: Cluster) -> str:
+    """The clusters that sbatch is to choose from (`cluster.sbatch.clusters`), "" if it is to take this one."""
+    return next((str(value) for option, value in cluster.sbatch.items() if option in ("clusters", "cluster", "M")), "")
+
+
 def _side_by_side(config: TrialConfig) -> list[Finding]:
     """Settings that do not work for trials that share a node."""
     cluster, nodes = config.cluster, config.nodes
@@ -119,6 +126,10 @@ def warnings(site: Site, trials: Sequence[PlannedTrial], folder: Path) -> list[F
     for trial in trials:
         config = trial.config
         found.update(dict.fromkeys(_warned_late(config.cluster)))
+        if others := _other_clusters(config.cluster):
+            why = "partition, account and limits were not checked: they are those of other clusters"
+            found[Finding("cluster.sbatch.clusters", others, why, "`sinfo -M` lists the partitions there")] = None
+            continue
         for name in str(_asked_for(site, config)).split(","):
             partition = site.cluster.partition(name)
             if partition is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from launcher.nemo.gpt_config import GptConfig, Tokenizer
 from launcher.trial_config.config import TrialConfig
 
 _SHAPE = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
+_MOST_BYTES = 16 << 20  # of a config: real ones have some kB; a small archive can claim to hold gigabytes
 _RECORD, _CONFIG, _HF_CONFIG = "conversion.json", "model_config.yaml", "tokenizer/config.json"
 _INSIDE = "nemo:"  # NeMo's prefix for the name of a file inside the .nemo
 
@@ -68,14 +70,14 @@ def _load(path: Path, mtime: int, size: int) -> BaseModel:
     wanted = (_RECORD, _CONFIG, _HF_CONFIG)
     if path.is_dir():
         sizes = {str(p.relative_to(path)): p.stat().st_size for p in path.rglob("*") if p.is_file()}
-        texts = {name: (path / name).read_bytes() for name in wanted if name in sizes}
+        texts = {name: (path / name).read_bytes() for name in wanted if sizes.get(name, math.inf) <= _MOST_BYTES}
     else:
         sizes, texts = {}, {}
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
                 name = member.name.removeprefix("./")
                 sizes[name] = member.size
-                part = archive.extractfile(member) if name in wanted else None
+                part = archive.extractfile(member) if name in wanted and member.size <= _MOST_BYTES else None
                 if part is not None:
                     texts[name] = part.read()
     config = _config(texts.get(_CONFIG, b""))
@@ -90,7 +92,7 @@ def _load(path: Path, mtime: int, size: int) -> BaseModel:
 def _config(text: bytes) -> GptConfig:
     try:
         found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return {}  # another converter's file with its own YAML tags: NeMo may be able to read it, so no finding
     return cast("GptConfig", found) if isinstance(found, dict) else {}
 
@@ -98,7 +100,7 @@ def _config(text: bytes) -> GptConfig:
 def _json(text: bytes) -> dict[str, object]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

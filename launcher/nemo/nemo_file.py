@@ -24,7 +24,8 @@ WEIGHTS = "model_weights"
 #: Key of model_config.yaml for a scaling of the rotary frequencies that NeMo 2.1 does not implement.
 ROPE_SCALING: Final = "rope_scaling"
 _RECORD_BYTES = 2048
-_MOST_BYTES = 256 << 20  # limit for one tokenizer file: far above any real one, far below what would fill a disk
+_MOST_BYTES = 256 << 20  # limit for a tokenizer: far above any real one, far below what would fill a disk
+_MOST_FILES = 100
 
 
 def read_record(nemo: Path) -> dict[str, object] | None:
@@ -35,12 +36,14 @@ def read_record(nemo: Path) -> dict[str, object] | None:
         else:
             with tarfile.open(nemo, "r:") as archive:
                 first = archive.next()
-                member = archive.extractfile(first) if first is not None and _plain(first.name) == RECORD else None
+                if first is None or _plain(first.name) != RECORD or first.size > _RECORD_BYTES:
+                    return None
+                member = archive.extractfile(first)
                 if member is None:
                     return None
                 text = member.read()
         record = json.loads(text)
-    except (OSError, ValueError, tarfile.TarError):
+    except (OSError, ValueError, RecursionError, tarfile.TarError):
         return None
     return record if isinstance(record, dict) else None
 
@@ -94,7 +97,7 @@ def unpack_tokenizer(nemo: Path, folder: Path) -> Path:
 
 def _extract_tokenizer(nemo: Path, into: Path) -> int:
     """Copy only the files of the tokenizer folder; returns how many."""
-    count = 0
+    count = total = 0
     try:
         with tarfile.open(nemo, "r:") as archive:
             for member in archive:
@@ -102,11 +105,14 @@ def _extract_tokenizer(nemo: Path, into: Path) -> int:
                 if len(parts) != 2 or parts[0] != TOKENIZER_FOLDER or not member.isfile():
                     continue
                 source = archive.extractfile(member)
-                if source is None or member.size > _MOST_BYTES or parts[1] == "..":
+                if source is None or parts[1] == "..":
                     continue
+                count, total = count + 1, total + member.size
+                if count > _MOST_FILES or total > _MOST_BYTES:
+                    why = f"its tokenizer has more than {_MOST_FILES} files or {_MOST_BYTES >> 20} MiB"
+                    raise Refused([Finding(str(nemo), "", why, "convert the model again")])
                 with (into / parts[1]).open("wb") as target:
                     shutil.copyfileobj(source, target)
-                count += 1
     except (OSError, tarfile.TarError) as error:
         raise Refused([Finding(str(nemo), "", f"cannot be read ({error})", "convert the model again")]) from None
     return count

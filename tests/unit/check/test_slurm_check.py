@@ -212,3 +212,11 @@ def test_gpus_of_a_type(trial: Any) -> None:
     assert found(where, trial(gpus_per_node="a100:4")) == []
     assert "main has 2 GPUs of type v100" in found(where, trial(gpus_per_node="v100:4"))[0]
     assert "its types: a100, v100" in found(where, trial(gpus_per_node="h100:1"))[0]
+
+
+def test_another_cluster_is_not_judged_by_this_one(trial: Any, workspace: Path) -> None:
+    """Its partitions have other names and limits."""
+    config = trial(partition="of_nautilus", account="there", sbatch={"clusters": "nautilus"})
+    assert found(site(), config) == []
+    (warning,) = warned(site(), workspace, config)
+    assert "cluster.sbatch.clusters=nautilus" in warning and "not checked" in warning

@@ -190,3 +190,13 @@ def test_leftovers_of_killed_runs_are_removed(prepare: Prepare, tmp_path: Path) 
         (tmp_path / "out" / f".partial.{host}.{pid}").mkdir(parents=True)
     prepare("sample")
     assert [path.name for path in (tmp_path / "out").glob(".partial*")] == [f".partial.{host}.{os.getppid()}"]
+
+
+def test_a_run_that_was_killed_while_publishing_can_be_made_again(prepare: Prepare, tmp_path: Path) -> None:
+    """Its work folder still holds the record. In a container the next run may have the same process id."""
+    left = tmp_path / "out" / f".partial.{os.uname().nodename}.{os.getpid()}"
+    left.mkdir(parents=True)
+    (left / "dataset.json").write_text("{}")
+    (tmp_path / "out" / "train.jsonl").write_text("{}\n")
+    prepare("sample")
+    assert (tmp_path / "out" / "dataset.json").exists() and not left.exists()

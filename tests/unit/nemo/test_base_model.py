@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 
 from launcher.check import preflight
 from launcher.compose.trials import PlannedTrial
-from launcher.nemo import base_model
+from launcher.findings import Refused
+from launcher.nemo import base_model, nemo_file
 from tests.unit.check.test_preflight import fresh_file_checks  # noqa: F401
 from tests.unit.conftest import changed
 from tests.unit.llama import LLAMA3_8B, TINY, write_described
@@ -118,3 +121,22 @@ def test_warnings(composed: Any, workspace: Path) -> None:
     long, name = (str(f) for f in preflight.warnings([PlannedTrial([], config)] * 3, workspace / "runs" / "s"))
     assert long.startswith("model.encoder_seq_length=4096: the base model was trained on 2048 positions")
     assert "Hugging Face's hub" in name
+
+
+def test_a_small_archive_that_claims_to_hold_much_is_not_unpacked(tmp_path: Path) -> None:
+    """10 kB can hold gigabytes of zeros, and brackets nested without end."""
+    big = 20 << 20
+    with tarfile.open(tmp_path / "m.nemo", "w:gz") as archive:
+        for name, content in (("model_config.yaml", b"\0" * big), ("tokenizer/config.json", b"[" * 100_000)):
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert (tmp_path / "m.nemo").stat().st_size < 100_000
+    base = base_model.load(tmp_path / "m.nemo")
+    assert base is not None and (base.config, base.vocabulary) == ({}, None)
+    with tarfile.open(tmp_path / "many.nemo", "w") as archive:
+        for number in range(150):
+            archive.addfile(tarfile.TarInfo(f"./tokenizer/{number}.json"))
+    with pytest.raises(Refused, match="more than 100 files"):
+        nemo_file.unpack_tokenizer(tmp_path / "many.nemo", tmp_path / "tokenizer")
+    assert not (tmp_path / "tokenizer").exists()
