@@ -132,7 +132,8 @@ def _frontier(axes: Axes, report: Report, up: Measure, across: Measure) -> bool:
     axes.margins(x=0.1)
     if up.share:
         axes.set_ylim(top=min(1.05, axes.get_ylim()[1]))
-    axes.set_xlim(left=max(0, axes.get_xlim()[0]))
+    if all(it.value >= 0 for it in places):  # a KL estimated from samples may lie below 0
+        axes.set_xlim(left=max(0, axes.get_xlim()[0]))
     axes.set_xlabel(across.label(report.per))
     axes.set_ylabel(up.label(report.per))
     return bool(known)

@@ -10,7 +10,7 @@ import os
 import pytest
 
 from launcher import __main__ as command
-from launcher.report import ending_table, gather, judge, markdown, measures, page, recorded_scores, table_csv
+from launcher.report import ending_table, gather, judge, markdown, measures, page, panels, recorded_scores, table_csv
 from launcher.report.pools import difference
 from tests.unit import report_sweep
 
@@ -192,3 +192,23 @@ def test_links_are_not_followed(sweep, tmp_path):
 def test_keys_of_columns_are_what_scores_has():
     assert recorded_scores.FILE == "evaluation/scores.json"
     assert recorded_scores.scores({}) is None
+
+
+def test_what_is_gained_for_kl_is_drawn(sweep):
+    """One point a trial where both are known, none where one is missing."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    for number, trial in enumerate(sweep.trials):
+        data = content(0.1 * number)
+        data["per_prompt"]["kl_own"] = [4.0 - number + 0.5 * (it % 2) for it in range(PROMPTS)]
+        write(trial, data)
+    report = gather.gather(sweep)
+    drawn = {}
+    for panel in panels.panels(report):
+        figure, axes = pyplot.subplots()
+        drawn[panel.key] = panel.draw(axes, report)
+        if panel.key == "win-frontier":
+            points = [line.get_xdata()[0] for line in axes.lines if line.get_marker() in "osD^vP*X"]
+            assert points == pytest.approx([4.25, 3.25, 2.25])
+        pyplot.close(figure)
+    assert drawn["win-frontier"] and drawn["following-frontier"] and drawn["kl_own-beta"]
+    assert not drawn["diversity-frontier"]
