@@ -8,7 +8,7 @@ their probabilities (not renormalised) and their sum; where a policy is over-opt
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,26 +33,30 @@ class HeldOutPair:
 def read(file: Path, count: int, tokens: Callable[[str], list[int]], longest: int) -> list[HeldOutPair]:
     """The first `count` pairs of a file that have at most `longest` tokens a side."""
     found: list[HeldOutPair] = []
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            if len(found) == count:
-                break
-            row = json.loads(line)
-            prompt = tokens(row["prompt"])
-            sides = [tokens(row["prompt"] + row[f"{side}_response"])[len(prompt) :] for side in SIDES]
-            if len(prompt) + max(map(len, sides)) <= longest and all(sides):
-                found.append(HeldOutPair(prompt, (sides[0], sides[1])))
+    for row in rows(file):
+        if len(found) == count:
+            break
+        prompt = tokens(row["prompt"])
+        sides = [tokens(row["prompt"] + row[f"{side}_response"])[len(prompt) :] for side in SIDES]
+        if len(prompt) + max(map(len, sides)) <= longest and all(sides):
+            found.append(HeldOutPair(prompt, (sides[0], sides[1])))
     return found
+
+
+def rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The pairs of a file."""
+    with file.open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
 
 
 @torch.inference_mode()
 def columns(
-    model: Any, pairs: Sequence[HeldOutPair], pad: int, rows: int, beat: Callable[[int], None]
+    model: Any, pairs: Sequence[HeldOutPair], pad: int, at_once: int, beat: Callable[[int], None]
 ) -> dict[str, Any]:
     """{column: a value a pair}: log_probability_{side} (nats, of the response), tokens_{side}, entropy_top10 and
-    mass_top10 (means over the chosen response's tokens). `rows` responses are computed at a time."""
+    mass_top10 (means over the chosen response's tokens). `at_once` responses are computed at a time."""
     found: dict[str, list[float]] = {}
-    each = max(1, rows // len(SIDES))
+    each = max(1, at_once // len(SIDES))
     for first in range(0, len(pairs), each):
         part = pairs[first : first + each]
         flat = [(pair.prompt, response) for pair in part for response in pair.responses]

@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
@@ -21,9 +22,12 @@ from typing import Any
 
 from data_prep.models.export import adapter_file
 from launcher import whole_file
-from launcher.evaluate import answers, held_out, prompts, scores
+from launcher.evaluate import answers, held_out, judging, prompt_columns, prompts, scores
 from launcher.evaluate.answers import PromptAnswers
 from launcher.evaluate.asked import Asked, data_file, pairs_file
+from launcher.evaluate.judges.endpoint import JudgeFailed
+from launcher.evaluate.judges.judge import Judge
+from launcher.evaluate.judging import JudgeAsked
 from launcher.evaluate.models import AnsweringModel, base_folder, choose_device, exported, is_adapter, own_cache
 from launcher.evaluate.policy import Generator, PromptProgress, Say, fill
 from launcher.evaluate.prompts import Prompt, PromptForm
@@ -54,7 +58,9 @@ class Setting:
             raise Refused([Finding("pretrained_checkpoint.restore_from_path", str(self.nemo), "no such file")])
         self.form: PromptForm = prompts.form_of(data_file(config), self.nemo)
         self.prompts: list[Prompt] = _prompts(config, asked, self.form)
+        self.pairs_files = [pairs_file(config), data_file(config)]
         self.pairs_file, self.pairs = pairs_file(config), int(at(config, "evaluation.kl_pairs") or 0)
+        self.judge = JudgeAsked.of(config)
         self.device = choose_device()
         self.base = file_digest(self.nemo, self.cache / "files")
 
@@ -81,6 +87,7 @@ class Evaluator:
         self._settings: dict[str, Setting] = {}
         self._model: AnsweringModel | None = None
         self._references: dict[str, ReferenceAnswers] = {}
+        self._judges: dict[str, Judge | None] = {}
 
     @property
     def reference_generated(self) -> int:
@@ -132,7 +139,11 @@ class Evaluator:
         if before != now:
             whole_file.write_json(folder / "settings.json", now)
         known = whole_file.read_json(folder / "scores.json")
-        if isinstance(known, dict) and not {prompt.prompt_id for prompt in setting.prompts} - set(known["prompt_ids"]):
+        if (
+            isinstance(known, dict)
+            and known["made"]["judge"] == asdict(setting.judge)
+            and not {prompt.prompt_id for prompt in setting.prompts} - set(known["prompt_ids"])
+        ):
             self._say(f"{title}: evaluated already")
             return known
         return None
@@ -156,17 +167,54 @@ class Evaluator:
         lines = "".join(f"{answer.line()}\n" for answer in reference.values())
         whole_file.write_text(folder / "reference.jsonl", lines)
         wanted = {prompt.prompt_id for prompt in setting.prompts}
+        answered = [answer for answer in answers.read(folder / "answers.jsonl") if answer.prompt_id in wanted]
         found = scores.of(
-            [answer for answer in answers.read(folder / "answers.jsonl") if answer.prompt_id in wanted],
+            answered,
             reference,
             held_out.compare(pairs, reference_pairs) if pairs else None,
             vocabulary=len(model.tokenizer),
         )
+        self._judge(setting, found, answered, reference)
         seconds = round(time.monotonic() - began, 3)
-        found |= {"made": {**setting.key, "beta": beta, "seconds": seconds, "tokens": generate.tokens}}
+        found |= {
+            "made": {
+                **setting.key,
+                "beta": beta,
+                "judge": asdict(setting.judge),
+                "seconds": seconds,
+                "tokens": generate.tokens,
+            }
+        }
         whole_file.write_json(folder / "scores.json", found)
         self._say(f"{title}: evaluated on {len(wanted)} prompts in {seconds:.0f} s")
         return found
+
+    def _judge(
+        self,
+        setting: Setting,
+        found: dict[str, Any],
+        answered: Sequence[PromptAnswers],
+        reference: Mapping[str, PromptAnswers],
+    ) -> None:
+        """Add the win rates to `found`, or why there are none: a judge that fails leaves the other scores."""
+        name = repr([setting.judge, setting.key, setting.pairs_files])
+        if name not in self._judges:
+            apart = {prompt.text for prompt in setting.prompts}
+            base = self._base(setting)
+            self._judges[name] = judging.make(setting.judge, base, setting.pairs_files, apart, setting.cache)
+        judge = self._judges[name]
+        if judge is None:
+            return
+        self._say(f"judged by {judge.name}")
+        try:
+            wins, found["judges"] = prompt_columns.judged(
+                judge, answered, list(reference.values()), setting.judge.samples
+            )
+        except (JudgeFailed, ValueError) as error:
+            found["judges"] = {"reference": {"name": judge.name, "facts": {}, "unusable": str(error)}}
+            self._say(f"! no win rate: {error}")
+        else:
+            found["per_prompt"] |= wins
 
     def _reference(self, setting: Setting) -> tuple[dict[str, PromptAnswers], dict[str, Any]]:
         """The reference policy's answers by prompt, and its columns of the held-out pairs."""

@@ -57,6 +57,17 @@ class AnswerSettings(Section):
     seed: int = Field(description="of the samples")
 
 
+class JudgeSettings(Section):
+    """`evaluation.judge`: who compares answers with the reference policy's and the chosen ones."""
+
+    kind: Literal["probe", "reward_model", "endpoint"] | None = Field(description="null: nobody, no win rate")
+    folder: Text | None = Field(description="of the reward model, a sequence classifier")
+    url: Text | None = Field(description="of the endpoint, such as http://node1:8000/v1; its key is in JUDGE_API_KEY")
+    model: Text | None = Field(description="the endpoint's name of the model")
+    samples: int | None = Field(ge=1, description="answers of a prompt that are compared; null: all")
+    pairs: int = Field(ge=20, description="held-out pairs for a probe")
+
+
 class EvaluationJob(Section):
     """`evaluation.slurm`: what the evaluation of a trial asks Slurm for; what is null is as under `cluster`."""
 
@@ -78,6 +89,7 @@ class Evaluation(Section):
     sample_tokens: int = Field(ge=0, description="tokens of each such answer")
     after_training: bool = Field(description="have each trained policy answer prompts by itself, as `evaluate` does")
     answers: AnswerSettings
+    judge: JudgeSettings
     slurm: EvaluationJob
 
 

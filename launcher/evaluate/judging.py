@@ -1,0 +1,129 @@
+"""The judge that a config asks for; the probe with the reference policy's hidden states as its features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from launcher.evaluate import held_out
+from launcher.evaluate.generation import inner
+from launcher.evaluate.judges.endpoint import Endpoint
+from launcher.evaluate.judges.judge import Comparison, Judge, Preferences
+from launcher.evaluate.judges.probe import Probe, fit
+from launcher.evaluate.judges.reward_model import RewardModel
+from launcher.evaluate.models import AnsweringModel
+from launcher.findings import Finding, Refused
+from launcher.plain_data import at
+
+KINDS = ("probe", "reward_model", "endpoint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeAsked:
+    """The keys under `evaluation.judge`; sweeps made before these existed have no judge."""
+
+    kind: str | None = None
+    folder: str | None = None
+    """Of the reward model."""
+    url: str | None = None
+    """Of the endpoint's API."""
+    model: str | None = None
+    """The endpoint's name of the model."""
+    samples: int | None = 1
+    """Answers of a prompt that are compared; None: all."""
+    pairs: int = 64
+    """Held-out pairs that a probe is fitted to and measured on."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> JudgeAsked:
+        known = {field.name for field in fields(cls)}
+        asked = at(config, "evaluation.judge") or {}
+        return cls(**{name: value for name, value in asked.items() if name in known})
+
+
+def make(asked: JudgeAsked, base: AnsweringModel, files: Sequence[Path], apart: set[str], cache: Path) -> Judge | None:
+    """The judge; None where none is asked for. Raises Refused where a key is missing.
+
+    A probe is fitted to pairs of `files` whose prompts are not among `apart`, those that policies answer.
+    """
+    if asked.kind is None:
+        return None
+    needed = {"reward_model": ("folder",), "endpoint": ("url", "model")}.get(asked.kind, ())
+    if missing := [name for name in needed if not getattr(asked, name)]:
+        remedy = f"give {' and '.join(f'evaluation.judge.{name}' for name in missing)}"
+        raise Refused([Finding("evaluation.judge.kind", asked.kind, "needs more", remedy)])
+    if asked.kind == "reward_model":
+        return RewardModel(Path(str(asked.folder)).expanduser(), device=base.device.name)
+    if asked.kind == "endpoint":
+        return Endpoint(str(asked.url), str(asked.model), cache / "verdicts")
+    return ProbeJudge(base, files, apart, asked.pairs)
+
+
+class ProbeJudge:
+    """A probe on the reference policy's hidden states at the end of prompt and answer."""
+
+    name = "probe"
+
+    def __init__(self, base: AnsweringModel, files: Sequence[Path], apart: set[str], pairs: int) -> None:
+        self._base, self._files, self._apart, self._pairs = base, files, apart, pairs
+        self._known: dict[str, Any] = {}
+
+    @cached_property
+    def _probe(self) -> Probe | str:
+        """The fitted probe, or why there is none."""
+        rows = list(self._rows())[: self._pairs]
+        prompts = [row["prompt"] for row in rows]
+        try:
+            sides = [
+                self._features([row["prompt"] + row[f"{side}_response"] for row in rows]) for side in held_out.SIDES
+            ]
+            return fit(sides[0], sides[1], prompts)
+        except ValueError as error:
+            return str(error)
+
+    def _rows(self) -> Iterator[Mapping[str, str]]:
+        for file in self._files:
+            yield from (row for row in held_out.rows(file) if row["prompt"] not in self._apart)
+
+    def prefer(self, comparisons: Sequence[Comparison]) -> Preferences:
+        probe = self._probe
+        if isinstance(probe, str):
+            return Preferences([], {}, f"cannot be told: {probe}")
+        if probe.unusable:
+            return Preferences([], probe.facts, probe.unusable)
+        first, second = (
+            self._features([_joined(it.prompt, answer) for it, answer in zip(comparisons, side, strict=True)])
+            for side in ([it.first for it in comparisons], [it.second for it in comparisons])
+        )
+        return Preferences(list(probe.prefer(first, second)), probe.facts)
+
+    def _features(self, texts: Sequence[str]) -> Any:
+        """[texts, hidden], each text computed once."""
+        import numpy
+
+        new = sorted({text for text in texts if text not in self._known}, key=len)
+        rows = self._base.device.rows
+        for start in range(0, len(new), rows):
+            part = new[start : start + rows]
+            for text, state in zip(part, self._last_states(part), strict=True):
+                self._known[text] = state
+        return numpy.stack([self._known[text] for text in texts]) if texts else numpy.zeros((0, 1))
+
+    def _last_states(self, texts: Sequence[str]) -> list[Any]:
+        import torch
+
+        tokens = [self._base.tokens(text)[-self._base.longest :] for text in texts]
+        longest = max(map(len, tokens))
+        device = self._base.current.device
+        with torch.inference_mode(), self._base.reference() as reference:
+            batch = torch.tensor([one + [0] * (longest - len(one)) for one in tokens], device=device)
+            mask = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in tokens], device=device)
+            hidden = inner(reference).model(input_ids=batch, attention_mask=mask).last_hidden_state
+            return [hidden[number, len(one) - 1].double().cpu().numpy() for number, one in enumerate(tokens)]
+
+
+def _joined(prompt: str, answer: str) -> str:
+    return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{answer}"
