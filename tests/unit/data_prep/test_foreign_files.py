@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,13 @@ def test_a_users_folder_of_a_small_models_name_is_left_alone(
     (own / "RECIPE").write_text("tiny/0")  # of an older version of this command
     small_models.ensure("tiny", tmp_path / "hf")
     assert (own / "RECIPE").read_text().strip() == small_models.recipe("tiny")
+
+
+def test_no_code_of_a_hugging_face_folder_is_run() -> None:
+    """Without the argument, transformers asks at a terminal whether to run the folder's own code."""
+    calls = refused = 0
+    for path in (Path(__file__).resolve().parents[3] / "data_prep").rglob("*.py"):
+        text = path.read_text()
+        calls += len(re.findall(r"\.from_pretrained\(", text))
+        refused += len(re.findall(r"trust_remote_code(?:=|\": )False", text))
+    assert calls == refused > 0
