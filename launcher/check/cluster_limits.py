@@ -30,19 +30,19 @@ class Site:
         try:
             rows = client.associations()
         except client.SlurmError as error:
-            return None, error.said or str(error)
+            return None, error.message or str(error)
         except KeyError:
             return None, f"uid {os.getuid()} has no name on this machine"
         return (rows, "") if rows or rows is None else (None, "sacctmgr lists none of yours")
 
     @property
     def associations(self) -> list[Association] | None:
-        """None where the site keeps no accounts, or this user cannot see them: then sbatch has the last word."""
+        """None if the site keeps no accounts or this user cannot see them: then only sbatch decides."""
         return self._accounts[0]
 
     @property
     def accounts_unknown(self) -> str:
-        """Why this user's accounts are not known; "" where they are, or where the site keeps none."""
+        """Why this user's accounts are not known; "" if they are, or if the site keeps none."""
         return self._accounts[1]
 
     @property
@@ -53,7 +53,7 @@ class Site:
 
 
 def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
-    """What this cluster would not run in `cluster` and the trial's shape. `trials` is the number in the whole sweep."""
+    """Parts of `cluster` and the trial's shape that this cluster would not run. `trials`: number in the whole sweep."""
     cluster = config.cluster
     if _other_clusters(cluster):
         return []
@@ -64,7 +64,7 @@ def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
         why = f"Slurm does not answer ({error})"
         return [Finding("cluster", cluster.name, why, "try again later, or run here with cluster=local")]
     name = _asked_for(site, config)
-    found = _side_by_side(config)
+    problems = _side_by_side(config)
     if not site.cluster.max_array_size:
         why = "MaxArraySize=0 turns job arrays off on this cluster, and a sweep is an array"
         return [Finding("cluster", cluster.name, why, "ask its administrators for arrays")]
@@ -74,20 +74,20 @@ def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
     for part in name.split(","):
         if part not in partitions:
             why = "no such partition"
-            found.append(Finding("cluster.partition", part, why, f"there are: {', '.join(sorted(partitions))}"))
-    if not found:
+            problems.append(Finding("cluster.partition", part, why, f"there are: {', '.join(sorted(partitions))}"))
+    if not problems:
         # With several partitions Slurm takes the one that can start first, so one that fits is enough.
         together = script.share(config.cluster, trials)
         unfit: list[list[Finding]] = [_partition(partitions[part], config, together) for part in name.split(",")]
-        found += sorted(unfit, key=len)[0]  # noqa: FURB192  mypy cannot type min with this key
+        problems += sorted(unfit, key=len)[0]  # noqa: FURB192  mypy cannot type min with this key
         if associations is not None:
             here = site.cluster.name.lower()  # slurmdbd may hold several clusters, with names in lower case
             associations = [row for row in associations if row.cluster.lower() == here]
             partition = partitions[name.split(",")[0]]
-            found += _account(associations, partition, cluster)
-            if not found and site.enforces_limits:
-                found += _limits(_association(associations, partition, cluster), config, trials)
-    return found
+            problems += _account(associations, partition, cluster)
+            if not problems and site.enforces_limits:
+                problems += _limits(_association(associations, partition, cluster), config, trials)
+    return problems
 
 
 def _other_clusters(cluster: Cluster) -> str:
@@ -102,13 +102,13 @@ def _side_by_side(config: TrialConfig) -> list[Finding]:
     if together == 1:
         return []
     if nodes > 1:
-        why = f"a trial of trainer.num_nodes={nodes} shares none of them"
+        why = f"a trial with trainer.num_nodes={nodes} cannot share its nodes"
         return [Finding("cluster.trials_per_node", str(together), why, "set trainer.num_nodes=1, or leave this at 1")]
-    asked = [option for option in cluster.sbatch if str(option).startswith(("gres", "gpus"))]
-    asked = [option for option in asked if str(option).replace("-", "_") != "gres_flags"]
-    why = "what of it each trial gets cannot be told"
-    remedy = "give GPUs by cluster.gpus_per_node (a trial's), or leave cluster.trials_per_node at 1"
-    return [Finding(f"cluster.sbatch.{option}", str(cluster.sbatch[option]), why, remedy) for option in asked]
+    options = [option for option in cluster.sbatch if str(option).startswith(("gres", "gpus"))]
+    options = [option for option in options if str(option).replace("-", "_") != "gres_flags"]
+    why = "Slurm does not report each trial's part of these GPUs"
+    remedy = "set cluster.gpus_per_node (GPUs of one trial), or leave cluster.trials_per_node at 1"
+    return [Finding(f"cluster.sbatch.{option}", str(cluster.sbatch[option]), why, remedy) for option in options]
 
 
 def warnings(site: Site, trials: Sequence[PlannedTrial], folder: Path) -> list[Finding]:
@@ -116,31 +116,31 @@ def warnings(site: Site, trials: Sequence[PlannedTrial], folder: Path) -> list[F
 
     It sends Slurm no query that `findings` has not sent already. `folder` is the sweep's folder.
     """
-    found: dict[Finding, None] = {}
+    unique: dict[Finding, None] = {}
     if site.accounts_unknown:
         account = str(trials[0].config.cluster.account or "")
         why = f"your accounts and their limits were not checked ({site.accounts_unknown})"
-        found[Finding("cluster.account", account, why, "if sbatch refuses: `sshare -U` may list them")] = None
+        unique[Finding("cluster.account", account, why, "if sbatch refuses: `sshare -U` may list them")] = None
     places: dict[tuple[str, Path], None] = {("paths.runs", folder): None}
     largest = 1
     for trial in trials:
         config = trial.config
-        found.update(dict.fromkeys(_warned_late(config.cluster)))
+        unique.update(dict.fromkeys(_warned_late(config.cluster)))
         if others := _other_clusters(config.cluster):
             why = "partition, account and limits were not checked: they are those of other clusters"
-            found[Finding("cluster.sbatch.clusters", others, why, "`sinfo -M` lists the partitions there")] = None
+            unique[Finding("cluster.sbatch.clusters", others, why, "`sinfo -M` lists the partitions there")] = None
             continue
         for name in str(_asked_for(site, config)).split(","):
             partition = site.cluster.partition(name)
             if partition is not None:
                 largest = max(largest, partition.total_nodes)
                 together = script.share(config.cluster, len(trials))
-                found.update(dict.fromkeys(_down_now(partition, config, together)))
+                unique.update(dict.fromkeys(_down_now(partition, config, together)))
         places[("pretrained_checkpoint.restore_from_path", config.base_model)] = None
         places[("model.data.data_prefix", config.data_files["train"])] = None
     if largest > 1:  # on a cluster of one machine everything is shared
-        found.update(dict.fromkeys(disk.not_shared(places)))
-    return list(found)
+        unique.update(dict.fromkeys(disk.not_shared(places)))
+    return list(unique)
 
 
 def _warned_late(cluster: Cluster) -> list[Finding]:
@@ -163,7 +163,7 @@ def _down_now(partition: Partition, config: TrialConfig, together: int) -> list[
     up = partition.nodes_with(gpus, memory, kind=kind, usable=True)
     if not up < nodes <= there:
         return []
-    why = f"of partition {partition.name}'s {there} nodes that fit, {up} can be used now; trials wait for the others"
+    why = f"partition {partition.name} has {there} nodes that fit, but {up} can be used now; trials wait for the others"
     return [Finding("trainer.num_nodes", str(nodes), why, "`sinfo -R` says why they are down")]
 
 
@@ -172,19 +172,19 @@ def _partition(partition: Partition, config: TrialConfig, together: int) -> list
     cluster, nodes, of_one = config.cluster, config.nodes, config.cluster.gpus
     gpus = of_one * together
     where = f"partition {partition.name}"
-    found = []
+    problems = []
     if partition.state != "UP":
-        found.append(Finding("cluster.partition", partition.name, f"is {partition.state}", "choose another"))
+        problems.append(Finding("cluster.partition", partition.name, f"is {partition.state}", "choose another"))
     if math.inf > cluster.time_limit_s > partition.max_time:
         limit = f"{partition.max_time / 60:g} minutes"
-        found.append(Finding("cluster.time", str(cluster.time), f"{where} allows {limit}", f"write at most {limit}"))
+        problems.append(Finding("cluster.time", str(cluster.time), f"{where} allows {limit}", f"write at most {limit}"))
     kind, value = cluster.gpu_kind, str(cluster.gpus_per_node)
     most_gpus = partition.most_gpus(kind)
     has = f"{where} has {most_gpus} GPUs {f'of type {kind} ' if kind else ''}a node"
     if together > 1 and of_one <= most_gpus < gpus:
         remedy = f"write at most {most_gpus // of_one}"
         why = f"{has}, and each trial takes {of_one}"
-        found.append(Finding("cluster.trials_per_node", str(together), why, remedy))
+        problems.append(Finding("cluster.trials_per_node", str(together), why, remedy))
         gpus = 0
     elif gpus > most_gpus:
         if kind and not most_gpus and partition.most_gpus():
@@ -192,25 +192,25 @@ def _partition(partition: Partition, config: TrialConfig, together: int) -> list
             remedy = f"its types: {names}" if names else f"its GPUs have no types: write {of_one}"
         else:
             remedy = "set trainer.devices to at most that" if most_gpus else "set it to null for CPU nodes"
-        found.append(Finding("cluster.gpus_per_node", value, has, remedy))
+        problems.append(Finding("cluster.gpus_per_node", value, has, remedy))
         gpus = 0
     memory = cluster.memory_mb
     with_gpus = f" with {gpus} GPUs" if gpus else ""
     if nodes > partition.nodes_with(gpus, memory, kind=kind) and nodes <= partition.nodes_with(gpus, kind=kind):
         largest = max((group.memory for group in partition.groups if group.gpus_of(kind) >= gpus), default=0.0)
         fit = partition.nodes_with(gpus, memory, kind=kind)
-        why = f"{fit} nodes of {where}{with_gpus} have that much memory, and a trial takes {nodes}"
+        why = f"{fit} nodes of {where}{with_gpus} have that much memory, and a trial needs {nodes}"
         remedy = f"its largest have {largest / 1024:g} GB: write at most that, or 0 for all that a node has"
-        found.append(Finding("cluster.mem_gb", f"{cluster.mem_gb:g}", why, remedy))
+        problems.append(Finding("cluster.mem_gb", f"{cluster.mem_gb:g}", why, remedy))
         memory = 0
     most = min(partition.max_nodes, partition.nodes_with(gpus, memory, kind=kind))
     if nodes > most:
         largest_job = int(most) if most < math.inf else partition.total_nodes
-        why = f"{where} gives at most {largest_job} nodes{with_gpus} to a job"
-        found.append(
+        why = f"{where} gives a job at most {largest_job} nodes{with_gpus}"
+        problems.append(
             Finding("trainer.num_nodes", str(nodes), why, f"write at most {largest_job}, or another partition")
         )
-    return found
+    return problems
 
 
 def _account(associations: list[Association], partition: Partition, cluster: Cluster) -> list[Finding]:
@@ -221,31 +221,31 @@ def _account(associations: list[Association], partition: Partition, cluster: Clu
         ]
     mine = sorted({association.account for association in associations})
     account = _account_name(associations, cluster)
-    found = []
+    problems = []
     if account not in mine:
         why = "you have no association with this account"
         return [Finding("cluster.account", account, why, f"yours: {', '.join(mine)}")]
     if not partition.admits_account(account):
         admits = ", ".join(sorted(partition.accounts or [])) or "other accounts"
         why = f"partition {partition.name} does not admit it"
-        found.append(
+        problems.append(
             Finding("cluster.account", account, why, f"it admits {admits}; choose another of {', '.join(mine)}")
         )
     allowed = frozenset[str]().union(*(a.qos for a in associations if a.account == account))
     if cluster.qos and allowed and cluster.qos not in allowed:
         why = f"account {account} may not use it"
-        found.append(Finding("cluster.qos", cluster.qos, why, f"it may use: {', '.join(sorted(allowed))}"))
+        problems.append(Finding("cluster.qos", cluster.qos, why, f"it may use: {', '.join(sorted(allowed))}"))
     elif cluster.qos and not partition.admits_qos(cluster.qos):
-        found.append(
+        problems.append(
             Finding("cluster.qos", cluster.qos, f"partition {partition.name} does not admit it", "choose another")
         )
-    return found
+    return problems
 
 
 def _account_name(associations: list[Association], cluster: Cluster) -> str:
     default = next((row.account for row in associations if row.default), None)
-    asked = cluster.account or os.environ.get("SBATCH_ACCOUNT")
-    return str(asked or default or min(row.account for row in associations))
+    named = cluster.account or os.environ.get("SBATCH_ACCOUNT")
+    return str(named or default or min(row.account for row in associations))
 
 
 def _association(associations: list[Association], partition: Partition, cluster: Cluster) -> Association:
@@ -265,11 +265,11 @@ def _limits(association: Association, config: TrialConfig, trials: int) -> list[
     cluster, nodes, whose = config.cluster, config.nodes, f"account {association.account}"
     together = script.share(config.cluster, trials)
     who = "a trial asks" if together == 1 else f"{together} trials on a node ask"
-    found = []
+    problems = []
     if math.inf > cluster.time_limit_s > association.max_wall:
         limit = f"{association.max_wall / 60:g} minutes"
-        found.append(Finding("cluster.time", str(cluster.time), f"{whose} allows {limit}", f"write at most {limit}"))
-    asked = {
+        problems.append(Finding("cluster.time", str(cluster.time), f"{whose} allows {limit}", f"write at most {limit}"))
+    requested = {
         "node": ("trainer.num_nodes", "nodes", nodes),
         "gres/gpu": ("cluster.gpus_per_node", "GPUs", together * nodes * cluster.gpus),
         "cpu": (
@@ -279,14 +279,14 @@ def _limits(association: Association, config: TrialConfig, trials: int) -> list[
         ),
         "mem": ("cluster.mem_gb", "MB", nodes * cluster.memory_mb),
     }
-    for name, (key, unit, count) in asked.items():
+    for name, (key, unit, count) in requested.items():
         most = min(limits.get(name, math.inf) for limits in (association.max_per_job, association.group))
         if count > most:
             why = f"{whose} gives a job at most {most:g} {unit}; {who} for {count:g} over all its nodes"
             value = config.at(key)
-            found.append(Finding(key, str(value), why, "lower it or trainer.num_nodes, or use another account"))
+            problems.append(Finding(key, str(value), why, "lower it or trainer.num_nodes, or use another account"))
     if math.ceil(trials / together) > association.max_submit:
-        each = f"each of the {trials} trials" if together == 1 else f"every {together} of the {trials} trials"
-        why = f"may have {association.max_submit:g} jobs waiting and running, and {each} is one"
-        found.append(Finding("cluster.account", association.account, why, "sweep over fewer values at a time"))
-    return found
+        jobs = math.ceil(trials / together)
+        why = f"may have {association.max_submit:g} jobs waiting and running, and this sweep would be {jobs} jobs"
+        problems.append(Finding("cluster.account", association.account, why, "sweep over fewer values at a time"))
+    return problems

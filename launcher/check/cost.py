@@ -95,12 +95,14 @@ def batching(config: TrialConfig) -> Batching:
     return Batching(compute.cut_padding, compute.cache_reference, compute.length_multiple or usual)
 
 
-def estimate(config: TrialConfig, base: BaseModel | None, how: Batching | None = None, trials: int = 1) -> Cost | None:
-    """The cost of `trials` trials like this one. If `how` is None, the config's own batching is used.
+def estimate(
+    config: TrialConfig, base: BaseModel | None, layout: Batching | None = None, trials: int = 1
+) -> Cost | None:
+    """The cost of `trials` trials like this one. If `layout` is None, the config's own batching is used.
 
     Returns None if the data's lengths are unknown or the steps are refused.
     """
-    model, how = config.model, how or batching(config)
+    model, layout = config.model, layout or batching(config)
     train, validation = (pair_lengths.load(config.data_files[split]) for split in SPLITS)
     if train is None or validation is None:
         return None
@@ -109,25 +111,25 @@ def estimate(config: TrialConfig, base: BaseModel | None, how: Batching | None =
         return None
     # pairs of a global batch on one data-parallel rank
     share = max(1, config.global_batch_size * config.model_parallel_ranks // config.ranks)
-    alone = how.cut and model.pipeline_model_parallel_size == 1  # pipeline stages agree on one shape
+    cut = layout.cut and model.pipeline_model_parallel_size == 1  # pipeline stages agree on one shape
     trained, referred = (
-        micro if alone else share for micro in (model.micro_batch_size, model.dpo.log_prob_forward_micro_batch_size)
+        micro if cut else share for micro in (model.micro_batch_size, model.dpo.log_prob_forward_micro_batch_size)
     )
     pairs = plan.max_steps * config.global_batch_size
     checked = _validated(plan, config.trainer.dpo, config.global_batch_size, validation.rows)
 
     def computed(count: float, lengths: PairLengths, together: int) -> float:
-        return 2 * count * (lengths.padded(together, share) + (how.multiple - 1) / 2)
+        return 2 * count * (lengths.padded(together, share) + (layout.multiple - 1) / 2)
 
     training, validating = computed(pairs, train, trained), computed(checked, validation, trained)
     seen_trained, seen_checked = float(pairs), checked
-    if alone and how.reference_once:  # each pair once, however many trials and epochs
+    if cut and layout.reference_once:  # each pair once, however many trials and epochs
         seen_trained, seen_checked = min(pairs, train.rows), min(checked, validation.rows)
     reference = computed(seen_trained, train, referred) + computed(seen_checked, validation, referred)
     needed = 2 * (pairs + seen_trained) * train.mean + 2 * (checked + seen_checked) * validation.mean
     positions = Positions(training, validating, reference, max(0.0, 1 - needed / (training + validating + reference)))
     passes = _passes(config, base)
-    cost = Cost(trials, positions, how.reference_once, passes, None, config.ranks, train.counted)
+    cost = Cost(trials, positions, layout.reference_once, passes, None, config.ranks, train.counted)
     if base is None or not base.shaped or base.vocabulary is None:
         return cost
     weights = lora.parameters(base.config, base.vocabulary)
@@ -136,17 +138,18 @@ def estimate(config: TrialConfig, base: BaseModel | None, how: Batching | None =
     return replace(cost, flops=2.0 * weights * passes * cost.whole_work)
 
 
-def describe(cost: Cost, throughput: float | None, said: str) -> str:
-    """One line: tokens and padding, then hours. `throughput` is as in `seconds`; `said` names where it comes from."""
+def describe(cost: Cost, throughput: float | None, basis: str) -> str:
+    """One line: tokens and padding, then hours. `throughput` is as in `seconds`; `basis` names its source."""
     about = "" if cost.counted else "about "
-    each = f"{about}{units.short_count(cost.positions.training)} tokens a trial, {cost.positions.padding:.0%} padding"
-    parts = [each]
+    count = units.short_count(cost.positions.training)
+    tokens = f"{about}{count} tokens per trial, {cost.positions.padding:.0%} padding"
+    parts = [tokens]
     if cost.trials > 1:
         parts.append("reference once for all" if cost.reference_once else "reference in each trial")
     if throughput is not None:
         hours = cost.whole_work / throughput / 3600
         whole = f"{hours:.3g} rank-hours" if hours >= 0.1 else f"{hours * 3600:.0f} rank-seconds"
-        parts.append(f"{units.estimate(seconds(cost, throughput))} a trial, {whole} in all ({said})")
+        parts.append(f"{units.estimate(seconds(cost, throughput))} per trial, {whole} in all ({basis})")
     elif cost.flops is not None:
         gpus = cost.flops / (H100_FLOPS * USUAL_SHARE) / 3600
         if gpus >= 0.01:

@@ -28,7 +28,7 @@ _LOG_BYTES = 5_000_000  # TensorBoard's events, and the logs of NeMo and the ran
 class Checkpoints:
     """What a trial writes, in bytes."""
 
-    each: int
+    size: int
     """One checkpoint, all ranks together."""
     count: int
     """Number of checkpoints kept: the best, and the last. A running trial may have one more: it writes first, then
@@ -40,7 +40,7 @@ class Checkpoints:
     @property
     def total(self) -> int:
         """Bytes once the trial has ended."""
-        return self.each * self.count + self.rest
+        return self.size * self.count + self.rest
 
 
 def checkpoints(base: BaseModel, trial: TrialConfig, plan: steps.Plan | None) -> Checkpoints | None:
@@ -48,7 +48,7 @@ def checkpoints(base: BaseModel, trial: TrialConfig, plan: steps.Plan | None) ->
 
     Measured on NeMo 2.1.0 with LoRA: a .ckpt holds no base weights. It holds the adapters (2 bytes a parameter in
     bf16), their fp32 main copy (4) and Adam's two moments (8): 14 bytes a trained parameter. In fp32 there is no main
-    copy: 4 + 8. The .nemo holds the adapters alone. `-last` is a separate file, not a link.
+    copy: 4 + 8. The .nemo contains only the adapters. `-last` is a separate file, not a link.
     """
     if not base.shaped:
         return None
@@ -69,7 +69,7 @@ def checkpoints(base: BaseModel, trial: TrialConfig, plan: steps.Plan | None) ->
         best = -(-plan.max_steps // plan.save_interval) if plan else 1
     writes_nemo = kept.save_nemo_on_train_end or kept.always_save_nemo
     return Checkpoints(
-        each=trained * (weight + main_copy + 8) + beside,
+        size=trained * (weight + main_copy + 8) + beside,
         count=best + 1,
         rest=writes_nemo * (trained * weight + beside) + base.tokenizer_bytes + _LOG_BYTES,
     )
@@ -92,17 +92,17 @@ def free_bytes(folder: Path) -> int:
     return room.f_bavail * room.f_frsize
 
 
-def room(each: Sequence[Checkpoints], folder: Path, at_once: int) -> tuple[list[Finding], list[Finding]]:
+def room(written: Sequence[Checkpoints], folder: Path, at_once: int) -> tuple[list[Finding], list[Finding]]:
     """(refusals, warnings) about the free space in `folder` for trials that write `each`, `at_once` at a time."""
-    if not each:
+    if not written:
         return [], []
-    most = max(each, key=lambda one: one.total)
-    need, free = sum(one.total for one in each) + min(at_once, len(each)) * most.each, free_bytes(folder)
+    most = max(written, key=lambda it: it.total)
+    need, free = sum(it.total for it in written) + min(at_once, len(written)) * most.size, free_bytes(folder)
     if need <= TIGHT * free:
         return [], []
-    trials = f"{len(each)} trial{'s' * (len(each) > 1)}"
+    trials = f"{len(written)} trial{'s' * (len(written) > 1)}"
     why = (
-        f"{trials} may write {size(need)} ({size(most.total)} a trial: {most.count} checkpoints of {size(most.each)}"
+        f"{trials} may write {size(need)} ({size(most.total)} a trial: {most.count} checkpoints of {size(most.size)}"
         f", one more while it runs, and logs), and {'only ' * (need > free)}{size(free)} are free"
     )
     remedy = "free some, set paths.runs to a larger file system, or lower save_top_k in exp_manager"
@@ -155,20 +155,20 @@ def file_system(path: Path, mounts: str | None = None) -> FileSystem | None:
         except OSError:  # not Linux
             return None
     where = str(existing(path).resolve())
-    found = None
+    nearest = None
     for line in mounts.splitlines():
         # proc_pid_mountinfo(5): ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAGS...] - TYPE SOURCE OPTIONS
         before, _, after = line.partition(" - ")
         point, kind_source = _unescaped(before.split()[4]), after.split()
         inside = where == point or where.startswith(point.rstrip("/") + "/")
-        if inside and (found is None or len(point) >= len(found.point)):  # of equal mount points, the later one hides
-            found = FileSystem(kind_source[0], _unescaped(kind_source[1]), point)
-    return found
+        if inside and (nearest is None or len(point) >= len(nearest.point)):  # of equal ones the later hides
+            nearest = FileSystem(kind_source[0], _unescaped(kind_source[1]), point)
+    return nearest
 
 
 def _unescaped(text: str) -> str:
     """Undo mountinfo's escapes: it writes a space as \\040, and so on."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def not_shared(places: Iterable[tuple[str, Path]]) -> list[Finding]:
@@ -178,11 +178,11 @@ def not_shared(places: Iterable[tuple[str, Path]]) -> list[Finding]:
         system = file_system(path)
         if system is not None and system.local:
             on.setdefault(system, {}).setdefault(key, path)
-    found = []
+    warnings = []
     for system, keys in on.items():
         (first, path), *others = keys.items()
         too = f" (and {', '.join(key for key, _ in others)})" if others else ""
-        why = f"lies on {system}{too}, {system.local}: compute nodes may not see it"
-        remedy = "use the cluster's shared disk (if this machine serves it, all is well)"
-        found.append(Finding(first, str(path), why, remedy))
-    return found
+        why = f"is on {system}{too}, {system.local}: compute nodes may not see it"
+        remedy = "use the cluster's shared disk (ignore this if this machine serves it)"
+        warnings.append(Finding(first, str(path), why, remedy))
+    return warnings

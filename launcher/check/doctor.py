@@ -1,4 +1,4 @@
-"""What a machine has for running sweeps, and what it lacks: NeMo, GPUs, disks, clock. For `python -m launcher doctor`.
+"""Checks whether sweeps can run on a machine: NeMo, GPUs, disks, clock. For `python -m launcher doctor`.
 
 Each check is a function that yields lines. None imports torch or NeMo into this process.
 """
@@ -84,7 +84,7 @@ def nemo(deep: bool, needed: bool) -> Iterator[Line]:
     if deep:
         yield _import()
     else:
-        yield Line("NeMo", OK, "is installed; whether it can be imported takes 15 s and more to say: --deep")
+        yield Line("NeMo", OK, "is installed; --deep also imports it, which takes 15 s or more")
 
 
 def _packages(topic: str, expected: dict[str, str], lacking: str, remedy: str) -> Iterator[Line]:
@@ -117,13 +117,13 @@ def _import() -> Line:
             env={**os.environ, "PYTHONPATH": path},
         )
     except subprocess.TimeoutExpired:
-        what = f"its import takes over {_IMPORT_PATIENCE_S:.0f} s: every rank of every trial would wait so long"
+        what = f"its import takes over {_IMPORT_PATIENCE_S:.0f} s, in every rank of every trial"
         return Line("NeMo", WARNING, what, "put the environment on a faster disk, or use a container")
     if done.returncode:
         error = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return Line("NeMo", MISSING, f"cannot be imported: {error}", _INSTALL)
     answer = json.loads(done.stdout.splitlines()[-1])
-    lacks = f"; done by PyTorch here: {', '.join(answer['gaps'])}" if answer["gaps"] else ""
+    lacks = f"; PyTorch stands in for {', '.join(answer['gaps'])}" if answer["gaps"] else ""
     what = f"imported in {answer['seconds']:.0f} s; torch {answer['torch']}, {answer['cuda']} CUDA devices{lacks}"
     slow = answer["seconds"] > 120
     return Line("NeMo", WARNING if slow else OK, what, "put the environment on a faster disk" if slow else "")
@@ -132,11 +132,11 @@ def _import() -> Line:
 def devices() -> Iterator[Line]:
     """Cores, memory, GPUs, and whether bf16 is fast on them."""
     here = machine.look()
-    yield Line("machine", OK, f"{platform.node()}: {here.cores} cores, {here.memory_gb:.1f} GB of memory to be had")
+    yield Line("machine", OK, f"{platform.node()}: {here.cores} cores, {here.memory_gb:.1f} GB of memory available")
     try:
         cards = gpus.query()
     except gpus.NoAnswer as error:
-        yield Line("GPUs", WARNING, f"{error}: trials here would run on the CPU", "see to the driver, or reboot")
+        yield Line("GPUs", WARNING, f"{error}: trials here would run on the CPU", "check the driver, or reboot")
         return
     if not cards:
         fast = machine.cpu_has_bf16()
@@ -161,7 +161,7 @@ def runs_folder(runs: Path, many_nodes: bool) -> Iterator[Line]:
         remedy = "name another folder: doctor --runs DIR, paths.runs=DIR"
         yield Line("runs", MISSING, f"{place} is not writable", remedy)
         return
-    where = f"{runs} lies on {system}" if system else str(runs)
+    where = f"{runs} is on {system}" if system else str(runs)
     if many_nodes and system is not None and system.local:
         what = f"{where}, {system.local}: compute nodes may not see it"
         yield Line("runs", WARNING, what, "set paths.runs to the cluster's shared disk, unless this machine serves it")
@@ -181,7 +181,7 @@ def _space(topic: str, folder: Path, why: str) -> Line:
     room = os.statvfs(folder)
     free = disk.free_bytes(folder)
     if room.f_files and room.f_favail == 0:
-        return Line(topic, WARNING, f"no files can be made on the disk of {folder}: it is out of inodes", "delete some")
+        return Line(topic, WARNING, f"the disk of {folder} is out of inodes: no file can be created", "delete files")
     if free < _SPACE:
         return Line(
             topic, WARNING, f"only {units.size(free)} free in {folder}; {why}", "free some, or use another disk"
@@ -190,12 +190,12 @@ def _space(topic: str, folder: Path, why: str) -> Line:
 
 
 def _locks(folder: Path) -> Line:
-    """Whether the disk has flock, by which launchers on several machines keep out of each other's way."""
+    """Check whether the disk has flock, which launchers on several machines use to exclude each other."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        what = f"the disk of {folder} has no flock ({error.strerror}): files named *.held are used in its place"
+        what = f"the disk of {folder} has no flock ({error.strerror}): files named *.held are used instead"
         return Line("locks", WARNING, what, "on Lustre, mount with -o flock")
     return Line("locks", OK, f"the disk of {folder} has flock")
 
@@ -210,10 +210,10 @@ def _clock(folder: Path) -> Line:
             os.fsync(file.fileno())
             stamped, after = os.stat(file.name).st_mtime, time.time()
     except OSError as error:
-        what = f"no file can be written in {folder}: {error.strerror}"
-        return Line("clock", MISSING, what, "see to its disk or quota, or name another folder: paths.runs=DIR")
+        what = f"cannot write a file in {folder}: {error.strerror}"
+        return Line("clock", MISSING, what, "check its disk and your quota, or name another folder: paths.runs=DIR")
     off = max(before - stamped, stamped - after, 0.0)
     if off > _CLOCK_S:
-        what = f"the disk of {folder} and this machine differ by {off:.0f} s: how long trials have been silent is wrong"
+        what = f"the clocks of the disk of {folder} and of this machine differ by {off:.0f} s: ages of files are wrong"
         return Line("clock", WARNING, what, "synchronise both (chrony, ntpd)")
-    return Line("clock", OK, f"agrees with the disk's ({time.strftime('%Y-%m-%d %H:%M:%S %z')})")
+    return Line("clock", OK, f"agrees with that of the disk ({time.strftime('%Y-%m-%d %H:%M:%S %z')})")

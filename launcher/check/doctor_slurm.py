@@ -22,7 +22,7 @@ _HELP_S = 3.0
 def cluster(site: Site) -> Iterator[Line]:
     """Slurm's version, controllers, limits, partitions, and this user's accounts. Stops once Slurm stops answering.
 
-    A warning alone means that there is no cluster here.
+    A single warning means that there is no cluster here.
     """
     if not client.available():
         yield Line("Slurm", WARNING, "no sbatch here: sweeps run on this machine (cluster=local)", _LOGIN)
@@ -65,20 +65,20 @@ _UP = "ask the cluster's administrators; squeue and sbatch fail as well"
 def _version(version: tuple[int, ...]) -> Line:
     text = ".".join(f"{part:02d}" if place == 1 else str(part) for place, part in enumerate(version))
     if version < OLDEST:
-        return Line("Slurm", WARNING, f"version {text}: the launcher is made for 22.05 and newer", "expect odd answers")
+        return Line("Slurm", WARNING, f"version {text}: the launcher needs 22.05 or newer", "expect wrong answers")
     return Line("Slurm", OK, f"version {text}")
 
 
 def _restarts(settings: dict[str, str]) -> Line:
     """How an interrupted trial continues on this cluster (slurm.conf(5): AuthInfo, PreemptMode, KillWait)."""
-    found = re.search(r"cred_expire=(\d+)", settings.get("AuthInfo", ""))
-    hold = int(found[1]) if found else 120
-    what = f"a trial that goes on is held for {hold + 1} s by Slurm, unless `watch` or wait=true is running"
+    match = re.search(r"cred_expire=(\d+)", settings.get("AuthInfo", ""))
+    hold = int(match[1]) if match else 120
+    what = f"Slurm holds a requeued trial for {hold + 1} s, unless `watch` or wait=true is running"
     mode = settings.get("PreemptMode", "OFF").upper()
     if "CANCEL" in mode:
-        remedy = "have GraceTime long enough for a step and a checkpoint"
+        remedy = "ask for a GraceTime that is long enough for a step and a checkpoint"
         return Line(
-            "restarts", WARNING, f"{what}; preempted jobs that do not leave in their GraceTime are lost", remedy
+            "restarts", WARNING, f"{what}; preempted jobs that do not end within their GraceTime are lost", remedy
         )
     return Line("restarts", OK, f"{what}; preemption: {mode.lower()}")
 
@@ -104,11 +104,11 @@ def _accounts(site: Site) -> Iterator[Line]:
     try:
         rows = site.associations
     except client.SlurmError as error:
-        remedy = "jobs still run; sacct knows nothing of them until slurmdbd is back"
+        remedy = "jobs still run; sacct does not list them until slurmdbd is back"
         yield Line("accounts", WARNING, f"the accounting does not answer: {error}", remedy)
         return
     if rows is None:
-        yield Line("accounts", OK, "this cluster keeps none: cluster.account and cluster.qos need not be set")
+        yield Line("accounts", OK, "this cluster uses no accounts: cluster.account and cluster.qos need not be set")
         return
     mine = [row for row in rows if row.cluster.lower() == site.cluster.name.lower()]
     enforced = "associations" in site.cluster.settings.get("AccountingStorageEnforce", "")
@@ -143,7 +143,7 @@ def containers() -> tuple[list[Line], bool]:
         remedy = "alias it: the job calls apptainer"
         lines.append(Line("containers", WARNING, "singularity, but no apptainer, on this machine", remedy))
     elif program:
-        lines.append(Line("containers", OK, f"{_said(program, '--version') or program}: cluster=slurm_apptainer"))
+        lines.append(Line("containers", OK, f"{_output(program, '--version') or program}: cluster=slurm_apptainer"))
     if not lines:
         what = "neither pyxis nor apptainer on this machine: trials use this Python (cluster=slurm)"
         lines.append(Line("containers", OK, what))
@@ -151,10 +151,10 @@ def containers() -> tuple[list[Line], bool]:
 
 
 def _pyxis() -> bool:
-    return "--container-image" in _said("srun", "--help")
+    return "--container-image" in _output("srun", "--help")
 
 
-def _said(program: str, option: str) -> str:
+def _output(program: str, option: str) -> str:
     """The output of a program; "" if it is missing or fails."""
     if shutil.which(program) is None:
         return ""

@@ -24,7 +24,7 @@ def check_nemo(path: Path) -> list[Finding]:
     key = "pretrained_checkpoint.restore_from_path"
     make = "make it with data_prep/convert_checkpoint.py"
     if not path.exists():
-        return [Finding(key, str(path), "no such file", f"{make}, or name one that is there")]
+        return [Finding(key, str(path), "no such file", f"{make}, or name an existing one")]
     if path.is_dir():  # an unpacked .nemo, which NeMo takes as well
         names = [str(file.relative_to(path)) for file in path.rglob("*")]
         missing = [] if "model_config.yaml" in names else ["model_config.yaml"]
@@ -37,7 +37,7 @@ def check_nemo(path: Path) -> list[Finding]:
     except PermissionError:
         return [Finding(key, str(path), "is not readable", "check its permissions")]
     except (tarfile.TarError, EOFError, OSError) as error:
-        return [Finding(key, str(path), f"is truncated or no .nemo archive ({error})", f"{make} again")]
+        return [Finding(key, str(path), f"is truncated, or is not a .nemo archive ({error})", f"{make} again")]
     if _uncompressed(path) and path.stat().st_size < end:
         return [Finding(key, str(path), "is truncated", f"{make} again")]
     if "model_config.yaml" not in names or not any(name.startswith("model_weights") for name in names):
@@ -71,24 +71,24 @@ def check_jsonl(path: Path) -> tuple[int, list[Finding]]:
     known = data_files.record(path)
     if known is not None and known.rows and known.describes(path) and os.access(path, os.R_OK):
         return known.rows, []
-    found: list[Finding] = []
+    problems: list[Finding] = []
     rows = 0
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 rows += 1
                 problem = _row_problem(line)
-                if problem and len(found) < MOST_SHOWN:
-                    found.append(Finding(f"{path}:{number}", "", problem, "correct or drop the row"))
+                if problem and len(problems) < MOST_SHOWN:
+                    problems.append(Finding(f"{path}:{number}", "", problem, "correct or drop the row"))
     except OSError as error:
         return 0, [Finding(str(path), "", f"cannot be read ({error.strerror})", "check its permissions")]
     if rows == 0:
-        found.append(Finding(str(path), "", "is empty", remedy))
-    return rows, found
+        problems.append(Finding(str(path), "", "is empty", remedy))
+    return rows, problems
 
 
 def check_packed(path: Path) -> tuple[int, list[Finding]]:
-    """(packs, findings) of a NumPy file of packed pairs. Reads the header alone."""
+    """(packs, findings) of a NumPy file of packed pairs. Reads only the header."""
     remedy = "write it with data_prep/prepare_data.py --pack"
     try:
         return data_files.count_packs(path), []

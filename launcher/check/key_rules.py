@@ -22,22 +22,22 @@ def _parallel(config: TrialConfig) -> list[Finding]:
         why = f"x model.pipeline_model_parallel_size={pipeline} does not divide {shape}"
         return [Finding("model.tensor_model_parallel_size", str(tensor), why, "choose sizes whose product divides it")]
     data_parallel = config.data_parallel_ranks
-    found = []
+    problems = []
     if batch % (micro * data_parallel):
         multiple = micro * data_parallel
         near = max(1, round(batch / multiple)) * multiple
-        why = f"is no multiple of model.micro_batch_size={micro} x {data_parallel} data-parallel ranks ({shape})"
-        found.append(Finding("model.global_batch_size", str(batch), why, f"write {near}"))
+        why = f"is not a multiple of model.micro_batch_size={micro} x {data_parallel} data-parallel ranks ({shape})"
+        problems.append(Finding("model.global_batch_size", str(batch), why, f"write {near}"))
     else:
         share, forward = batch // data_parallel, model.dpo.log_prob_forward_micro_batch_size
         if share % forward:
-            why = f"does not divide a rank's {share} pairs of the global batch of {batch}"
+            why = f"does not divide {share}, a rank's share of the global batch of {batch} pairs"
             remedy = f"write {math.gcd(share, forward)}"
-            found.append(Finding("model.dpo.log_prob_forward_micro_batch_size", str(forward), why, remedy))
+            problems.append(Finding("model.dpo.log_prob_forward_micro_batch_size", str(forward), why, remedy))
     if model.sequence_parallel and (model.data.pad_length_to_multiple_of or 1) % tensor:
         why = f"model.sequence_parallel needs lengths divisible by model.tensor_model_parallel_size={tensor}"
-        found.append(Finding("model.data.pad_length_to_multiple_of", "", why, f"write {tensor}"))
-    return found
+        problems.append(Finding("model.data.pad_length_to_multiple_of", "", why, f"write {tensor}"))
+    return problems
 
 
 def _packs(config: TrialConfig) -> list[Finding]:
@@ -45,32 +45,32 @@ def _packs(config: TrialConfig) -> list[Finding]:
     impl, micro = config.model.data.data_impl, config.model.micro_batch_size
     if not config.packed:
         return []
-    found = []
+    problems = []
     if micro != 1:
         why = f"packed pairs are read one pack at a time (model.data.data_impl={impl})"
-        found.append(Finding("model.micro_batch_size", str(micro), why, "write 1"))
+        problems.append(Finding("model.micro_batch_size", str(micro), why, "write 1"))
     accelerator = config.trainer.accelerator
     if accelerator == "cpu" or (accelerator == "auto" and config.cluster.is_local and not machine.gpus()):
         # Megatron's own attention refuses packs; Transformer Engine's has no CPU kernels.
         why = "needs Transformer Engine's attention, which runs on GPUs only, and this trial runs on the CPU"
-        found.append(Finding("model.data.data_impl", impl, why, "write jsonl, and name the .jsonl files"))
-    return found
+        problems.append(Finding("model.data.data_impl", impl, why, "write jsonl, and name the .jsonl files"))
+    return problems
 
 
 def _optimizer(config: TrialConfig) -> list[Finding]:
     optim = config.model.optim
     name = optim.name
-    found = []
+    problems = []
     if config.trains_adapters and name in ("distributed_fused_adam", "mcore_distributed_optim"):
         why = "does not train LoRA adapters: NeMo refuses it" if name.startswith("dist") else "does not learn with LoRA"
-        found.append(Finding("model.optim.name", name, why, "write model.optim.name=fused_adam"))
+        problems.append(Finding("model.optim.name", name, why, "write model.optim.name=fused_adam"))
     if not name.startswith("distributed"):
         for key in ("bucket_cap_mb", "overlap_grad_sync", "overlap_param_sync", "contiguous_grad_buffer"):
             if key in optim.model_fields_set:
                 value = str(getattr(optim, key))
-                why = f"is a key of distributed_fused_adam; {name} does not take it"
-                found.append(Finding(f"model.optim.{key}", value, why, f"drop it: ~model.optim.{key}"))
+                why = f"is a key of distributed_fused_adam; {name} does not have it"
+                problems.append(Finding(f"model.optim.{key}", value, why, f"drop it: ~model.optim.{key}"))
     if optim.sched.min_lr > optim.lr:
         why = f"is above model.optim.lr={optim.lr:g}"
-        found.append(Finding("model.optim.sched.min_lr", f"{optim.sched.min_lr:g}", why, "lower it"))
-    return found
+        problems.append(Finding("model.optim.sched.min_lr", f"{optim.sched.min_lr:g}", why, "lower it"))
+    return problems

@@ -45,7 +45,7 @@ class Memory:
 
     def __str__(self) -> str:
         return (
-            f"{self.total:.0f} GiB a GPU on paper: weights {self.weights:.1f}, trained states {self.states:.1f},"
+            f"{self.total:.0f} GiB per GPU, calculated: weights {self.weights:.1f}, trained states {self.states:.1f},"
             f" activations {self.activations:.1f}, logits {self.logits:.1f}, other {self.other:.1f}"
         )
 
@@ -103,7 +103,7 @@ def _layer_bytes(model: GptConfig, trial: TrialConfig, tokens: int) -> float:
     tensor, hidden = model["tensor_model_parallel_size"], model["hidden_size"]
     layers = model["num_layers"] / model["pipeline_model_parallel_size"]
     mlp = 4 * model["ffn_hidden_size"] / hidden
-    whole = 1.0 / tensor if model.get("sequence_parallel") else 1.0  # for what tensor parallelism alone does not split
+    whole = 1.0 / tensor if model.get("sequence_parallel") else 1.0  # where tensor parallelism does not split
     full = tokens * hidden * (10 * whole + (8 + mlp) / tensor) + tokens * _dropout_bytes(model, trial) / tensor
     checkpoint = tokens * hidden * 2 * whole
     if model.get("activations_checkpoint_granularity") != "full":

@@ -23,23 +23,23 @@ def findings(
 
     `expected` are files that will be made before a trial starts. They need not exist yet and are not checked.
     """
-    found: dict[Finding, None] = {}
+    unique: dict[Finding, None] = {}
     for trial in trials:
-        found.update(dict.fromkeys(_trial(trial.config, expected)))
+        unique.update(dict.fromkeys(_trial(trial.config, expected)))
     if sweep_folder:
-        found.update(dict.fromkeys(_writable(sweep_folder)))
-    found.update(dict.fromkeys(_room(trials, sweep_folder)[0]))
-    return list(found)
+        unique.update(dict.fromkeys(_writable(sweep_folder)))
+    unique.update(dict.fromkeys(_room(trials, sweep_folder)[0]))
+    return list(unique)
 
 
 def warnings(trials: Sequence[PlannedTrial], sweep_folder: Path | None) -> list[Finding]:
     """What may go wrong but is not certain, each warning once. Warnings are printed and refuse nothing."""
-    found: dict[Finding, None] = {}
+    unique: dict[Finding, None] = {}
     for trial in trials:
-        found.update(dict.fromkeys(_trial_warnings(trial.config)))
-    found.update(dict.fromkeys(_room(trials, sweep_folder)[1]))
-    found.update(dict.fromkeys(_too_short(trials)))
-    return list(found)
+        unique.update(dict.fromkeys(_trial_warnings(trial.config)))
+    unique.update(dict.fromkeys(_room(trials, sweep_folder)[1]))
+    unique.update(dict.fromkeys(_too_short(trials)))
+    return list(unique)
 
 
 def summary(config: TrialConfig, trials: int = 1) -> str:
@@ -51,7 +51,7 @@ def summary(config: TrialConfig, trials: int = 1) -> str:
     length = f"{plan.max_steps} steps" if plan else "steps"
     rhythm = f"validated every {plan.val_check_interval}, saved every {plan.save_interval}; " if plan else ""
     unit = "packs of pairs" if config.packed else "pairs"
-    pairs = f"{trained_on} training {unit}, {_rows(config, 'validation')} held out" if plan else "not there yet"
+    pairs = f"{trained_on} training {unit}, {_rows(config, 'validation')} held out" if plan else "do not exist yet"
     shape = f"{config.nodes} node{'s' * (config.nodes > 1)} x {config.ranks_per_node} ranks"
     needed = memory.per_gpu(base, config) if base and _on_gpus(config) else None
     return "\n".join(
@@ -72,7 +72,7 @@ def cost_line(config: TrialConfig, trials: int = 1) -> str:
     if computed is None:
         return ""
     speed = throughput.known(config)
-    return cost.describe(computed, speed.positions if speed else None, speed.said if speed else "")
+    return cost.describe(computed, speed.positions if speed else None, speed.basis if speed else "")
 
 
 def _too_short(trials: Sequence[PlannedTrial]) -> list[Finding]:
@@ -86,10 +86,10 @@ def _too_short(trials: Sequence[PlannedTrial]) -> list[Finding]:
         speed = throughput.known(config)
         if speed:
             needed = cost.seconds(computed, speed.positions) + speed.overhead
-            why = f"a trial takes about {units.estimate(needed)} {speed.said}"
+            why = f"a trial takes about {units.estimate(needed)} {speed.basis}"
         else:
             needed = cost.least_seconds(computed) or 0.0
-            why = f"a trial takes {units.estimate(needed)} at the very least, were every rank an H100 at its peak"
+            why = f"a trial takes at least {units.estimate(needed)}, even if every rank were an H100 at its peak"
         if needed > max(config.cluster.time_limit_s, slowest[limit][0] if limit in slowest else 0.0):
             remedy = f"write at least {math.ceil(1.2 * needed / 60)} (minutes), or give it more ranks"
             slowest[limit] = needed, Finding("cluster.time", limit, why, remedy)
@@ -115,38 +115,38 @@ def _rows(config: TrialConfig, split: Split) -> int:
 
 
 def _trial(config: TrialConfig, expected: Collection[Path]) -> list[Finding]:
-    found = key_rules.findings(config)
+    problems = key_rules.findings(config)
     model_file, batch = config.base_model, config.global_batch_size
     damaged = [] if model_file in expected else _nemo_file(model_file)
     base = None if damaged or model_file in expected else base_model.load(model_file)
-    found += [*damaged, *(base_model.findings(base, config) if base else [])]
+    problems += [*damaged, *(base_model.findings(base, config) if base else [])]
     rows: dict[Split, int] = {}
     for split, path in config.data_files.items():
         if path in expected:
             continue
-        rows[split], problems = _check(config)(path)
-        found += problems
-        if not problems and rows[split] < batch:
+        rows[split], bad_rows = _check(config)(path)
+        problems += bad_rows
+        if not bad_rows and rows[split] < batch:
             why = f"has {rows[split]} rows, fewer than model.global_batch_size={batch}; every file needs a batch"
             remedy = f"set model.global_batch_size to at most {rows[split]}, or add rows"
-            found.append(Finding(str(path), "", why, remedy))
+            problems.append(Finding(str(path), "", why, remedy))
     if rows.get("train", 0) >= batch:
-        found += _steps(config, rows["train"])
-    return found
+        problems += _steps(config, rows["train"])
+    return problems
 
 
 def _trial_warnings(config: TrialConfig) -> list[Finding]:
-    found = []
+    problems = []
     base = base_model.load(config.base_model)
     if base is not None:
-        found += [*base_model.warnings(base, config), *memory.warnings(base, config, *_gpu_memory(config))]
+        problems += [*base_model.warnings(base, config), *memory.warnings(base, config, *_gpu_memory(config))]
     length, paths = config.longest_pair, config.data_files
     for path in (paths["train"], paths["validation"]):
         if rows := _longer(path, length):
             why = f"up to {rows} rows are longer than model.encoder_seq_length={length}; NeMo-Aligner skips them"
             remedy = f"prepare it with --max-tokens {length}, or raise model.encoder_seq_length"
-            found.append(Finding(str(path), "", why, remedy))
-    return found + rewards.warnings(config)
+            problems.append(Finding(str(path), "", why, remedy))
+    return problems + rewards.warnings(config)
 
 
 def _on_gpus(config: TrialConfig) -> bool:
@@ -177,17 +177,17 @@ def _gpus_here() -> tuple[float, ...]:
 
 def _room(trials: Sequence[PlannedTrial], folder: Path | None) -> tuple[list[Finding], list[Finding]]:
     """(refusals, warnings) about the disk space for the checkpoints of all trials together."""
-    each = []
+    written_by_trial = []
     for trial in trials:
         config = trial.config
         base, plan = base_model.load(config.base_model), disk.trial_plan(config, _rows(config, "train"))
         written = disk.checkpoints(base, config, plan) if base else None
-        each += [written] if written else []
-    if not each:
+        written_by_trial += [written] if written else []
+    if not written_by_trial:
         return [], []
     config = trials[0].config
     at_once = config.cluster.array_parallelism or len(trials)
-    return disk.room(each, folder or Path(config.paths.runs), at_once)
+    return disk.room(written_by_trial, folder or Path(config.paths.runs), at_once)
 
 
 def _steps(config: TrialConfig, train_rows: int) -> list[Finding]:
@@ -197,7 +197,7 @@ def _steps(config: TrialConfig, train_rows: int) -> list[Finding]:
         return refused.findings
     warmup = config.model.optim.sched.warmup_steps
     if warmup >= plan.max_steps:
-        why = f"the trial has only {plan.max_steps} steps, so the learning rate would never reach its height"
+        why = f"the trial has only {plan.max_steps} steps, so the learning rate would never reach its maximum"
         return [Finding("model.optim.sched.warmup_steps", str(warmup), why, f"write {max(0, plan.max_steps // 10)}")]
     return []
 
@@ -242,7 +242,7 @@ def _writable(folder: Path) -> list[Finding]:
         why = f"a name of {len(os.fsencode(longest))} bytes is too long: a folder's name has {_NAME_MAX} at most"
         return [Finding("hydra.sweep.dir", str(folder), why, "choose a shorter one (experiment.name, paths.runs)")]
     if folder.exists():
-        return [Finding("hydra.sweep.dir", str(folder), "is there already", "name another folder")]
+        return [Finding("hydra.sweep.dir", str(folder), "exists already", "name another folder")]
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK) or _read_only(parent):
         return [Finding("paths.runs", str(folder), f"{parent} is not writable", "set paths.runs to a folder that is")]
     return []

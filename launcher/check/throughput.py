@@ -44,8 +44,8 @@ class Speed:
     """Training positions a second and rank."""
     overhead: float
     """Other seconds of a trial: loading, saving, the evaluation at its end. 0 if unknown."""
-    said: str
-    """Where the figure comes from."""
+    basis: str
+    """The source of the figure."""
 
 
 def known(config: TrialConfig) -> Speed | None:

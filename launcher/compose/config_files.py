@@ -28,10 +28,10 @@ def keys() -> set[str]:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    found: set[str] = set()
+    keys: set[str] = set()
     for path in config_root().rglob("*.yaml"):
-        found.update(_leaves(yaml.load(path.read_text(), Loader=loader), ""))
-    return {key for key in found if not key.startswith(("defaults", "hydra."))}
+        keys.update(_leaves(yaml.load(path.read_text(), Loader=loader), ""))
+    return {key for key in keys if not key.startswith(("defaults", "hydra."))}
 
 
 def base_60_numbers(folders: Iterable[Path]) -> list[Finding]:

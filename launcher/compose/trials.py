@@ -87,9 +87,9 @@ def _value(word: str) -> tuple[str, object] | None:
 
     if not word.startswith("++") or word.startswith("++hydra"):
         return None
-    if found := _NUMBER.fullmatch(word):  # Hydra's parser takes 3 ms a word, and a sweep is mostly numbers
-        key, text = found["key"], found["number"]
-        return key, int(text) if found["whole"] else float(text)
+    if match := _NUMBER.fullmatch(word):  # Hydra's parser takes 3 ms a word, and a sweep is mostly numbers
+        key, text = match["key"], match["number"]
+        return key, int(text) if match["whole"] else float(text)
     override = OverridesParser.create().parse_override(word)
     return override.key_or_group, override.value()
 
@@ -200,9 +200,9 @@ def unresolved(error: UnresolvedError, added: frozenset[str]) -> list[Finding]:
     try:
         validate(error.config, added)
     except Refused as refused:
-        found = [finding for finding in refused.findings if not finding.value.strip("'").startswith("${")]
-        if found:
-            return found
+        keys = [finding for finding in refused.findings if not finding.value.strip("'").startswith("${")]
+        if keys:
+            return keys
     return [Finding(error.key, "", f"cannot be resolved ({error})", "correct the key it refers to")]
 
 

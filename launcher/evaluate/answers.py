@@ -71,9 +71,9 @@ def read(path: Path) -> list[PromptAnswers]:
             lines = stream.read().split(b"\n")
     except FileNotFoundError:
         return []
-    found: dict[str, PromptAnswers] = {}
+    answers: dict[str, PromptAnswers] = {}
     for line in lines[:-1]:  # what follows the last newline is empty or truncated
         if line.strip():
             answer = parse(line)
-            found[answer.prompt_id] = answer
-    return list(found.values())
+            answers[answer.prompt_id] = answer
+    return list(answers.values())

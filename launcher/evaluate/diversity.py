@@ -81,12 +81,12 @@ def distinct_ngrams(texts: Sequence[Sequence[int]], vocabulary: int) -> float:
 
     An n that no text is long enough for is left out; without a token there is no diversity: 0.
     """
-    found = []
+    values = []
     for n in ORDERS:
         grams = list(chain.from_iterable(ngrams(text, n) for text in texts))
         if grams:
-            found.append(adjusted_distinct(len(set(grams)), len(grams), vocabulary))
-    return math.fsum(found) / len(found) if found else 0.0
+            values.append(adjusted_distinct(len(set(grams)), len(grams), vocabulary))
+    return math.fsum(values) / len(values) if values else 0.0
 
 
 def distinct_across(answers: Sequence[Sequence[Sequence[int]]], vocabulary: int) -> list[float]:

@@ -58,8 +58,8 @@ def _spoken(answer: PromptAnswers, most: int | None) -> Sequence[str]:
 
 def _judge(judge: Judge, pairs: Sequence[tuple[PromptAnswers, str, str]]) -> Wins:
     """Equal answers are a tie, whatever the judge would say."""
-    asked = [(answer, own, other) for answer, own, other in pairs if own != other]
-    judged = judge.prefer([Comparison(answer.prompt, own, other, answer.messages) for answer, own, other in asked])
+    different = [(answer, own, other) for answer, own, other in pairs if own != other]
+    judged = judge.prefer([Comparison(answer.prompt, own, other, answer.messages) for answer, own, other in different])
     if judged.unusable:
         return Wins(judged=judged)
     verdicts = iter(judged.values)

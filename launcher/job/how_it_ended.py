@@ -38,7 +38,7 @@ def ending_of(trial: Path, job: OwnJob, code: int, record: JobRecord) -> Ending:
     failure = logs.failure(ranks, batch) if ranks else None
     reported = logs.srun_reported(batch)
     node = _node(trial, job, failure.rank if failure else None) or (reported.node if reported else "")
-    error = failure.error if failure else reported.how if reported else f"exit code {code}"
+    error = failure.error if failure else reported.ending if reported else f"exit code {code}"
     memory = logs.out_of_memory_line(batch)
     if failure and failure.type == UNFIT:
         return Ending("node", failure.error.partition(": ")[2], step, suspect=node, unfit=True)
@@ -46,9 +46,11 @@ def ending_of(trial: Path, job: OwnJob, code: int, record: JobRecord) -> Ending:
         return Ending("refused", error, step)
     if memory:
         return Ending("failure", memory, step)
-    if reported and _SIGNALLED.match(reported.how) and not (failure and failure.type):
-        # The warning came before the ranks had a handler for it. (srun reports other failures before its own signals.)
-        return Ending("asked" if _by_hand(trial, "SIG", record) else "timeout", f"{reported.how}, as it started", step)
+    if reported and _SIGNALLED.match(reported.ending) and not (failure and failure.type):
+        # The warning came before the ranks had a handler. (srun reports other failures before its own signals.)
+        return Ending(
+            "asked" if _by_hand(trial, "SIG", record) else "timeout", f"{reported.ending}, as it started", step
+        )
     if not code:
         return Ending("failure", "its ranks ended well and left no result.json", step)
     suspect = node if not _trained(trial) else ""

@@ -51,8 +51,8 @@ def _gpus(env: Mapping[str, str]) -> list[str]:
     except subprocess.TimeoutExpired:
         return [f"nvidia-smi does not answer in {_PATIENCE_S:.0f} s"]
     if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
-        return [f"nvidia-smi fails: {said[0]}"]
+        output = (done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
+        return [f"nvidia-smi fails: {output[0]}"]
     cards = [_Card(*(cell.strip() for cell in line.split(","))) for line in done.stdout.splitlines()]
     if any(card.mig == "Enabled" for card in cards):
         return []  # the job has parts of cards: their number is not the cards', and others use the rest of a card

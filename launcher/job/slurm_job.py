@@ -99,8 +99,8 @@ def job_fields(text: str) -> dict[str, str]:
     """
     fields: dict[str, str] = {}
     for line in _LINE.split(text.rstrip("\n")):
-        for found in _FIELD.finditer(line):
-            fields.setdefault(found["free"] or found["key"], found["rest"] if found["free"] else found["value"])
+        for match in _FIELD.finditer(line):
+            fields.setdefault(match["free"] or match["key"], match["rest"] if match["free"] else match["value"])
     return fields
 
 
@@ -133,7 +133,7 @@ def requeue(element: str) -> bool:
     except client.SlurmError as error:
         if error.unanswered:
             raise
-        print(f"cannot be requeued ({error.said})", flush=True)
+        print(f"cannot be requeued ({error.message})", flush=True)
         return False
     return True
 

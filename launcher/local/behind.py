@@ -1,4 +1,4 @@
-"""The evaluation of trials of a local run, behind their training: a process of its own, as `evaluate` runs it.
+"""The evaluation of a local run's trials after their training: a separate process, as `evaluate` runs it.
 
 Training comes first: the evaluation starts when no trial waits any more, and on a CPU when none runs; on GPUs it takes
 one that is free. One process evaluates all that is done by then, so that the base model is loaded once.
@@ -39,7 +39,7 @@ class Queue:
         self._waiting.append(trial)
 
     def start(self, used: Sequence[str], training: bool) -> list[Trial]:
-        """Evaluate what waits, if there is room beside the trials that train; `used` are their GPUs. Returns what."""
+        """Evaluate the waiting trials, if there is room beside training; `used`: GPUs of training. Returns them."""
         free = [gpu for gpu in self._machine.gpus if gpu not in used]
         if self._process or not self._waiting or (training and not free):
             return []
@@ -61,12 +61,12 @@ class Queue:
         return self._running
 
     def ended(self) -> dict[Trial, str]:
-        """If the process has ended: for each of its trials why it was not evaluated, "" where it was."""
+        """If the process has ended: for each of its trials why it was not evaluated, "" if it was."""
         if self._process is None or self._process.poll() is None:
             return {}
-        found = {trial: self._failure(trial) for trial in self._running}
+        failures = {trial: self._failure(trial) for trial in self._running}
         self.stop_process()
-        return found
+        return failures
 
     def _failure(self, trial: Trial) -> str:
         state = evaluation.read(trial.folder)
@@ -76,7 +76,7 @@ class Queue:
         return "" if state.complete else f"its evaluation ended with exit code {code}, log {self._log}"
 
     def stop(self) -> list[Trial]:
-        """End what runs, and drop what waits; returns those trials. A later evaluation goes on from what is written."""
+        """End the running evaluation and drop waiting trials; returns all of these. A later evaluation continues."""
         stopped = [*self._running, *self._waiting]
         self._waiting = []
         self.stop_process()

@@ -3,7 +3,7 @@
     python -m launcher.local.controller <trial>/log
 
 Unlike submitit's, it ends with the launcher, ends all ranks when one has failed (the others would wait for it in a
-collective for ever), has no time limit, runs a trial only if no other launcher does, and notes how the ranks ended.
+collective for ever), has no time limit, runs a trial only if no other launcher does, and records how the ranks ended.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ GRACE = "LAUNCHER_GRACE_S"
 #: Exit code: another launcher runs the trial.
 BUSY = 75  # EX_TEMPFAIL of sysexits.h
 _POLL_S = 0.05
-# Long enough for the other ranks to note what they noticed, too short to be waited for.
+# Long enough for the other ranks to record their errors, too short to be a nuisance.
 _LAST_WORDS_S = 1.0
 
 
 class TrialController(Controller):
-    """Starts the ranks, waits for them, notes their exit codes in <job id>_exit.json."""
+    """Starts the ranks, waits for them, records their exit codes in <job id>_exit.json."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.pid = os.environ[JOB_ID]  # submitit names files by it; a process id would come back one day
+        self.pid = os.environ[JOB_ID]  # submitit names files by it; the system reuses process ids
         self.grace_s = float(os.environ[GRACE])
 
     def wait(self, freq: int = 24) -> Sequence[int | None]:
-        """Until all ranks have ended; once one has failed, the others are ended: TERM, then KILL."""
+        """Wait until all ranks have ended; if one fails, end the others: TERM, then KILL."""
         seen: dict[int, float] = {}
         ended_by_us: set[int] = set()
         pending = [(_LAST_WORDS_S, signal.SIGTERM), (_LAST_WORDS_S + self.grace_s, signal.SIGKILL)]

@@ -9,15 +9,15 @@ import sys
 import threading
 import time
 
-#: Names the process id of the parent that a process must not outlive.
+#: Environment variable with the id of the process that this one must not outlive.
 PARENT = "LAUNCHER_PARENT_PID"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent() -> None:
-    """Have this process killed when the parent named by PARENT ends. Does nothing where none is named.
+    """Have this process killed when the parent named by PARENT ends. Does nothing if PARENT is not set.
 
-    The parent may have ended before this call: then this process ends here and now.
+    If the parent ended before this call, this process ends at once.
     """
     parent = int(os.environ.get(PARENT, "0"))
     if not parent:

@@ -21,17 +21,17 @@ from launcher.local.parent import PARENT
 from launcher.sweep.logs import log_of
 
 _FOR_EVER_MIN = 60 * 24 * 365
-# Set by a surrounding batch job or launcher for ranks that are not ours; Lightning would take them for its own.
+# Set by a surrounding batch job or launcher for its own ranks; Lightning would use them for ours.
 _FOREIGN = ("SLURM_", "SUBMITIT_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_")
 _OWN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class TrialExecutor(LocalExecutor):
-    """submitit's local executor with a controller of our own, in a session of its own.
+    """submitit's local executor with TrialController, which runs in its own session.
 
-    Ctrl-C in a terminal reaches every process of the launcher's group; with their own session the ranks are ended by
-    the launcher alone, in order, and as one group. CUDA_VISIBLE_DEVICES is left as `env` has it; submitit would set it.
+    Ctrl-C in a terminal reaches every process of the launcher's group; in their own session, only the launcher ends the
+    ranks, in order and as one group. CUDA_VISIBLE_DEVICES stays as in `env`; submitit would set it.
     """
 
     def __init__(self, folder: Path, job_id: str, env: dict[str, str]) -> None:
@@ -55,7 +55,7 @@ class TrialExecutor(LocalExecutor):
             JOB_ID: self.job_id,
             PARENT: str(os.getpid()),
         }
-        with log_of(self.folder, self.job_id, 0).open("ab") as log:  # for what goes wrong before the ranks start
+        with log_of(self.folder, self.job_id, 0).open("ab") as log:  # for errors before the ranks start
             process = subprocess.Popen(
                 [sys.executable, "-m", "launcher.local.controller", str(self.folder)],
                 env=env,
@@ -82,9 +82,9 @@ def start(
 
 
 def _new_start(folder: Path) -> str:
-    """local1, local2, ...: a second run of a trial leaves the first one's files alone."""
+    """local1, local2, ...: a new start of a trial does not touch the files of earlier ones."""
     known = [re.match(r"local(\d+)_", path.name) for path in folder.iterdir()]
-    number = max((int(found.group(1)) for found in known if found), default=0) + 1
+    number = max((int(match.group(1)) for match in known if match), default=0) + 1
     while True:
         try:
             log_of(folder, f"local{number}", 0).open("xb").close()
@@ -95,10 +95,10 @@ def _new_start(folder: Path) -> str:
 
 
 def environment(*, threads: int, gpus: tuple[str, ...] | None, grace_s: float, code: str = "") -> dict[str, str]:
-    """The ranks' environment: this one, with cores and GPUs shared out and no variables of other launchers' ranks.
+    """The ranks' environment: this one, with their cores and GPUs, without variables of other launchers' ranks.
 
-    A number of threads that the user has set is left. `gpus`: None leaves CUDA_VISIBLE_DEVICES as it is. `code` is
-    what the package `launcher` is imported from, the sweep's own copy of it.
+    A number of threads that the user has set is kept. `gpus`: None leaves CUDA_VISIBLE_DEVICES unchanged. `code` is the
+    folder from which the package `launcher` is imported: the sweep's own copy.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN) and name not in _OWN}
     if _THREADS[0] not in env:
@@ -114,13 +114,13 @@ def environment(*, threads: int, gpus: tuple[str, ...] | None, grace_s: float, c
 
 
 def tidy(folder: Path, job_id: str) -> None:
-    """Drop submitit's pickles of a start that has ended: nothing reads them, and they are no record."""
+    """Delete submitit's pickles of a start that has ended: nothing reads them."""
     for path in folder.glob(f"{job_id}_*.pkl"):
         path.unlink(missing_ok=True)
 
 
 def kill_group(group: int, patience_s: float = 5.0) -> list[int]:
-    """Kill every process of a group and wait until they are gone. Returns those that the kernel does not let go."""
+    """Kill every process of a group and wait until they are gone. Returns those that do not end."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # no such group (any more)
         os.killpg(group, signal.SIGKILL)
     end = time.monotonic() + patience_s
@@ -131,13 +131,13 @@ def kill_group(group: int, patience_s: float = 5.0) -> list[int]:
 
 def members(group: int) -> list[int]:
     """Ids of the living processes of a process group; zombies are left out."""
-    found = []
+    living = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            # pid (name) state parent group ...; a name may hold anything, a parenthesis too (proc(5))
+            # pid (name) state parent group ...; a name may contain anything, even a parenthesis (proc(5))
             state, _, pgrp = path.read_text(errors="replace").rpartition(")")[2].split()[:3]
         except (OSError, ValueError):
-            continue  # it ended while we looked
+            continue  # it ended meanwhile
         if int(pgrp) == group and state not in "ZX":
-            found.append(int(path.parent.name))
-    return found
+            living.append(int(path.parent.name))
+    return living

@@ -1,4 +1,4 @@
-"""What submitit runs in each local rank's process: one rank of one trial. See launcher.train.slurm_rank for Slurm."""
+"""The function that submitit calls in each local rank's process. See launcher.train.slurm_rank for Slurm."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ TRAIN = "launcher.train:run_trial"
 
 @dataclass(frozen=True)
 class RunRank:
-    """The callable that submitit pickles: text and a number, no code and no config; those are read when it runs."""
+    """The callable that submitit pickles: it has no code and no config, which are read when it runs."""
 
     folder: str
     """The trial's folder."""
     port: int
-    """Where rank 0 listens."""
+    """The port on which rank 0 listens."""
     entry: str = TRAIN
     """module:function, called with the trial's folder."""
 
     def __call__(self) -> None:
-        """Run this rank. Whatever ends it is noted in log/<job id>_<rank>_error.json, and raised on."""
+        """Run this rank. An error is recorded in log/<job id>_<rank>_error.json and raised again."""
         import submitit
 
         die_with_parent()
-        # submitit has SIGTERM ignored, and a rank that is asked to end must end.
+        # submitit ignores SIGTERM, but a rank that is asked to end must end.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         faulthandler.enable()  # a segmentation fault leaves a traceback in the log
         env = submitit.JobEnvironment()
@@ -52,7 +52,7 @@ class RunRank:
 
 
 def rank_variables(env: JobEnvironment, port: int) -> dict[str, str]:
-    """The variables by which torch.distributed knows its ranks (env:// initialisation), all on this machine."""
+    """The variables from which torch.distributed learns its ranks (env:// initialisation), all on this machine."""
     return {
         "RANK": str(env.global_rank),
         "LOCAL_RANK": str(env.local_rank),

@@ -1,4 +1,4 @@
-"""What a trial needs of this machine, and how many trials the machine has room for."""
+"""What a trial needs, and how many trials this machine has room for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEMORY_GB_PER_RANK = 3.0
 
 @dataclass(frozen=True)
 class Need:
-    """What one trial needs, by its config."""
+    """What one trial needs, according to its config."""
 
     ranks: int
     memory_gb: float
@@ -29,21 +29,21 @@ class Need:
 
 
 def check(config: TrialConfig, machine: Machine) -> list[Finding]:
-    """What makes a trial impossible on this machine."""
+    """Reasons why a trial cannot run on this machine."""
     need = Need.of(config)
-    found = []
+    problems = []
     if config.nodes > 1:
         why = "this machine is one node"
-        found.append(Finding("trainer.num_nodes", str(config.nodes), why, "set it to 1, or choose a Slurm cluster"))
+        problems.append(Finding("trainer.num_nodes", str(config.nodes), why, "set it to 1, or choose a Slurm cluster"))
     if need.on_gpu(machine) and need.ranks > len(machine.gpus):
         why = f"this machine has {len(machine.gpus)} GPU{'s' if len(machine.gpus) > 1 else ''}"
         remedy = f"set it to at most {len(machine.gpus)}, or trainer.accelerator=cpu"
-        found.append(Finding("trainer.devices", str(need.ranks), why, remedy))
-    return found
+        problems.append(Finding("trainer.devices", str(need.ranks), why, remedy))
+    return problems
 
 
 def slots_for(need: Need, machine: Machine) -> int:
-    """How many such trials the machine has room for at once: a core a rank, its memory, its GPUs; at least one."""
+    """How many such trials fit on the machine at once, by cores (one per rank), memory and GPUs; at least one."""
     bounds = [machine.cores // need.ranks, int(machine.memory_gb // need.memory_gb)]
     if need.on_gpu(machine):
         bounds.append(len(machine.gpus) // need.ranks)

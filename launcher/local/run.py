@@ -1,4 +1,4 @@
-"""Runs a sweep's trials on this machine, side by side as far as it has room, and leaves nothing running behind."""
+"""Runs a sweep's trials on this machine, side by side if it has room, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from launcher.sweep.trial import Trial
 from launcher.trial_config.validate import load
 
 _POLL_S = 0.1
-# A last trial waits for the ones before it, to have all cores, if that takes less than this share of a trial's time:
-# two threads were measured to be some 1.5 times as fast as one, which saves a third of its time.
+# The last trial waits for the ones before it, to get all cores, if they take less than this share of a trial's time:
+# two threads were measured to be about 1.5 times as fast as one, which saves a third of the trial's time.
 _WORTH_WAITING = 0.25
 
 OnUpdate = Callable[[list[TrialState]], None]
 
 
 class RunStopped(LauncherError):
-    """The launcher was asked to stop (Ctrl-C, SIGTERM, SIGHUP), and has stopped: no rank is left running."""
+    """The launcher was asked to stop (Ctrl-C, SIGTERM, SIGHUP) and has stopped: no rank is running any more."""
 
     def __init__(self, signum: int, states: list[TrialState]) -> None:
         self.signum = signum
@@ -50,7 +50,7 @@ class RunStopped(LauncherError):
         parts = [f"stopped by {signal.Signals(signum).name}"]
         parts += [f"ended while running: trial {', '.join(stopped)}"] if stopped else []
         parts += [f"never started: trial {', '.join(unstarted)}"] if unstarted else []
-        super().__init__("; ".join([*parts, "nothing is left running"]))
+        super().__init__("; ".join([*parts, "no process is left running"]))
 
 
 def run(
@@ -65,17 +65,17 @@ def run(
     code: int | None = None,
     evaluation: str = behind.MODULE,
 ) -> list[TrialState]:
-    """Run `trials` (all, if not given) of a sweep, and wait for them. A trial that has its result is not run again.
+    """Run `trials` (default: all) of a sweep and wait for them. A trial that has its result is not run again.
 
     slots: at most so many trials at once; by default cluster.trials_at_once, or what cores, memory and GPUs allow.
-    on_update: called some ten times a second, and in the end, with the state of every trial, without its progress.
+    on_update: called about ten times a second, and at the end, with the state of every trial, without its progress.
     grace_s: seconds between asking ranks to end and killing them.
-    entry: what each rank calls with the trial's folder, as module:function.
+    entry: the function that each rank calls with the trial's folder, as module:function.
     evaluation: the module that evaluates trials that are done, run with the sweep's folder and their numbers.
     code: the copy of the launcher's code in the sweep's folder that ranks run; by default each trial's own.
 
-    Returns the last states in the order of `trials`. Raises RunStopped after a signal. Whatever it raises, no process
-    that it started is left; nor is one if this process is killed.
+    Returns the last states in the order of `trials`. Raises RunStopped after a signal. Whatever it raises, and even if
+    this process is killed, no process that it started is left.
     """
     chosen = sweep.trials if trials is None else list(trials)
     job = f"{socket.gethostname()}:{os.getpid()}"
@@ -102,7 +102,7 @@ def run(
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The signals that ask to stop, collected instead of acted upon. One that was being ignored (nohup, &) still is."""
+    """Collect the signals that ask to stop, instead of acting on them. Ignored ones (nohup, &) stay ignored."""
     caught: list[int] = []
 
     def note(signum: int, frame: FrameType | None) -> None:
@@ -136,7 +136,7 @@ class _Running:
 
 
 class _Runner:
-    """The trials of one `run`: those that wait, those that run, and the states of all."""
+    """The trials of one `run`: waiting ones, running ones, and the states of all."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class _Runner:
             self.on_update(self.in_order())
 
     def turn(self) -> None:
-        """Take note of what has ended, start what there is room for, report."""
+        """Record trials that have ended, start trials if there is room, report."""
         self.reap()
         while self.waiting and self.start(self.waiting[0]):
             self.waiting.pop(0)
@@ -187,7 +187,7 @@ class _Runner:
         self.update()
 
     def evaluate(self) -> None:
-        """Start the evaluation of what is done, where there is room beside what runs; note what has been evaluated."""
+        """Start the evaluation of done trials if there is room beside training, and record finished evaluations."""
         for trial, error in self.evaluations.ended().items():
             known = "; ".join(filter(None, (self.states[trial.number].error, error)))
             self.change(trial, evaluating=False, error=known)
@@ -195,12 +195,12 @@ class _Runner:
             self.change(trial, evaluating=True)
 
     def start(self, trial: Trial) -> bool:
-        """Start a trial if there is room. True if it needs no more starting."""
+        """Start a trial if there is room. Returns True if the trial no longer waits."""
         config = load(trial.folder)
         need = Need.of(config)
-        found = check(config, self.machine)
-        if found:
-            self.change(trial, state="FAILED", reason="; ".join(map(str, found)))
+        problems = check(config, self.machine)
+        if problems:
+            self.change(trial, state="FAILED", reason="; ".join(map(str, problems)))
             return True
         slots = self.slots or config.cluster.trials_at_once or slots_for(need, self.machine)
         if len(self.running) >= slots or self._better_wait(need, slots):
@@ -217,12 +217,12 @@ class _Runner:
         return True
 
     def _threads(self, need: Need, slots: int, running: int) -> int:
-        """Threads a rank, if the trial starts beside `running` others and those that wait start as well."""
+        """Threads per rank if the trial starts beside `running` others, and the waiting ones start as well."""
         side_by_side = min(slots, running + len(self.waiting))
         return max(1, self.machine.cores // (side_by_side * need.ranks))
 
     def _better_wait(self, need: Need, slots: int) -> bool:
-        """Whether the last trials get done sooner if they wait for the ones before them, to have their cores."""
+        """Whether the last trials are done sooner if they wait for the cores of the trials before them."""
         if not self.running or not self.durations or len(self.waiting) >= slots:
             return False
         if self._threads(need, slots, len(self.running)) >= self._threads(need, slots, 0):
@@ -232,7 +232,7 @@ class _Runner:
         return len(known) == len(left) and max(known) < _WORTH_WAITING * max(self.durations)
 
     def _gpus(self, need: Need) -> tuple[str, ...] | None:
-        """The GPUs that the fewest trials use; none for the CPU; None (leave it to CUDA) where none were found."""
+        """The GPUs that the fewest trials use; () for the CPU; None (leave it to CUDA) if none were found."""
         if not self.machine.gpus:
             return None
         if not need.on_gpu(self.machine):
@@ -241,9 +241,9 @@ class _Runner:
         return tuple(sorted(self.machine.gpus, key=lambda gpu: use[gpu])[: need.ranks])
 
     def reap(self, signum: int | None = None) -> None:
-        """Take note of the trials that have ended; after `signum` that is why they did."""
+        """Record the trials that have ended; `signum` is the reason, if they were stopped by a signal."""
         for entry in [entry for entry in self.running if entry.controller.poll() is not None]:
-            left = process.kill_group(entry.controller.pid)  # what a rank has started and left
+            left = process.kill_group(entry.controller.pid)  # processes that a rank has started and left running
             self.running.remove(entry)
             entry.port_lock.close()
             state = self._state_at_end(entry, signum)
@@ -276,10 +276,10 @@ class _Runner:
         return ended(before, start)
 
     def stop(self, caught: list[int], update: bool) -> None:
-        """End all that runs, and wait until it is gone: TERM, after the grace (or a second signal) KILL."""
+        """End all running trials and wait until they are gone: TERM, after the grace time or a second signal KILL."""
         signum = caught[0] if caught else signal.SIGTERM
         for entry in self.running:
-            entry.controller.send_signal(signal.SIGTERM)  # it passes it on to the ranks
+            entry.controller.send_signal(signal.SIGTERM)  # the controller passes it on to the ranks
             self.change(entry.trial, state="STOPPING")
         deadline = time.monotonic() + self.grace_s
         while self.running:

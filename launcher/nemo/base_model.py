@@ -91,34 +91,34 @@ def _load(path: Path, mtime: int, size: int) -> BaseModel:
 
 def _config(text: bytes) -> GptConfig:
     try:
-        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, RecursionError):
         return {}  # another converter's file with its own YAML tags: NeMo may be able to read it, so no finding
-    return cast("GptConfig", found) if isinstance(found, dict) else {}
+    return cast("GptConfig", config) if isinstance(config, dict) else {}
 
 
 def _json(text: bytes) -> dict[str, object]:
     try:
-        found = json.loads(text)
+        loaded = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return loaded if isinstance(loaded, dict) else {}
 
 
 def findings(base: BaseModel, trial: TrialConfig) -> list[Finding]:
     """What Megatron or NeMo would refuse when it builds the model, minutes into the job."""
-    found = _parallel(base, trial) if base.shaped else []
+    problems = _parallel(base, trial) if base.shaped else []
     model, tuning = base.under(trial), trial.model.peft.lora_tuning
     longest, length = model.get("max_position_embeddings"), trial.longest_pair
     if model.get("position_embedding_type") == "learned_absolute" and isinstance(longest, int) and length > longest:
         why = f"the base model has learned only {longest} positions"
-        found.append(Finding("model.encoder_seq_length", str(length), why, f"write at most {longest}"))
+        problems.append(Finding("model.encoder_seq_length", str(length), why, f"write at most {longest}"))
     layers = [n for n in tuning.layer_selection or [] if base.shaped and not 1 <= n <= model["num_layers"]]
     if layers:
         why = f"the base model's layers are 1 to {model['num_layers']}"
         where = "model.peft.lora_tuning.layer_selection"
-        found.append(Finding(where, ",".join(map(str, layers)), why, "name layers that it has"))
-    return found + _tokenizer(base, trial)
+        problems.append(Finding(where, ",".join(map(str, layers)), why, "name layers that it has"))
+    return problems + _tokenizer(base, trial)
 
 
 def _parallel(base: BaseModel, trial: TrialConfig) -> list[Finding]:
@@ -131,24 +131,25 @@ def _parallel(base: BaseModel, trial: TrialConfig) -> list[Finding]:
         "key and value heads": groups,
         "columns of the MLP": model["ffn_hidden_size"],
     }
-    found = []
+    problems = []
     odd = [f"{count} {name}" for name, count in split.items() if count % tensor]
     if odd:
         fit = [n for n in range(1, tensor) if not any(count % n for count in split.values())]
         why = f"the base model has {' and '.join(odd)}, which it does not divide"
-        found.append(Finding("model.tensor_model_parallel_size", str(tensor), why, f"write {max(fit, default=1)}"))
+        problems.append(Finding("model.tensor_model_parallel_size", str(tensor), why, f"write {max(fit, default=1)}"))
     if model["num_layers"] % pipeline:
         fit = [n for n in range(1, pipeline) if model["num_layers"] % n == 0]
         why = f"the base model has {model['num_layers']} layers, which it does not divide"
-        found.append(Finding("model.pipeline_model_parallel_size", str(pipeline), why, f"write {max(fit, default=1)}"))
-    return found
+        remedy = f"write {max(fit, default=1)}"
+        problems.append(Finding("model.pipeline_model_parallel_size", str(pipeline), why, remedy))
+    return problems
 
 
 def _tokenizer(base: BaseModel, trial: TrialConfig) -> list[Finding]:
     """A tokenizer that the .nemo names must exist, inside the .nemo or at the given path."""
     names = base.tokenizer(trial)
     again = "convert the model with data_prep/convert_checkpoint.py, or name one: ++model.tokenizer.type=FOLDER"
-    found = []
+    problems = []
     for key in ("type", "model", "vocab_file", "merge_file"):
         name = names.get(key)
         if not isinstance(name, str) or not name:
@@ -156,26 +157,26 @@ def _tokenizer(base: BaseModel, trial: TrialConfig) -> list[Finding]:
         if name.startswith(_INSIDE):
             inside = name.removeprefix(_INSIDE)
             if not any(path == inside or path.startswith(f"{inside}/") for path in base.sizes):
-                found.append(Finding(str(base.path), "", f"names a tokenizer {name} and does not hold it", again))
+                problems.append(Finding(str(base.path), "", f"names a tokenizer {name} and does not hold it", again))
         elif name.startswith("/") and not Path(name).exists() and not _in_container(trial):
-            found.append(Finding(f"model.tokenizer.{key}", name, "no such file or folder", again))
-    return found
+            problems.append(Finding(f"model.tokenizer.{key}", name, "no such file or folder", again))
+    return problems
 
 
 def warnings(base: BaseModel, trial: TrialConfig) -> list[Finding]:
     """What would run but probably not do what the user wants."""
-    model, found = base.under(trial), []
+    model, problems = base.under(trial), []
     longest, length = base.config.get("max_position_embeddings"), trial.longest_pair
     learned = model.get("position_embedding_type") == "learned_absolute"
     if isinstance(longest, int) and length > longest and not learned:
         why = f"the base model was trained on {longest} positions; longer pairs are beyond what it knows"
-        found.append(Finding("model.encoder_seq_length", str(length), why, f"write at most {longest}"))
+        problems.append(Finding("model.encoder_seq_length", str(length), why, f"write at most {longest}"))
     name, library = (base.tokenizer(trial).get(key) for key in ("type", "library"))
     if library == "huggingface" and isinstance(name, str) and not name.startswith((_INSIDE, "/")):
         why = "is a name on Hugging Face's hub: compute nodes without Internet find it only in a cache they share"
         remedy = "name a folder: ++model.tokenizer.type=FOLDER"
-        found.append(Finding("model.tokenizer.type", name, why, remedy))
-    return found
+        problems.append(Finding("model.tokenizer.type", name, why, remedy))
+    return problems
 
 
 def _in_container(trial: TrialConfig) -> bool:

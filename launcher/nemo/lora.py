@@ -45,12 +45,12 @@ def nemo_modules(names: Sequence[str]) -> list[str]:
             known = ", ".join([*_HF, *FUSED, *GROUPS])
             findings.append(Finding(KEY, name, "no such module", f"there are: {known}"))
     for fused, parts in FUSED.items():
-        asked = [part for part in parts if part in names]
+        named = [part for part in parts if part in names]
         missing = [part for part in parts if part not in names]
-        if asked and missing and fused not in wanted:
+        if named and missing and fused not in wanted:
             why = f"NeMo adapts {', '.join(parts)} as one fused module, {fused}; {' and '.join(missing)} missing"
-            findings.append(Finding(KEY, ",".join(asked), why, f"add {', '.join(missing)}, or drop {', '.join(asked)}"))
-        elif asked:
+            findings.append(Finding(KEY, ",".join(named), why, f"add {', '.join(missing)}, or drop {', '.join(named)}"))
+        elif named:
             wanted.add(fused)
     if findings:
         raise Refused(findings)

@@ -56,17 +56,17 @@ def installed() -> dict[str, str]:
 
     An image may have a source tree on the path that was never installed. Its package_info.py is then read.
     """
-    found = {}
+    present = {}
     for name, folder in PACKAGES.items():
         try:
-            found[name] = importlib.metadata.version(name)
+            present[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             places = (Path(entry or ".", folder, "package_info.py") for entry in sys.path)
             text = next((place.read_text(errors="replace") for place in places if place.is_file()), "")
             numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH) = (\d+)$", text, flags=re.MULTILINE))
             if numbers:
-                found[name] = ".".join(numbers.get(part, "0") for part in ("MAJOR", "MINOR", "PATCH"))
-    return found
+                present[name] = ".".join(numbers.get(part, "0") for part in ("MAJOR", "MINOR", "PATCH"))
+    return present
 
 
 def unsupported_reason(versions: dict[str, str]) -> str:
@@ -75,7 +75,7 @@ def unsupported_reason(versions: dict[str, str]) -> str:
     if absent:
         return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed"
     numbers = {name: _numbers(version) for name, version in versions.items()}
-    if tuple(numbers[name] for name in PACKAGES) in [each.versions for each in WORKING]:
+    if tuple(numbers[name] for name in PACKAGES) in [pins.versions for pins in WORKING]:
         return ""
     for name, first, fixed, why in _KNOWN_FAILURES:
         if first <= numbers[name] and (fixed is None or numbers[name] < fixed):
@@ -93,13 +93,13 @@ def check() -> None:
 def described() -> str:
     """The supported sets, in one line."""
     sets = []
-    for each in WORKING:
-        numbers = ", ".join(f"{name} {a}.{b}" for name, (a, b) in zip(PACKAGES, each.versions, strict=True))
-        sets.append(f"{numbers} ({each.source})")
+    for pins in WORKING:
+        numbers = ", ".join(f"{name} {a}.{b}" for name, (a, b) in zip(PACKAGES, pins.versions, strict=True))
+        sets.append(f"{numbers} ({pins.source})")
     return "; ".join(sets)
 
 
 def _numbers(version: str) -> tuple[int, int]:
     """The first two numbers of a version: (0, 11) for 0.11.0rc1+791b70e."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)

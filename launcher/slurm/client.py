@@ -61,10 +61,10 @@ def configured() -> bool:
 def version() -> tuple[int, ...]:
     """The version of Slurm's commands: (22, 5, 8). The controller's may be one release newer. Raises SlurmError."""
     answer = ask("sbatch", "--version")
-    found = re.search(r"\d+(?:\.\d+)+", answer.stdout)
-    if not found:
+    match = re.search(r"\d+(?:\.\d+)+", answer.stdout)
+    if not match:
         raise SlurmError(answer, f"no version in {answer.stdout.strip()!r}")
-    return tuple(int(part) for part in found[0].split("."))
+    return tuple(int(part) for part in match[0].split("."))
 
 
 def ping(timeout: float = 30) -> dict[str, bool]:
@@ -89,7 +89,7 @@ class Submitted:
     """For an array: the array's id."""
     cluster: str
     """Empty unless a cluster other than this machine's took it (SBATCH_CLUSTERS, --clusters)."""
-    said: str
+    remarks: str
     """Remarks of the site's submit plugin; usually empty."""
 
 
@@ -112,10 +112,10 @@ def sbatch(
         raise ValueError("either a script or its text")
     words = [] if script is None else [os.fspath(script), *script_args]
     answer = run("sbatch", "--parsable", *args, *words, timeout=timeout, stdin=text, env=env, cwd=cwd)
-    said = _job_id(answer.stdout)
-    if said is None:
+    job_and_cluster = _job_id(answer.stdout)
+    if job_and_cluster is None:
         raise SlurmError(answer, f"no job id in {answer.stdout!r}")
-    return Submitted(*said, answer.stderr.strip())
+    return Submitted(*job_and_cluster, answer.stderr.strip())
 
 
 def submit(script: Path, receipt: Path, timeout: float = 2 * PATIENCE) -> int:
@@ -173,8 +173,8 @@ def read_receipt(receipt: Path) -> tuple[int, str] | None:
 def _job_id(text: str) -> tuple[int, str] | None:
     """(id, cluster) from what `sbatch --parsable` wrote, perhaps below the output of a submit plugin."""
     for line in reversed(text.splitlines()):
-        if found := re.fullmatch(r"(\d+)(?:;(\S+))?", line.strip()):
-            return int(found[1]), found[2] or ""
+        if match := re.fullmatch(r"(\d+)(?:;(\S+))?", line.strip()):
+            return int(match[1]), match[2] or ""
     return None
 
 
@@ -270,16 +270,16 @@ def _chosen(jobs: Iterable[int | str] | None, name: str | None) -> list[str] | N
 def cluster() -> SlurmCluster:
     """Configuration and partitions, also hidden ones, read with two commands. Raises SlurmError."""
     # scontrol reads requests from standard input, so one command answers both
-    asked = ask("scontrol", "--all", "--oneliner", stdin="show config\nshow partition\n")
+    clusters = ask("scontrol", "--all", "--oneliner", stdin="show config\nshow partition\n")
     nodes = ask("sinfo", "--all", "--exact", "-h", "-o", site.NODE_FORMAT)
     # scontrol prints its prompt even without a terminal: with libreadline on its own line, else before the answer
-    text = re.sub(r"^(?:scontrol: )+", "", asked.stdout, flags=re.MULTILINE)
+    text = re.sub(r"^(?:scontrol: )+", "", clusters.stdout, flags=re.MULTILINE)
     with reading(nodes):
         groups = site.node_groups(nodes.stdout)
-    with reading(asked):
-        found = SlurmCluster(site.settings(text), site.partitions(text, groups))
-        _ = found.name, found.max_array_size
-        return found
+    with reading(clusters):
+        match = SlurmCluster(site.settings(text), site.partitions(text, groups))
+        _ = match.name, match.max_array_size
+        return match
 
 
 def associations(user: str | None = None) -> list[Association] | None:

@@ -32,15 +32,15 @@ def findings(config: TrialConfig, sweep: Path) -> list[Finding]:
     runtime = container.runtime
     if not runtime:
         return []
-    found = []
+    problems = []
     if not container.image:
         remedy = "name one: cluster.container.image=/shared/nemo.sqsh" if runtime == "pyxis" else "name a .sif file"
-        found.append(Finding("cluster.container.image", "", f"has no value, and {runtime} needs one", remedy))
+        problems.append(Finding("cluster.container.image", "", f"has no value, and {runtime} needs one", remedy))
     for folder in (str(sweep), *_read(config)):
         if "," in folder or ":" in folder:
             why = f"{runtime} takes a comma or colon for the end of a mount's path"
-            found.append(Finding("cluster.container", folder, why, "choose a folder without"))
-    return found
+            problems.append(Finding("cluster.container", folder, why, "choose a folder without"))
+    return problems
 
 
 def of_trials(config: TrialConfig, sweep: Path, in_container: str, more: Sequence[str] = ()) -> Inside:

@@ -68,9 +68,9 @@ _REFUSED = (
 
 
 def refused(error: str) -> tuple[str, str]:
-    """(key, remedy) for an error of sbatch; ("cluster", ...) where the error is none of those known."""
-    found = ((key, remedy) for pattern, key, remedy in _REFUSED if re.search(pattern, error))
-    return next(found, ("cluster", "correct the keys that it names"))
+    """(key, remedy) for an error of sbatch; ("cluster", ...) if the error is not a known one."""
+    matches = ((key, remedy) for pattern, key, remedy in _REFUSED if re.search(pattern, error))
+    return next(matches, ("cluster", "correct the keys that it names"))
 
 
 def waiting(row: QueueRow) -> str:
@@ -78,10 +78,10 @@ def waiting(row: QueueRow) -> str:
     if row.state.word in ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"):
         return f"{row.state.meaning}; `scontrol release` lets it go"
     word = row.reason.split(",")[0].split(" ")[0].strip("()")
-    said = WAITS.get(word) or next((text for start, text in _GROUPS if word.startswith(start)), "")
-    if not said:
+    meaning = WAITS.get(word) or next((text for start, text in _GROUPS if word.startswith(start)), "")
+    if not meaning:
         return row.reason
-    return f"{said} ({row.reason})" if word not in ("", "None") else said
+    return f"{meaning} ({row.reason})" if word not in ("", "None") else meaning
 
 
 def ended(row: AccountRow | QueueRow) -> str:

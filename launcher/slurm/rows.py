@@ -54,20 +54,20 @@ def megabytes(text: str) -> float:
 
 def gpus(gres: str) -> dict[str, int]:
     """GPUs of a node by type: `gpu:8` is {"": 8}, `gpu:a100:4(S:0-1),gpu:v100:2,shard:8` is {"a100": 4, "v100": 2}."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for kind, count in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)(?![^,(])", gres):
-        found[kind] = found.get(kind, 0) + int(count)
-    return found
+        counts[kind] = counts.get(kind, 0) + int(count)
+    return counts
 
 
 def tasks(spec: str) -> list[int]:
     """The indices of an array: `0-2,7`, `0-90:30`, with or without a `%2` at the end. Raises ValueError."""
     indices: list[int] = []
     for part in spec.partition("%")[0].split(","):
-        found = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
-        if not found:
+        numbers = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+        if not numbers:
             raise ValueError(f"{spec!r} is no array specification")
-        first, last, step = found.groups()
+        first, last, step = numbers.groups()
         indices += range(int(first), int(last or first) + 1, int(step or 1))
     return indices
 

@@ -49,7 +49,7 @@ class SlurmError(LauncherError):
     def __init__(self, answer: Answer, why: str = "") -> None:
         self.answer = answer
         self.command, self.code, self.stderr, self.why = answer.command, answer.code, answer.stderr, why
-        super().__init__(f"{shlex.join(answer.command[:8])}: {why or self.said or f'exit code {answer.code}'}")
+        super().__init__(f"{shlex.join(answer.command[:8])}: {why or self.message or f'exit code {answer.code}'}")
 
     @property
     def unanswered(self) -> bool:
@@ -57,7 +57,7 @@ class SlurmError(LauncherError):
         return self.code is None or bool(_UNANSWERED.search(self.stderr))
 
     @property
-    def said(self) -> str:
+    def message(self) -> str:
         """The command's error output on one line, without the `sbatch: error: ` at its beginning."""
         lines = [re.sub(r"^(\w+: )?(error|fatal): ", "", line) for line in self.stderr.splitlines()]
         return "; ".join(line for line in lines if line.strip())

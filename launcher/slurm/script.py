@@ -188,13 +188,13 @@ def share(cluster: Cluster, trials: int) -> int:
 def findings(cluster: Cluster) -> list[Finding]:
     """Everything under `cluster` that cannot be written into a script."""
     probe = ArrayRequest(sweep=Path("/"), name="", trials=[0], nodes=1, ranks_per_node=1, cluster=cluster)
-    found = []
+    problems = []
     for written in (lambda: parameters(probe), lambda: exports(cluster.variables)):
         try:
             written()
         except Refused as refused:
-            found += refused.findings
-    return found
+            problems += refused.findings
+    return problems
 
 
 def exports(environment: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -134,14 +134,14 @@ def partitions(text: str, groups: dict[str, list[NodeGroup]]) -> list[Partition]
 
     `text` may hold `scontrol show config` as well: what it sets for the whole cluster counts for each partition.
     """
-    found = []
+    partitions = []
     whole = settings(text)
     for line in text.splitlines():
         if not line.startswith("PartitionName="):
             continue
         keys = dict(item.split("=", 1) for item in line.split() if "=" in item)
         name = keys["PartitionName"]
-        found.append(
+        partitions.append(
             Partition(
                 name=name,
                 state=keys["State"],
@@ -159,7 +159,7 @@ def partitions(text: str, groups: dict[str, list[NodeGroup]]) -> list[Partition]
                 memory_by_site=any(_decides(of, _MOST_MEMORY, "DefMemPerGPU") for of in (whole, keys)),
             )
         )
-    return found
+    return partitions
 
 
 def _decides(keys: Mapping[str, str], limits: Sequence[str], default: str) -> bool:
@@ -176,7 +176,7 @@ def _names(text: str) -> frozenset[str] | None:
 def settings(text: str) -> dict[str, str]:
     """The settings in `scontrol show config`, whose lines are `MaxArraySize            = 1001`."""
     pairs = (line.partition(" = ") for line in text.splitlines())
-    return {key.strip(): value.strip() for key, found, value in pairs if found and " " not in key.strip()}
+    return {key.strip(): value.strip() for key, equals, value in pairs if equals and " " not in key.strip()}
 
 
 # -- accounts ----------------------------------------------------------------------------------------------------------
@@ -210,10 +210,10 @@ class Association:
 
 def associations(text: str) -> list[Association]:
     """Rows of `sacctmgr -n -P show user NAME withassoc format=...`."""
-    found = []
+    rows = []
     for parts in records(text, len(ASSOCIATION_FIELDS)):
         cluster, account, partition, default, qos, default_qos, submit, wall, each, group = parts
-        found.append(
+        rows.append(
             Association(
                 cluster=cluster,
                 account=account,
@@ -227,4 +227,4 @@ def associations(text: str) -> list[Association]:
                 group=resources(group),
             )
         )
-    return found
+    return rows

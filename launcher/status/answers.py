@@ -169,4 +169,4 @@ def _trouble(error: run.SlurmError) -> str:
         return "does not answer (not found on this machine)"
     if error.code == 0:
         return f"answers what cannot be read ({error.why[:120]})"
-    return f"does not answer ({(error.said or str(error))[:120]})"
+    return f"does not answer ({(error.message or str(error))[:120]})"

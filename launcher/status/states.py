@@ -149,8 +149,8 @@ def _with_error(sweep: Sweep, state: TrialState) -> TrialState:
         state = replace(state, reason="ran out of memory")
     elif reported:
         # Slurm reports the exit code of the ranks that srun ended after the first one had failed
-        state = replace(state, reason=f"rank {reported.rank}: {reported.how}", rank=reported.rank)
-        if reported.how.startswith("User defined signal 2"):
+        state = replace(state, reason=f"rank {reported.rank}: {reported.ending}", rank=reported.rank)
+        if reported.ending.startswith("User defined signal 2"):
             state = replace(state, reason="ended by USR2, Slurm's warning before the time limit")
     if failure:
         return replace(state, error=memory or failure.error, log=failure.log, rank=failure.rank)

@@ -20,12 +20,12 @@ from launcher.sweep.elements import elements, evaluations
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 
-_UNSURE = "Slurm does not say whether it runs"
+_UNSURE = "Slurm does not report whether it runs"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which trials a command acts on, and which it leaves alone, with the reason."""
+    """The trials that a command acts on, and those that it skips, with the reasons."""
 
     chosen: list[TrialState] = field(default_factory=list)
     left: list[tuple[TrialState, str]] = field(default_factory=list)
@@ -49,7 +49,7 @@ def to_cancel(look: Look, wanted: Sequence[Trial]) -> Selection:
 
 
 def cancel(look: Look, chosen: Sequence[TrialState]) -> list[str]:
-    """Stop trials, in one scancel. Returns a line for each thing that was done. Raises SlurmError and Refused."""
+    """Stop trials, with one scancel. Returns one line for each action. Raises SlurmError and Refused."""
     look.sweep.refuse_foreign("cancel")
     _refuse_other_cluster(chosen)
     live = [state for state in chosen if state.state in LIVE]
@@ -68,7 +68,7 @@ def cancel(look: Look, chosen: Sequence[TrialState]) -> list[str]:
 
 
 def _refuse_other_cluster(chosen: Sequence[TrialState]) -> None:
-    """A job's number means another job here, if the job is on another cluster."""
+    """Refuse trials on another cluster: their job ids belong to other jobs on this one."""
     for state in chosen:
         name, _, cluster = state.job.partition(";")
         if cluster:
@@ -77,13 +77,13 @@ def _refuse_other_cluster(chosen: Sequence[TrialState]) -> None:
 
 
 def _refuse_some_of_a_job(look: Look, chosen: Sequence[TrialState]) -> None:
-    """Trials that share a job end together."""
+    """Refuse to end some trials of a job but not all: they would end together."""
     jobs, numbers = {state.job for state in chosen}, {state.trial.number for state in chosen}
     beside = [s.trial.number for s in look.trials if s.job in jobs and s.state in LIVE]
     beside = [number for number in beside if number not in numbers]
     if beside:
-        why = f"on the same node, in the same job, {_trials(beside)} would end with it"
-        raise Refused([Finding("TRIAL", array_spec(sorted(numbers)), why, "name those as well, or let it run")])
+        why = f"shares its job with {_trials(beside)}, which would end too"
+        raise Refused([Finding("TRIAL", array_spec(sorted(numbers)), why, "name these too, or let all of them run")])
 
 
 def _trials(numbers: Sequence[int]) -> str:
@@ -96,7 +96,7 @@ def _is_element(state: TrialState) -> bool:
 
 
 def _arrays(names: Sequence[str]) -> list[str]:
-    """`69_0`, `69_1`, `70_3` as scancel takes them in few words: `69_[0-1]`, `70_3`."""
+    """`69_0`, `69_1`, `70_3` in the short form that scancel accepts: `69_[0-1]`, `70_3`."""
     by_array: dict[str, list[int]] = {}
     for name in names:
         array, _, index = name.partition("_")
@@ -108,7 +108,7 @@ def _arrays(names: Sequence[str]) -> list[str]:
 
 
 def _cancel_here(look: Look, chosen: Sequence[TrialState]) -> list[str]:
-    """Stop trials of a local sweep: all of them by their launcher, one that runs by its controller."""
+    """Stop trials of a local sweep: through their launcher if all are to stop, else through each one's controller."""
     numbers = {state.trial.number for state in chosen}
     done = []
     for job in sorted({state.job for state in chosen}):
@@ -120,9 +120,9 @@ def _cancel_here(look: Look, chosen: Sequence[TrialState]) -> list[str]:
             continue
         waiting = [state for state in chosen if state.job == job and state.state != "RUNNING"]
         if waiting:
-            why = "its launcher on this machine would start it all the same"
+            why = "its launcher on this machine would still start it"
             spec = array_spec([state.trial.number for state in waiting])
-            raise Refused([Finding("TRIAL", spec, why, "cancel it when it runs, or the whole sweep now")])
+            raise Refused([Finding("TRIAL", spec, why, "cancel it once it runs, or cancel the whole sweep now")])
         for state in chosen:
             if state.job == job:
                 done.append(_end_controller(state))
@@ -130,15 +130,15 @@ def _cancel_here(look: Look, chosen: Sequence[TrialState]) -> list[str]:
 
 
 def _launcher(sweep: Sweep, job: str) -> int:
-    """The process id of the launcher that runs trials of a local sweep. Raises Refused where it cannot be stopped."""
+    """The process id of the launcher that runs trials of a local sweep. Raises Refused if it cannot be stopped."""
     host, _, pid = job.rpartition(":")
     if host != socket.gethostname():
-        raise Refused([Finding("SWEEP", str(sweep.folder), f"it runs on {host}", f"cancel it on {host}")])
+        raise Refused([Finding("SWEEP", str(sweep.folder), f"runs on {host}", f"cancel it on {host}")])
     record = next(record for record in reversed(sweep.jobs) if record.id == job)
     if not local_states.alive(int(pid), record.submitted.timestamp()):
         raise Refused([Finding("SWEEP", str(sweep.folder), "its launcher has ended already", "see status")])
     if not local_states.is_own(int(pid)):
-        why = f"process {pid} is no Python process of yours"
+        why = f"process {pid} is not a Python process of yours"
         raise Refused([Finding("SWEEP", str(sweep.folder), why, "see status")])
     return int(pid)
 
@@ -146,7 +146,7 @@ def _launcher(sweep: Sweep, job: str) -> int:
 def _end_controller(state: TrialState) -> str:
     pid = local_states.holder(state.trial.folder / "log" / "lock")
     if pid is None or not local_states.is_own(pid, "launcher.local.controller"):
-        why = "the process that runs it cannot be found"
+        why = "cannot find the process that runs it"
         raise Refused([Finding("TRIAL", str(state.trial.number), why, "cancel the whole sweep")])
     os.kill(pid, signal.SIGTERM)  # the controller passes it on to the ranks
     return f"asked trial {state.trial.name} (process {pid}) to stop"
@@ -156,7 +156,7 @@ def _end_controller(state: TrialState) -> str:
 
 
 def to_retry(look: Look, wanted: Sequence[Trial], only_failed: bool) -> Selection:
-    """The wanted trials (none: all) that ended without a result; `only_failed`: without those that were cancelled."""
+    """The wanted trials (none: all) that ended without a result; `only_failed`: except cancelled ones."""
     selection = Selection()
     numbers = {trial.number for trial in wanted or look.sweep.trials}
     for state in look.trials:
@@ -168,9 +168,9 @@ def to_retry(look: Look, wanted: Sequence[Trial], only_failed: bool) -> Selectio
             if wanted:
                 selection.left.append((state, f"is {state.state.lower()}"))
         elif not state.trial.folder.is_dir():
-            selection.left.append((state, "has lost its folder"))
+            selection.left.append((state, "has no folder any more"))
         elif only_failed and state.state == "CANCELLED":
-            selection.left.append((state, "was cancelled, and --failed asks for what failed"))
+            selection.left.append((state, "was cancelled, and --failed selects failed trials only"))
         else:
             selection.chosen.append(state)
     return selection
@@ -192,14 +192,14 @@ def to_evaluate(look: Look, wanted: Sequence[Trial]) -> list[Trial]:
 
 @contextlib.contextmanager
 def one_retry(sweep: Sweep) -> Iterator[None]:
-    """One retry of a sweep at a time, so that the same trial is not submitted twice. Raises Refused."""
+    """Allow one retry of a sweep at a time, so that no trial is submitted twice. Raises Refused."""
     sweep.refuse_foreign("retry")
     try:
         with whole_file.locked(sweep.folder / ".retry.lock", wait=False):
             yield
     except BlockingIOError:
-        why = "another process is retrying trials of it at this moment"
-        raise Refused([Finding("SWEEP", str(sweep.folder), why, "look again with status")]) from None
+        why = "another process is retrying its trials now"
+        raise Refused([Finding("SWEEP", str(sweep.folder), why, "wait, then see status")]) from None
 
 
 def of_local(sweep: Sweep, trial: Trial) -> bool:

@@ -14,11 +14,10 @@ from launcher.trial_config.validate import load
 
 
 def code_to_run(sweep: Sweep, trials: Sequence[Trial], current: bool) -> int | None:
-    """The number of the copy of the launcher's code to run: None for each trial's own, the one that it ran last.
+    """The number of the copy of the launcher's code to run; None: for each trial the copy that it ran last.
 
-    `current`: the code of today, which the sweep then keeps as well. A sweep that was made before the launcher kept its
-    code gets it too. Prints a note on stderr if the trials' own code is not today's. Raises Refused if a copy was
-    changed.
+    `current`: run the current code, and keep a copy of it in the sweep. So does a sweep without any copy. Prints a note
+    on stderr if the trials' copy differs from the current code. Raises Refused if a copy was changed.
     """
     kept = {sweep.code_of(trial.number) for trial in trials}
     if current or None in kept:
@@ -27,14 +26,14 @@ def code_to_run(sweep: Sweep, trials: Sequence[Trial], current: bool) -> int | N
         sweep.check_code(number)
         if sweep.data["code"][number] != kept_code.sha256_today():
             place = kept_code.place(sweep.folder, number)
-            print(f"note: runs the launcher's code as at the start, {place}; today's: --code current", file=sys.stderr)
+            print(f"note: runs the sweep's copy of the launcher, {place}; to renew it: --code current", file=sys.stderr)
     return None
 
 
 def submit_again(sweep: Sweep, trials: Sequence[Trial], code: int | None = None) -> list[str]:
     """Submit one new array of these trials, which belongs to the same sweep. Returns its id.
 
-    There are several ids only if the trials ask Slurm for different things. Training goes on from the last checkpoint
+    There are several ids only if the trials have different requests to Slurm. Training goes on from the last checkpoint
     in each trial's folder. `code` is that of `code_to_run`. Raises SlurmError, and Refused if a trial's config is not
     valid.
     """

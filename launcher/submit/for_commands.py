@@ -1,4 +1,4 @@
-"""Hydra's composing for other commands: the trials of some overrides, given to a function instead of being run."""
+"""Composes trials with Hydra for other commands, and passes them to a function instead of running them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
-    """What launcher/main.py takes, for a command that hands it on."""
+    """Add the arguments of launcher/main.py, for a command that passes them on."""
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, as launcher/main.py takes them")
-    parser.add_argument("-m", "--multirun", action="store_true", help="taken for granted where there is a sweep")
+    parser.add_argument("-m", "--multirun", action="store_true", help="a sweep; `render sweep` and `pipeline` imply it")
     parser.add_argument("--config-dir", metavar="DIR", help="more configs, such as your site's cluster")
-    # Else argparse refuses overrides that stand behind an option.
+    # Without this, argparse refuses overrides after an option.
     parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]
 
 
 def words(args: argparse.Namespace, *, multirun: bool) -> list[str]:
-    """The words for launcher/main.py; a sweep is one even if -m is not there."""
+    """The arguments for launcher/main.py; `multirun` adds -m."""
     options = ["--config-dir", args.config_dir] if args.config_dir else []
     return [*options, *(["--multirun"] if multirun else []), *args.overrides]
 
@@ -33,14 +33,14 @@ def words(args: argparse.Namespace, *, multirun: bool) -> list[str]:
 def trials(line: Sequence[str], command: Sequence[str], take: Take) -> int:
     """Compose the trials of a command line and call take(launcher, overrides of each). Returns the exit code.
 
-    `command` is what sweep.json says that was called. Errors are printed as launcher/main.py prints them.
+    sweep.json records `command` as the command that was called. Errors are printed as by launcher/main.py.
     """
 
     def taken(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
         from launcher.submit.to_slurm import needs_values
 
         if needs_values(launcher):
-            why = "chooses trials by the results of others, so what would be submitted is not known beforehand"
+            why = "chooses trials by the results of earlier ones, so they are not known before submission"
             raise Refused([Finding("hydra/sweeper", "", why, "run it with launcher/main.py")])
         hydra_state.command = list(command)
         return take(launcher, job_overrides)
@@ -53,7 +53,7 @@ def trials(line: Sequence[str], command: Sequence[str], take: Take) -> int:
 
 
 def refuse_without_slurm(config: TrialConfig) -> None:
-    """Raises Refused where the config is no Slurm cluster's."""
+    """Raises Refused if the config is not for a Slurm cluster."""
     if not config.cluster.is_slurm:
         name = config.cluster.name
         why = "runs on this machine, without Slurm and without sbatch scripts"

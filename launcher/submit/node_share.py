@@ -1,7 +1,7 @@
-"""The cores and the memory that a trial asks Slurm for where the user asks for none: its GPUs' share of a node.
+"""The cores and the memory that a trial requests by default: its GPUs' share of a node.
 
-Without a request most sites give one core a task, on which Python, autograd and NCCL would share their threads, and a
-default memory a core, too little for a rank that loads a large model.
+Without a request, most sites give each task one core, which Python, autograd and NCCL would have to share, and too
+little memory per core for a rank that loads a large model.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _CORE_OPTIONS = {"cpus_per_gpu", "cores_per_socket", "sockets_per_node", "ntasks
 
 
 def with_request(site: Site, trial: TrialConfig, share: int) -> Cluster:
-    """The trial's `cluster`, with cpus_per_task and mem_gb added, each only where it is known and welcome.
+    """The trial's `cluster`, with cpus_per_task and mem_gb added where they are known and not set otherwise.
 
-    `share` trials run side by side on a node. Nothing is asked for without GPUs, for then there is no share; what the
-    user has set, in `cluster` or in `cluster.sbatch`, stays; and where the site's own rules decide (a largest memory,
-    defaults for each GPU, limits of the account), they are left to do so.
+    `share` trials run side by side on a node. Nothing is added without GPUs, because there is no share then; nor where
+    the user has set a value, in `cluster` or `cluster.sbatch`; nor where the site's own rules decide (a maximum memory,
+    defaults per GPU, limits of the account).
     """
     cluster = trial.cluster
     options = {str(option).replace("-", "_") for option in cluster.sbatch}
@@ -55,21 +55,21 @@ def _partitions(site: Site, named: str | None) -> list[Partition]:
     """The partitions that a trial may run in: those named, else the default one."""
     default = site.cluster.default_partition
     names = named.split(",") if named else [default.name] if default else []
-    found = [site.cluster.partition(name) for name in names]
-    return [partition for partition in found if partition is not None]
+    partitions = [site.cluster.partition(name) for name in names]
+    return [partition for partition in partitions if partition is not None]
 
 
 def _part(group: NodeGroup, gpus: int, cluster: Cluster) -> float:
-    """How much of a node goes with `gpus` of its GPUs."""
+    """The part of a node that belongs to `gpus` of its GPUs."""
     return _FREE if cluster.exclusive else _FREE * gpus / sum(group.gpus.values())
 
 
 def _limited_by_account(site: Site) -> set[str]:
-    """Resources of which the user's accounts may have only so much. A job that asks for more would wait for ever."""
+    """Resources that are limited for the user's accounts. A job that requests more would wait for ever."""
     if not site.enforces_limits:
         return set()
     try:
         rows = site.associations or []
-    except client.SlurmError:  # sbatch works without the accounting; what it would have answered is not known
+    except client.SlurmError:  # sbatch works without the accounting; assume that both are limited
         return {"cpu", "mem"}
     return {name for row in rows for limits in (row.max_per_job, row.group) for name in limits}

@@ -1,7 +1,7 @@
 """Conversion, data, sweep and report as Slurm jobs, each of which waits for the one before to be done.
 
-The base model comes first: its tokenizer counts how long the pairs are. All trials are checked now, as far as can be
-known: what an earlier stage will make is not looked at. If a stage fails, Slurm cancels the ones behind it.
+The base model comes first: its tokenizer counts the lengths of the pairs. All trials are checked now, except for files
+that an earlier stage will make. If a stage fails, Slurm cancels the stages after it.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ from launcher.trial_config.cluster import Cluster
 
 @dataclass(frozen=True)
 class Sources:
-    """What data and base model are made from, where their names do not say it."""
+    """The sources of data and base model, if they do not follow from their names."""
 
     pairs: str | None = None
     checkpoint: str | None = None
 
 
 def stages_before(trials: Sequence[PlannedTrial], sources: Sources) -> list[Stage]:
-    """The stages that make what the trials read, each once, those that are done already among them."""
-    found: dict[Path, Stage] = {}
+    """The stages that make the files that the trials read, each once, including those that are already done."""
+    by_output: dict[Path, Stage] = {}
     findings: dict[Finding, None] = {}
     for trial in trials:
         try:
             model = stages.conversion(trial.config, sources.checkpoint)
-            found.setdefault(model.makes, model)
+            by_output.setdefault(model.makes, model)
         except Refused as refused:
             findings.update(dict.fromkeys(refused.findings))
-    expected = [stage.makes for stage in found.values() if not stage.there]
-    # The longest first: trials that share their data have what the longest of them can hold.
+    expected = [stage.makes for stage in by_output.values() if not stage.there]
+    # The longest first: trials that share data get data for the longest of them.
     for trial in sorted(trials, key=lambda trial: -trial.config.longest_pair):
         data = stages.data(trial.config, sources.pairs, expected)
         if data is not None:
-            found.setdefault(data.makes, data)
-    findings.update({stage.lacks: None for stage in found.values() if stage.lacks and not stage.there})
-    named = [stage.makes for stage in found.values() if stage.name == "convert_checkpoint" and not stage.there]
+            by_output.setdefault(data.makes, data)
+    findings.update({stage.lacks: None for stage in by_output.values() if stage.lacks and not stage.there})
+    named = [stage.makes for stage in by_output.values() if stage.name == "convert_checkpoint" and not stage.there]
     if sources.checkpoint and len(named) > 1:
-        why = f"these trials need {len(named)} base models that are not there"
+        why = f"these trials need {len(named)} base models that do not exist yet"
         findings[Finding("--checkpoint", sources.checkpoint, why, "convert them one by one first")] = None
     if findings:
         raise Refused(findings)
-    return list(found.values())
+    return list(by_output.values())
 
 
 def submit(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]], sources: Sources) -> list[JobReturn]:
-    """What `python -m launcher pipeline` does with the trials. Raises Refused with nothing submitted or written."""
+    """Do what `python -m launcher pipeline` does with the trials. If it raises Refused, nothing was submitted."""
     configs = prepare.composed(launcher, job_overrides)
     for trial in configs:
         refuse_without_slurm(trial.config)
@@ -72,7 +72,7 @@ def submit(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]], sour
     sweep, trials = prepare.written(launcher, configs)
     for stage in before:
         if stage.there:
-            print(f"{stage.name}: {stage.makes} is there already ({stage.there}), skipped", flush=True)
+            print(f"{stage.name}: {stage.makes} exists already ({stage.there}), skipped", flush=True)
     chain = Chain(sweep, configs[0].config.cluster, site)
     try:
         for stage in to_run:
@@ -97,13 +97,13 @@ def submit(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]], sour
 
 
 class Chain:
-    """Jobs that have been submitted one behind the other, from scripts in the sweep's folder."""
+    """Jobs that depend on one another in a row, submitted from scripts in the sweep's folder."""
 
     def __init__(self, sweep: Sweep, cluster: Cluster, site: Site) -> None:
         self.sweep, self.cluster = sweep, cluster
         self.memory = site.cluster.memory_is_allocated
         self.last: Sequence[int] = ()
-        """The jobs that the next one waits for."""
+        """The jobs that the next one depends on."""
         self.submitted: list[int] = []
         (sweep.folder / "slurm").mkdir(exist_ok=True)
 
@@ -129,7 +129,7 @@ class Chain:
         self._submit("report", made, "compares the trials once all are done")
 
     def cancel(self) -> None:
-        """Take back what was submitted, since it cannot be completed."""
+        """Cancel the submitted jobs, since the chain cannot be completed."""
         if self.submitted:
             client.scancel(self.submitted)
 
@@ -140,16 +140,16 @@ class Chain:
         try:
             job = client.submit(path, receipt=self.sweep.receipt(path.name))
         except client.SlurmError as error:
-            remedy = "correct the keys of cluster that it names"
-            raise Refused([Finding(str(path), "", f"sbatch did not take it ({error})", remedy)]) from error
+            remedy = "correct the keys of `cluster` that it names"
+            raise Refused([Finding(str(path), "", f"sbatch refused it ({error})", remedy)]) from error
         self.sweep.record_job("stage", str(job), [], script=path.name, name=self._job(name))
-        behind = f", once {', '.join(str(one) for one in self.last)} is done" if self.last else ""
+        behind = f", once {', '.join(str(earlier) for earlier in self.last)} is done" if self.last else ""
         print(f"{name}: job {job}{behind}; {what}", flush=True)
         self.submitted.append(job)
         self.last = [job]
 
     def _free_name(self, name: str) -> str:
-        """Several stages may be of one kind: a sweep over models."""
+        """A name that is not taken: a sweep over models has several stages of one kind."""
         taken = len(list((self.sweep.folder / "slurm").glob(f"{name}*.sbatch")))
         return f"{name}_{taken}" if taken else name
 
@@ -161,8 +161,8 @@ class Chain:
 
 
 def refuse_here() -> None:
-    """Raises Refused on a machine that is none of a Slurm cluster's."""
+    """Raises Refused on a machine that does not belong to a Slurm cluster."""
     if not client.available() or not client.configured():
-        why = "no Slurm here (no sbatch on the PATH, or no cluster behind it), and a pipeline is Slurm jobs"
-        remedy = f"on this machine {shlex.quote('make sweep')} does all of it: data, model, sweep, comparison"
+        why = "needs Slurm, which is not here (no sbatch on the PATH, or no cluster configured)"
+        remedy = f"on this machine, {shlex.quote('make sweep')} does all of it: data, model, sweep, comparison"
         raise Refused([Finding("pipeline", "", why, remedy)])

@@ -1,4 +1,4 @@
-"""The way every sweep takes before anything runs: compose all trials, check them all, write the folder."""
+"""What every sweep does before anything runs: compose all trials, check them all, write the folder."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def checked_trials(
 ) -> tuple[Sweep, list[Trial]]:
     """The trials of one batch of overrides, checked and written; `launcher` is a Hydra launcher plugin.
 
-    The first batch makes the sweep's folder, later ones (a sweeper that learns from results) add to it. `check` finds
-    what only this kind of launcher can say, `warn` (given the sweep's folder as well) what is no reason to refuse.
-    Raises Refused, with nothing written, if a trial would fail.
+    The first batch creates the sweep's folder, later ones (of a sweeper that learns from results) add to it. `check`
+    makes the checks of this kind of launcher, `warn` (which also gets the sweep's folder) those that are no reason to
+    refuse. Raises Refused, with nothing written, if a trial would fail.
     """
     configs = composed(launcher, job_overrides)
     refuse(launcher, configs, check, warn)
@@ -42,14 +42,14 @@ def checked_trials(
 
 
 def composed(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> list[PlannedTrial]:
-    """The trials' configs, by themselves without fault. Raises Refused."""
+    """The trials' configs, each of which is valid by itself. Raises Refused."""
     return trials.trial_configs(
         launcher.hydra_context.config_loader, launcher.config, job_overrides, hydra_state.forced
     )
 
 
 def folder_of(launcher: HydraLauncher) -> Path:
-    """Where the sweep is written."""
+    """The folder in which the sweep is written."""
     return Path(launcher.config.hydra.sweep.dir).expanduser().absolute()
 
 
@@ -60,7 +60,7 @@ def refuse(
     warn: Warn | None = None,
     expected: Collection[Path] = (),
 ) -> None:
-    """Raises Refused with all that is wrong; `expected` are files that will be made before a trial starts."""
+    """Raises Refused with all findings; `expected` are files that will be made before a trial starts."""
     if launcher.sweep is None and not hydra_state.names_folder:
         _choose_free_folder(launcher)
     folder = folder_of(launcher)
@@ -78,7 +78,7 @@ def experiment_of(trial: PlannedTrial) -> ExperimentRecord:
 
 
 def written(launcher: HydraLauncher, configs: Sequence[PlannedTrial]) -> tuple[Sweep, list[Trial]]:
-    """The sweep's folder, made or added to, and the trials of these configs. Raises Refused where it cannot be."""
+    """Create the sweep's folder, or add to it; returns it and the trials of these configs. Raises Refused."""
     pairs = [(trial.overrides, trial.config.plain) for trial in configs]
     if launcher.sweep is not None:
         return launcher.sweep, launcher.sweep.add_trials(pairs)
@@ -97,7 +97,7 @@ def written(launcher: HydraLauncher, configs: Sequence[PlannedTrial]) -> tuple[S
 
 
 def _choose_free_folder(launcher: HydraLauncher) -> None:
-    """Add a number to the folder's name, which is the time to the second, while another sweep has the name already."""
+    """Add a number to the folder's name, which is the time in seconds, if another sweep has that name already."""
     from omegaconf import read_write
 
     folder = folder_of(launcher)
@@ -108,11 +108,11 @@ def _choose_free_folder(launcher: HydraLauncher) -> None:
 
 
 class NoResult(LauncherError):
-    """What a sweeper gets that asks for the value of a trial that has none. str() is one line."""
+    """Raised if a sweeper asks for the value of a trial that has none. str() is one line."""
 
 
 def job_return(trial: Trial, error: str = "") -> JobReturn:
-    """What Hydra, and a sweeper that needs values, is told of one trial: its validation loss, or why there is none."""
+    """The value of a trial for Hydra and for sweepers that need values: its validation loss, or why there is none."""
     answer = JobReturn(overrides=list(trial.overrides))
     result = trial.result()
     if result is not None:

@@ -1,4 +1,4 @@
-"""The scripts of the stages as they would be submitted, as text: what `python -m launcher render` prints."""
+"""The scripts of the stages as they would be submitted, as text, for `python -m launcher render`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ STAGES = ("prepare_data", "convert_checkpoint", "dpo", "sweep")
 def stage_text(
     stage: str, launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]], line: Sequence[str], sources: Sources
 ) -> list[str]:
-    """The script (several where a sweep becomes several arrays).
+    """The script of a stage, or several if a sweep becomes several arrays.
 
-    A model and data that do not exist yet are named on stderr. Raises Refused as a submission would for anything else.
-    `line` are the words that launcher/main.py would be given.
+    If the model or data do not exist yet, stderr says so. Other problems raise Refused, as at a submission.
+    `line` are the arguments of launcher/main.py.
     """
     trials = prepare.composed(launcher, job_overrides)
     for trial in trials:
@@ -40,18 +40,18 @@ def stage_text(
         return _sweep(launcher, trials)
     if len(trials) > 1:
         why = "is a script of one trial" if stage == "dpo" else "is made for one trial's data and model"
-        raise Refused([Finding("render", stage, f"{why}; these are {len(trials)}", "give one value for each key")])
+        raise Refused([Finding("render", stage, f"{why}, but there are {len(trials)}", "give one value for each key")])
     if stage == "dpo":
         return [_dpo(launcher, trials[0], line, sources)]
     made = stages.data if stage == "prepare_data" else stages.conversion
     source = sources.pairs if stage == "prepare_data" else sources.checkpoint
-    found = made(trials[0].config, source)
-    if found is None:
-        why = "are not files that prepare_data.py writes: train.jsonl, validation.jsonl, test.jsonl in one folder"
+    rendered = made(trials[0].config, source)
+    if rendered is None:
+        why = "does not name files of prepare_data.py: train.jsonl, validation.jsonl, test.jsonl in one folder"
         raise Refused([Finding("model.data.data_prefix", "", why, "choose a set: data=sample")])
-    if found.lacks:
-        raise Refused([found.lacks])
-    return [stages.text(found, trials[0].config.cluster, name=stage, output="%x-%j.out")]
+    if rendered.lacks:
+        raise Refused([rendered.lacks])
+    return [stages.text(rendered, trials[0].config.cluster, name=stage, output="%x-%j.out")]
 
 
 def _sweep(launcher: HydraLauncher, trials: Sequence[PlannedTrial]) -> list[str]:
@@ -80,9 +80,9 @@ def _dpo(launcher: HydraLauncher, trial: PlannedTrial, line: Sequence[str], sour
 
 
 def dpo_text(request: ArrayRequest, folder: Path, data: stages.Stage | None, line: Sequence[str]) -> str:
-    """The script of one trial that writes its own folder, below `request.sweep`, and makes its `data` first.
+    """The script of one trial that makes its `data` first and writes its own folder, below `request.sweep`.
 
-    `line` are the words that launcher/main.py is given; relative paths among them start in `folder`.
+    `line` are the arguments of launcher/main.py; relative paths among them start in `folder`.
     """
     cluster, inside = request.cluster, request.container
     lines = [line for line in script.directives(request) if not line.startswith("#SBATCH --output=")]
@@ -107,7 +107,7 @@ def dpo_text(request: ArrayRequest, folder: Path, data: stages.Stage | None, lin
 
 
 def _preparation(data: stages.Stage, cluster: Cluster) -> dict[str, template.Value]:
-    """The assignments for data that the job itself makes first."""
+    """The assignments for data that the job makes first."""
     options = [*stages.inside(data, cluster).srun_args, *cluster.srun_args]
     return {
         "data_proof": data.proof,
@@ -119,18 +119,18 @@ def _preparation(data: stages.Stage, cluster: Cluster) -> dict[str, template.Val
 def _checked(
     launcher: HydraLauncher, trials: Sequence[PlannedTrial], expected: frozenset[Path] = frozenset()
 ) -> Site | None:
-    """Refuse what a submission would refuse, but for files that do not exist yet: they are named on stderr.
+    """Refuse what a submission would refuse, except for files that do not exist yet: stderr names them.
 
-    Returns the cluster; None where there is none here, so that nothing is checked against one. Raises Refused.
+    Returns the cluster; None if there is none here, so that nothing is checked against one. Raises Refused.
     """
     missing = _missing(trials) - expected
     if missing:
         otherwise = preflight.findings(trials, None, expected | missing)
         for finding in preflight.findings(trials, None, expected):
             if finding not in otherwise:
-                print(f"not there yet: {finding}", file=sys.stderr)
+                print(f"does not exist yet: {finding}", file=sys.stderr)
     if not client.available() or not client.configured():
-        print("note: no Slurm here, so that nothing is checked against a cluster", file=sys.stderr)
+        print("note: there is no Slurm here, so nothing is checked against a cluster", file=sys.stderr)
         prepare.refuse(launcher, trials, expected=expected | missing)
         return None
     site = Site()

@@ -1,4 +1,4 @@
-"""The stages before and after a sweep: conversion, data, report. What each makes, whether that is there, its script."""
+"""The stages before and after a sweep: conversion, data, report. What each makes, whether it exists, its script."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from launcher.trial_config.cluster import Cluster
 from launcher.trial_config.config import Split, TrialConfig
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-#: Beginnings of the options in cluster.sbatch that are about GPUs and the shape of a trial.
+#: Beginnings of options in cluster.sbatch that concern GPUs and the shape of a trial.
 OF_TRIALS = ("gres", "gpus", "ntasks", "tres", "nodes", "mem", "cpus", "exclusive", "array")
 
 
@@ -29,27 +29,27 @@ class Stage:
     """One job of one process, without a GPU."""
 
     name: str
-    """Its template's, its job's."""
+    """The name of its template and of its job."""
     command: Sequence[str]
-    """What Python runs."""
+    """The arguments of Python."""
     makes: Path
-    """A folder of data, a .nemo."""
+    """The output: a folder of data, or a .nemo."""
     files: frozenset[Path]
-    """What trials will find there."""
+    """The files that it makes for the trials."""
     made_in: Path
-    """The folder that has to be there before."""
+    """The folder that must exist beforehand."""
     reads: Sequence[Path] = ()
     proof: Path
-    """Is there only if all is."""
+    """The file that exists only if the output is complete."""
     there: str = ""
-    """What is there already, for people; "" where the stage has to be run."""
+    """A description of an output that exists already; "" if the stage must be run."""
     mem_gb: float = 4
     lacks: Finding | None = None
-    """What has to be known before it can be run."""
+    """What is missing to run it."""
 
 
 def root() -> Path:
-    """The folder that `launcher` and `data_prep` lie in."""
+    """The folder that contains `launcher` and `data_prep`."""
     return Path(package.__file__).resolve().parents[1]
 
 
@@ -57,11 +57,10 @@ def root() -> Path:
 
 
 def data(config: TrialConfig, pairs: str | None, expected: Collection[Path] = ()) -> Stage | None:
-    """The stage that makes a trial's pairs; None where they are not in the files that prepare_data.py writes.
+    """The stage that makes a trial's pairs; None if their files are not those that prepare_data.py writes.
 
-    Pairs longer than model.encoder_seq_length, which NeMo-Aligner would skip, are left out where there is a tokenizer
-    to count with. `pairs` is what they are made from, if the set is not one that is known by its name; `expected` are
-    files that will be made before.
+    If there is a tokenizer to count with, pairs longer than model.encoder_seq_length are left out: NeMo-Aligner would
+    skip them. `pairs` is the source, unless the set is known by name; `expected` are files that will be made before.
     """
     from data_prep.pairs.sources import NAMES, is_of_hub
 
@@ -75,8 +74,8 @@ def data(config: TrialConfig, pairs: str | None, expected: Collection[Path] = ()
     if not known:
         source = str(Path(source).expanduser().absolute())
         if not pairs or not Path(source).exists():
-            why = "no such file or folder" if pairs else f"nothing says what {folder} is to be made from"
-            lacks = Finding("--pairs", source if pairs else "", why, "name what prepare_data.py takes")
+            why = "no such file or folder" if pairs else f"the source of {folder} is not known"
+            lacks = Finding("--pairs", source if pairs else "", why, "name a SOURCE of prepare_data.py")
     tokenizer = _tokenizer(config, expected)
     longest = ["--max-tokens", str(config.longest_pair)]
     counted = ["--tokenizer", str(tokenizer), *longest] if tokenizer else []
@@ -95,7 +94,7 @@ def data(config: TrialConfig, pairs: str | None, expected: Collection[Path] = ()
 
 
 def _tokenizer(config: TrialConfig, expected: Collection[Path]) -> Path | None:
-    """What has a trial's tokenizer: a folder that it names, or else its base model; None where neither does."""
+    """The path of a trial's tokenizer: a folder that it names, else its base model; None if neither has one."""
     from data_prep.pairs import tokenizer_files
 
     model = config.base_model
@@ -111,10 +110,10 @@ def _tokenizer(config: TrialConfig, expected: Collection[Path]) -> Path | None:
 
 
 def _pairs_there(folder: Path) -> str:
-    """What a whole set of pairs consists of; "" where it is none."""
+    """A description of a complete set of pairs; "" if it is not complete."""
     present = [split for split in SPLITS if (folder / f"{split}.jsonl").is_file()]
-    if not (folder / "dataset.json").exists():  # files of the user's own, which preflight looks into
-        return "not made by prepare_data.py, taken as they are" if len(present) == len(SPLITS) else ""
+    if not (folder / "dataset.json").exists():  # the user's own files, which preflight checks
+        return "not made by prepare_data.py, used unchanged" if len(present) == len(SPLITS) else ""
     try:
         record = json.loads((folder / "dataset.json").read_bytes())
         sizes = {name: facts["bytes"] for name, facts in record["files"].items()}
@@ -130,16 +129,16 @@ def _pairs_there(folder: Path) -> str:
 
 
 def conversion(config: TrialConfig, checkpoint: str | None) -> Stage:
-    """The stage that makes a trial's base model; `checkpoint` is the Hugging Face folder, if it is no small model.
+    """The stage that makes a trial's base model; `checkpoint` is the Hugging Face folder, unless it is a small model.
 
-    Raises Refused where a damaged file of somebody else's is in the way.
+    Raises Refused if a damaged file that was not made by the conversion is in the way.
     """
     from data_prep.models.small_models import NAMES
 
     made = config.base_model
-    found = files.check_nemo(made)
-    if found and made.exists() and (made.is_dir() or nemo_file.read_record(made) is None):
-        raise Refused(found)
+    problems = files.check_nemo(made)
+    if problems and made.exists() and (made.is_dir() or nemo_file.read_record(made) is None):
+        raise Refused(problems)
     source = checkpoint or made.stem
     lacks = None
     if checkpoint and source not in NAMES:
@@ -148,7 +147,7 @@ def conversion(config: TrialConfig, checkpoint: str | None) -> Stage:
             lacks = Finding("--checkpoint", source, "has no config.json", "name a Hugging Face folder")
     elif source not in NAMES:
         key, remedy = "pretrained_checkpoint.restore_from_path", "name its Hugging Face folder: --checkpoint FOLDER"
-        lacks = Finding(key, str(made), "nothing says what it is to be made from", remedy)
+        lacks = Finding(key, str(made), "does not exist, and its source is not known", remedy)
     form = [] if made.suffix == ".nemo" else ["--folder"]
     return Stage(
         name="convert_checkpoint",
@@ -158,14 +157,14 @@ def conversion(config: TrialConfig, checkpoint: str | None) -> Stage:
         made_in=made.parent,
         reads=[] if source in NAMES else [Path(source)],
         proof=made,
-        there="" if found else "whole",
+        there="" if problems else "whole",
         mem_gb=_conversion_gb(Path(source)),
         lacks=lacks,
     )
 
 
 def _conversion_gb(folder: Path) -> int:
-    """The proof holds the model in fp32, twice what most files have; a half more for what else there is, and NeMo."""
+    """Memory in GiB: the proof has the model in fp32, mostly twice the file size; half as much again for the rest."""
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return 8 + math.ceil(3 * weights / 2**30)
 
@@ -174,12 +173,12 @@ def _conversion_gb(folder: Path) -> int:
 
 
 def light_python(cluster: Cluster) -> str:
-    """Shell words for the Python that has the launcher's own packages, which no container needs to have."""
+    """Shell words for a Python with the launcher's own packages; containers need not have them."""
     return shlex.quote(sys.executable) if cluster.container.runtime else cluster.python_words
 
 
 def inside(stage: Stage, cluster: Cluster) -> container.Inside:
-    """What puts a stage into the cluster's container, with what it reads and where it writes."""
+    """How a stage runs in the cluster's container, with the folders that it reads and writes."""
     folder = str(stage.made_in)
     read = [str(root()), *(str(path) for path in stage.reads)]
     in_container = str(template.folder() / "in_container.sh")
@@ -187,14 +186,14 @@ def inside(stage: Stage, cluster: Cluster) -> container.Inside:
 
 
 def command(stage: Stage, cluster: Cluster) -> list[str]:
-    """The words behind srun and its options."""
+    """The command after srun and its options."""
     return [*inside(stage, cluster).prefix, template.Words(cluster.python_words), *stage.command]
 
 
 def text(
     stage: Stage, cluster: Cluster, *, name: str, output: str, after: Sequence[int] = (), memory: bool = True
 ) -> str:
-    """The script of a stage before the sweep. `memory`: whether to ask for some, as clusters that share it out want."""
+    """The script of a stage before the sweep. `memory`: whether to request memory (on clusters that allocate it)."""
     within = inside(stage, cluster)
     return _text(
         stage.name,
@@ -210,7 +209,7 @@ def text(
 
 
 def report_text(sweep: Path, cluster: Cluster, *, name: str, output: str, after: Sequence[int], memory: bool) -> str:
-    """The script of the stage behind the sweep. It runs outside of any container: the launcher's packages are there."""
+    """The script of the stage after the sweep. It runs outside any container, with the launcher's packages."""
     command = [template.Words(light_python(cluster)), "-u", "-m", "launcher", "report", str(sweep)]
     return _text(
         "report",
@@ -244,7 +243,7 @@ def surroundings(cluster: Cluster, within: container.Inside) -> dict[str, templa
 def directives(
     cluster: Cluster, name: str, output: str, after: Sequence[int] = (), mem_gb: float | None = None
 ) -> list[str]:
-    """The #SBATCH lines of one process on one node: as for a trial, less what asks for GPUs or for several nodes."""
+    """The #SBATCH lines of one process on one node: as for a trial, without requests for GPUs or several nodes."""
     free = {key: value for key, value in cluster.sbatch.items() if not str(key).startswith(OF_TRIALS)}
     changes: dict[str, object] = {
         "gpus_per_node": None,
@@ -255,7 +254,7 @@ def directives(
     }
     per_cpu = next((value for key, value in cluster.sbatch.items() if key.replace("-", "_") == "mem_per_cpu"), None)
     if per_cpu is not None and mem_gb is not None:
-        # The site wants memory requested by the CPU: request as many CPUs as the stage's memory takes.
+        # The site wants memory to be requested per CPU: request enough CPUs for the stage's memory.
         cpus = math.ceil(mem_gb * 1024 / (rows.megabytes(str(per_cpu)) or 1))
         changes |= {"mem_gb": None, "sbatch": {**free, "mem_per_cpu": per_cpu}, "cpus_per_task": cpus}
     if cluster.stages_partition:

@@ -1,4 +1,4 @@
-"""What the Hydra launcher `preference_local` does: check, write the folder, run the trials here, compare them."""
+"""The Hydra launcher `preference_local`: it checks the trials, writes the folder, runs them here, compares them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from launcher.trial_config.validate import load
 
 
 def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
-    """Raises Refused before anything is written, and RunStopped after Ctrl-C, when nothing runs any more."""
+    """Raises Refused before anything is written; RunStopped after Ctrl-C, when nothing is running any more."""
     sweep, trials = checked_trials(launcher, job_overrides, _check)
     config = load(trials[0].folder)
     print(f"{len(trials)} trial{'s' if len(trials) > 1 else ''}, results in {sweep.folder}", flush=True)

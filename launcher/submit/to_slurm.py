@@ -1,4 +1,4 @@
-"""What the Hydra launcher `preference_slurm` does: check, write the sweep's folder, submit it as one array, return."""
+"""The Hydra launcher `preference_slurm`: it checks the trials, writes the folder, submits one array, returns."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from launcher.trial_config.validate import load
 
 
 class SubmissionFailed(LauncherError):
-    """sbatch failed half-way through a sweep, or did not say whether it did. str() is one line."""
+    """sbatch failed in the middle of a sweep, or it is not known whether it failed. str() is one line."""
 
 
-_ROOT = str(Path(package.__file__).resolve().parents[1])  # where the package `launcher` lies
+_ROOT = str(Path(package.__file__).resolve().parents[1])  # the folder with the package `launcher`
 _MAX_ARRAY_SIZE = 1001  # Slurm's default
 
 
 def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
-    """Raises Refused with nothing submitted. Returns at once, unless `wait` is set or a sweeper needs values."""
+    """Returns at once, unless `wait` is set or a sweeper needs values. If it raises Refused, nothing was submitted."""
     site = cluster_limits.Site()
     composed = prepare.composed(launcher, job_overrides)
     prepare.refuse(launcher, composed, *checks(launcher, site))
@@ -62,11 +62,11 @@ def arrays(
     after: Sequence[int] = (),
     code: int | None = None,
 ) -> Iterator[ArrayRequest]:
-    """The arrays that a sweep becomes: one, unless its trials differ in what they ask Slurm for, or are too many.
+    """The arrays of a sweep: one, unless its trials have different requests to Slurm, or there are too many.
 
-    `configs` are those of the trials to be submitted, by the trials' numbers. `code` is the copy of the launcher's code
-    that they run; None: for each trial the one that it ran last. Without a `site` (to render a script where there is no
-    Slurm) Slurm's defaults are assumed.
+    `configs` are those of the trials to submit, by number. `code` is the copy of the launcher's code that they run;
+    None: for each trial the one that it ran last. Without a `site` (to render a script without Slurm), Slurm's defaults
+    are assumed.
     """
     max_array_size = site.cluster.max_array_size if site else _MAX_ARRAY_SIZE
 
@@ -85,7 +85,7 @@ def arrays(
 
 
 def _slurm_shape(config: TrialConfig) -> str:
-    """What the trials of one array have to share: `cluster`, nodes and ranks."""
+    """What the trials of one array must have in common: `cluster`, nodes and ranks."""
     return repr([config.cluster, config.nodes, config.ranks_per_node])
 
 
@@ -125,14 +125,14 @@ def _request(
 
 
 def folders_of_own_engine(config: TrialConfig) -> list[str]:
-    """The folder of the clone if the config names an engine that is not the launcher's: it may lie there."""
+    """The folder of the clone if the config names an engine that is not the launcher's: it may be there."""
     return [] if config.engine in ENGINES else [_ROOT]
 
 
 def _nodes_to_avoid(sweep: Sweep, partition: str | None, needed: int) -> list[str]:
-    """The nodes that failed trials of this sweep on this cluster, as long as enough others are left.
+    """The nodes that failed trials of this sweep on this cluster, as far as enough other nodes are left.
 
-    A new sweep knows none, and then Slurm is not asked.
+    For a new sweep there are none, and Slurm is not asked.
     """
     if not bad_nodes.read(sweep.folder):
         return []
@@ -148,9 +148,9 @@ def _nodes_to_avoid(sweep: Sweep, partition: str | None, needed: int) -> list[st
 def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
     """Write each array's script into the sweep's folder and hand it to sbatch.
 
-    sbatch writes the array's id straight into that folder. If this process dies, even by kill -9, either no sbatch
-    was started and there is no array, or there is one and its id is there. Raises Refused where sbatch takes none of
-    them, SubmissionFailed where it may have taken some. Behind each array comes that of its trials' evaluation.
+    sbatch writes the array's id directly into that folder. If this process dies, even by kill -9, either no sbatch was
+    started and there is no array, or there is one and its id is recorded. Raises Refused if sbatch accepts none of
+    them, SubmissionFailed if it may have accepted some. Behind each array comes that of its trials' evaluation.
     """
     arrays: list[tuple[ArrayRequest, int]] = []
     folder = sweep.folder / "slurm"
@@ -164,13 +164,13 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
             "slurm", "", request.trials, script=path.name, name=request.name, share=request.share, code=request.code
         )
         for variable, value in profile.overriding(path.read_text(encoding="utf-8")).items():
-            print(f"note: {variable}={value} in your environment is not used: the script decides", file=sys.stderr)
+            print(f"note: {variable}={value} in your environment is ignored: the script decides", file=sys.stderr)
         try:
             arrays.append((request, client.submit(path, receipt=sweep.receipt(path.name))))
         except client.SlurmError as error:
             if number == taken and error.code and not error.unanswered:
-                key, remedy = reasons.refused(error.said)
-                why = f"sbatch refused {path.name} ({error.said or f'exit code {error.code}'})"
+                key, remedy = reasons.refused(error.message)
+                why = f"sbatch refused {path.name} ({error.message or f'exit code {error.code}'})"
                 raise Refused([Finding(key, "", why, remedy)]) from error
             missing = sum(len(request.trials) for request in requests[number - taken :])
             raise SubmissionFailed(
@@ -183,7 +183,7 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
 
 
 def checks(launcher: HydraLauncher, site: cluster_limits.Site) -> tuple[Check, Warn]:
-    """What a cluster would refuse or never start, and what it may not have room for."""
+    """(check, warn) for a cluster: what it would refuse or never start, and what it may not have room for."""
 
     def findings(configs: Sequence[PlannedTrial]) -> list[Finding]:
         return [*_check(site, configs, folder_of(launcher)), *_folder(launcher)]
@@ -195,7 +195,7 @@ def checks(launcher: HydraLauncher, site: cluster_limits.Site) -> tuple[Check, W
 
 
 def _check(site: cluster_limits.Site, trials: Sequence[PlannedTrial], folder: Path) -> list[Finding]:
-    found: dict[Finding, None] = {}
+    unique: dict[Finding, None] = {}
     seen = set()
     for trial in trials:
         shape = _slurm_shape(trial.config)
@@ -204,17 +204,17 @@ def _check(site: cluster_limits.Site, trials: Sequence[PlannedTrial], folder: Pa
             unfit = cluster_limits.findings(site, trial.config, len(trials))
             unfit += script.findings(trial.config.cluster)
             unfit += container.findings(trial.config, folder)
-            found.update(dict.fromkeys(unfit))
-    return list(found)
+            unique.update(dict.fromkeys(unfit))
+    return list(unique)
 
 
 def _folder(launcher: HydraLauncher) -> list[Finding]:
-    """sbatch(1), "filename pattern": a backslash in it turns all patterns off and is itself dropped."""
+    """sbatch(1), "filename pattern": a backslash turns all patterns off and is itself dropped."""
     folder = str(folder_of(launcher))
     if "\\" not in folder:
         return []
     why = "has a backslash, which Slurm drops from the names of output files"
-    return [Finding("hydra.sweep.dir", folder, why, "choose a folder without (paths.runs, experiment.name)")]
+    return [Finding("hydra.sweep.dir", folder, why, "choose a folder without one (paths.runs, experiment.name)")]
 
 
 def submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: TrialConfig) -> str:
@@ -236,21 +236,21 @@ def submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: TrialConfi
                 if evaluations
                 else []
             ),
-            f"  how it is  python -m launcher status {folder}",
-            f"  follow it  python -m launcher watch {folder}",
-            f"  stop it    python -m launcher cancel {folder}",
+            f"  status     python -m launcher status {folder}",
+            f"  watch      python -m launcher watch {folder}",
+            f"  cancel     python -m launcher cancel {folder}",
         )
     )
 
 
 def needs_values(launcher: HydraLauncher) -> bool:
-    """Whether the sweeper chooses its next trials by the results of these; ours and Hydra's own do not."""
+    """Whether the sweeper chooses its next trials by the results of these; the launcher's and Hydra's own do not."""
     target = str(launcher.config.hydra.sweeper._target_)
     return not target.startswith(("hydra_plugins.preference_launcher.", "hydra._internal.core_plugins."))
 
 
 def unfinished(trial: Trial) -> JobReturn:
-    """Hydra is told no result that does not exist: the status says unknown, and asking for a value raises."""
+    """A JobReturn without a result: its status is unknown, and asking for its value raises."""
     answer = JobReturn(overrides=list(trial.overrides))
     answer.status = JobStatus.UNKNOWN
     return answer

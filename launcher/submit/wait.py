@@ -1,4 +1,4 @@
-"""Staying with a sweep that Slurm runs until every trial has ended: for `wait=true`, and sweepers that need values."""
+"""Waits until every trial of a sweep on Slurm has ended: for `wait=true`, and for sweepers that need values."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from launcher.submit.prepare import job_return
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 
-_LOOK_S = 0.5  # between two looks at the trials' folders
-_LAG_S = 30.0  # a trial that left the queue may show its result so much later, on a shared disk with caches
+_LOOK_S = 0.5  # between two readings of the trials' folders
+_LAG_S = 30.0  # on a shared disk with caches, a result may appear so long after the trial left the queue
 
 
 def wait_for(sweep: Sweep, trials: Sequence[Trial]) -> list[JobReturn]:
-    """Watch until no trial waits or runs any more; sets the command's exit code. Ctrl-C leaves the trials to Slurm."""
+    """Watch until no trial waits or runs; sets the command's exit code. After Ctrl-C the trials go on in Slurm."""
     try:
         ended = _watch(sweep, trials)
     except KeyboardInterrupt:
-        print(f"no longer waiting; Slurm goes on with what is in {sweep.folder}", file=sys.stderr)
+        print(f"no longer waiting; Slurm continues the trials in {sweep.folder}", file=sys.stderr)
         raise
     print(render(sweep, ended))
     for state in ended:
@@ -56,14 +56,14 @@ def _watch(sweep: Sweep, trials: Sequence[Trial]) -> list[TrialState]:
 
 
 def _leaving(state: TrialState) -> TrialState:
-    """What is shown of a trial that may still turn out to be done."""
+    """The state to show for a trial that has left the queue and may still prove to be done."""
     if state.state in LIVE:
         return state
     return replace(state, state="STOPPING", reason="has left Slurm's queue; its result may follow", error="")
 
 
 def _is_final(state: TrialState, ended_since: dict[int, float]) -> bool:
-    """Whether the trial's state will not change by itself. `ended_since` remembers since when it has no result."""
+    """Whether the trial's state will not change by itself. `ended_since`: when each trial was first seen as ended."""
     if state.state == "DONE":
         return True
     if state.state in LIVE:

@@ -29,16 +29,16 @@ class BadNode:
 
 def read(sweep: Path, cluster: str | None = None) -> list[BadNode]:
     """The nodes of all clusters or of one, sorted by name."""
-    found = []
+    nodes = []
     for path in sorted(sweep.glob(f"{FOLDER}/*/*.json")):
         try:
             note = whole_file.read_json(path)
-            one = BadNode(path.stem, path.parent.name, str(note["why"]), int(note["trial"]), float(note["time"]))
+            node = BadNode(path.stem, path.parent.name, str(note["why"]), int(note["trial"]), float(note["time"]))
         except (ValueError, KeyError, TypeError):
             continue  # removed at this moment
-        if cluster in (None, one.cluster):
-            found.append(one)
-    return found
+        if cluster in (None, node.cluster):
+            nodes.append(node)
+    return nodes
 
 
 def add(sweep: Path, cluster: str, name: str, why: str, trial: int) -> None:
@@ -54,5 +54,5 @@ def add(sweep: Path, cluster: str, name: str, why: str, trial: int) -> None:
         print(f"{path} cannot be written: {error.strerror}", flush=True)
 
 
-def remove(sweep: Path, one: BadNode) -> None:
-    (sweep / FOLDER / one.cluster / f"{one.name}.json").unlink(missing_ok=True)
+def remove(sweep: Path, node: BadNode) -> None:
+    (sweep / FOLDER / node.cluster / f"{node.name}.json").unlink(missing_ok=True)

@@ -98,14 +98,14 @@ def parts_of(path: Path) -> list[Path]:
     bare = path.with_suffix("") if path.suffix == ".ckpt" else path
     if bare.is_dir():
         return [bare]
-    return [each for each in (path, *sorted(path.parent.glob(f"*_rank_*/{path.name}"))) if each.is_file()]
+    return [part for part in (path, *sorted(path.parent.glob(f"*_rank_*/{path.name}"))) if part.is_file()]
 
 
 def files_of(path: Path) -> list[str]:
     """The files that make a checkpoint (or a .nemo), relative to its folder, sorted."""
     files: list[Path] = []
     for part in parts_of(path):
-        files += (each for each in part.rglob("*") if each.is_file()) if part.is_dir() else [part]
+        files += (file for file in part.rglob("*") if file.is_file()) if part.is_dir() else [part]
     return sorted(str(file.relative_to(path.parent)) for file in files)
 
 
@@ -126,10 +126,10 @@ def write_manifest(path: Path, files: Mapping[str, tuple[int, str]], step: int, 
 
 
 def all_of(folder: Path) -> list[Path]:
-    """Everything in a folder that looks like a checkpoint, whole or not."""
+    """Everything in a folder that looks like a checkpoint, complete or not."""
     files: Iterable[Path] = (*folder.glob("*.ckpt"), *folder.glob("*_rank_*/*.ckpt"))
     names = {file.name for file in files}
-    folders = [each for each in folder.glob("*") if each.is_dir() and "_rank_" not in each.name]
+    folders = [path for path in folder.glob("*") if path.is_dir() and "_rank_" not in path.name]
     return sorted([*(folder / name for name in names), *folders])
 
 

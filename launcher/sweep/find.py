@@ -69,15 +69,15 @@ def sweep(what: str = LAST) -> Sweep:
         return by_tail
     loaded = _readable(known)
     number = _ARRAY.fullmatch(what)
-    for one in loaded:
-        if number and any(job.kind in ("slurm", "evaluation") and job.id == number[1] for job in one.submitted()):
-            return one
-    for one in loaded:
-        if what in (one.data.get("id"), str(one.experiment.get("name")), one.folder.parent.name):
-            return one
+    for candidate in loaded:
+        if number and any(job.kind in ("slurm", "evaluation") and job.id == number[1] for job in candidate.submitted()):
+            return candidate
+    for candidate in loaded:
+        if what in (candidate.data.get("id"), str(candidate.experiment.get("name")), candidate.folder.parent.name):
+            return candidate
     if number:
         raise Refused([Finding("SWEEP", what, f"no sweep under {looked} has submitted this array", "name its folder")])
-    names = sorted({str(one.experiment.get("name")) for one in loaded})
+    names = sorted({str(candidate.experiment.get("name")) for candidate in loaded})
     why = f"no sweep under {looked} has this name or id"
     raise Refused([Finding("SWEEP", what, why, f"there are: {', '.join(names[:8])}")])
 
@@ -124,21 +124,21 @@ def trials_and_sweep(words: Sequence[str], named: str | None) -> tuple[Sweep, li
         others.append(named)
     if len({word.partition("_")[0] if _ARRAY.fullmatch(word) else word for word in others}) > 1:
         raise Refused([Finding("SWEEP", " ".join(others), "more than one sweep", "name one")])
-    one = sweep(others[0]) if others else sweep()
+    named_sweep = sweep(others[0]) if others else sweep()
     chosen = {number for word in numbers for number in _numbers(word)}
     element_names = [word for word in others if (match := _ARRAY.fullmatch(word)) and match[2]]
-    chosen |= {number for word in element_names for number in _trials_of(one, word)}
-    return one, trials(one, chosen)
+    chosen |= {number for word in element_names for number in _trials_of(named_sweep, word)}
+    return named_sweep, trials(named_sweep, chosen)
 
 
-def trials(one: Sweep, numbers: Iterable[int]) -> list[Trial]:
+def trials(sweep: Sweep, numbers: Iterable[int]) -> list[Trial]:
     """The sweep's trials with these numbers. Raises Refused if one does not exist."""
-    there = {trial.number: trial for trial in one.trials}
+    there = {trial.number: trial for trial in sweep.trials}
     wanted = sorted(set(numbers))
     unknown = [number for number in wanted if number not in there]
     if unknown:
         last = max(there, default=0)
-        why = f"sweep {one.folder} has trials 0 to {last}"
+        why = f"sweep {sweep.folder} has trials 0 to {last}"
         remedy = "choose among them (the id of an array goes to --sweep)"
         raise Refused([Finding("TRIAL", ",".join(map(str, unknown)), why, remedy)])
     return [there[number] for number in wanted]
@@ -156,9 +156,9 @@ def _numbers(word: str) -> Iterable[int]:
         yield from range(int(first), int(last or first) + 1)
 
 
-def _trials_of(one: Sweep, element: str) -> list[int]:
+def _trials_of(sweep: Sweep, element: str) -> list[int]:
     """The trials that an element of an array runs."""
-    numbers = [number for number, parts in elements(one.submitted()).items() if element in [p.name for p in parts]]
+    numbers = [number for number, parts in elements(sweep.submitted()).items() if element in [p.name for p in parts]]
     if numbers:
         return numbers
     array = element.partition("_")[0]

@@ -149,7 +149,7 @@ def failure(start: StartLogs, batch: Sequence[str] = ()) -> Failure | None:
     if reported and reported.rank in start.logs:
         log = start.logs[reported.rank]
         printed = _printed(reported.rank, log)
-        return printed or Failure(reported.rank, reported.how, tuple(tail(log)[-_LAST_LINES:]), log)
+        return printed or Failure(reported.rank, reported.ending, tuple(tail(log)[-_LAST_LINES:]), log)
     candidates = []
     for rank in sorted(start.logs)[:_RANKS]:
         printed = _printed(rank, start.logs[rank])
@@ -172,16 +172,16 @@ def local_failures(start: StartLogs) -> list[Failure]:
             lines = tail(log)
             printed = _printed(rank, log) if code > 0 else None
             error = printed.error if printed else shorten(lines[-1]) if lines and code > 0 else ""
-            found = Failure(rank, error, printed.lines if printed else tuple(lines[-_LAST_LINES:]), log, code=code)
-            failures.append((exit_["time"] - _NOTICED_LATE_S, rank, found))
-    return [found for _, _, found in sorted(failures, key=lambda item: item[:2])]
+            failure = Failure(rank, error, printed.lines if printed else tuple(lines[-_LAST_LINES:]), log, code=code)
+            failures.append((exit_["time"] - _NOTICED_LATE_S, rank, failure))
+    return [failure for _, _, failure in sorted(failures, key=lambda item: item[:2])]
 
 
 class SrunReport(NamedTuple):
     """A task that srun reports as failed."""
 
     rank: int
-    how: str
+    ending: str
     """`Exited with exit code 3`, `Segmentation fault`"""
     node: str
 
@@ -194,7 +194,7 @@ def srun_reported(batch: Sequence[str]) -> SrunReport | None:
     matches = [match for line in batch if (match := _SRUN.fullmatch(line.strip()))]
     reports = [SrunReport(int(match[2]), match[3].strip(), match[1]) for match in matches]
     first = reports[0] if reports else None
-    return next((report for report in reports if not _ENDED_BY_SRUN.match(report.how)), first)
+    return next((report for report in reports if not _ENDED_BY_SRUN.match(report.ending)), first)
 
 
 def tail(path: Path, size: int = _TAIL) -> list[str]:

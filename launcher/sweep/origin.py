@@ -36,8 +36,8 @@ def git_state() -> GitState | None:
 
 
 def versions() -> dict[str, str]:
-    found = {}
+    installed = {}
     for name in _DISTRIBUTIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed

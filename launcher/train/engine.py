@@ -27,7 +27,7 @@ METRICS = ("loss", "acc", "rewards_chosen_mean", "rewards_rejected_mean")
 
 
 @dataclass
-class Settled:
+class JobConfig:
     """A trial's config, completed with the values that are known only inside the job."""
 
     config: DictConfig
@@ -70,11 +70,11 @@ class Session(Protocol):
 class Engine(Protocol):
     """The functions that an engine's module must have."""
 
-    def settle(self, config: DictConfig, trial_dir: Path, ranks: Ranks, progress: MetricsFile) -> Settled:
+    def configure(self, config: DictConfig, trial_dir: Path, ranks: Ranks, progress: MetricsFile) -> JobConfig:
         """Choose device and precision and turn intervals into steps. Raises Refused. Runs before any heavy import."""
         ...
 
-    def build(self, settled: Settled, trial_dir: Path, progress: MetricsFile) -> Session:
+    def build(self, job: JobConfig, trial_dir: Path, progress: MetricsFile) -> Session:
         """Load the model, the pairs and, if there is one, the last complete checkpoint."""
         ...
 

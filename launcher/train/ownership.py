@@ -19,7 +19,7 @@ def check(trial_dir: Path) -> None:
         return
     try:
         owner = (trial_dir / "log" / "current").read_text().strip()
-    except OSError:  # no such file, or its disk is briefly unavailable: assume that nobody took over
+    except OSError:  # no such file, or its disk is briefly unavailable: assume that no other start took over
         return
     if owner and owner != attempt:
         print(f"start {owner} has taken over; this one leaves", flush=True)

@@ -65,13 +65,13 @@ def read_result(path: Path) -> dict[str, object] | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of those PACKAGES that are installed: the results depend on them."""
-    found = {"python": platform.python_version()}
+    present = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            present[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return present
 
 
 def _metrics(line: Line | None) -> dict[str, object]:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from launcher.findings import Finding, Refused
 from launcher.sweep import metrics, result_file
 from launcher.train import engine, ownership, result, signals, watchdog
-from launcher.train.engine import Session, Settled
+from launcher.train.engine import JobConfig, Session
 from launcher.train.metrics_file import MetricsFile
 from launcher.train.ranks import Ranks
 
@@ -56,10 +56,10 @@ def _run(trial_dir: Path) -> dict[str, object]:
     progress = MetricsFile(trial_dir / "metrics.jsonl" if ranks.rank == 0 else None)
     watchdog.start(trial_dir, ranks.rank, progress, (config.get("cluster") or {}).get("hang_after"))
     trained_by = engine.load(config)
-    settled = trained_by.settle(config, trial_dir, ranks, progress)
-    session = trained_by.build(settled, trial_dir, progress)
+    job = trained_by.configure(config, trial_dir, ranks, progress)
+    session = trained_by.build(job, trial_dir, progress)
     if ranks.rank == 0:
-        print(_banner(session, settled, ranks, trial_dir), flush=True)
+        print(_banner(session, job, ranks, trial_dir), flush=True)
     stopped = session.run()
     if stopped:
         step = session.step
@@ -70,7 +70,7 @@ def _run(trial_dir: Path) -> dict[str, object]:
         return {"stopped": stopped, "step": step}
     if ranks.rank == 0:
         ownership.check(trial_dir)
-        result_file.write_trained(trial_dir, _outcome(session, settled, ranks, trial_dir))
+        result_file.write_trained(trial_dir, _outcome(session, job, ranks, trial_dir))
     evaluation = _evaluate(session, progress, ranks, trial_dir)
     listener = signals.listener()
     if listener:
@@ -78,7 +78,7 @@ def _run(trial_dir: Path) -> dict[str, object]:
     if ranks.rank == 0:
         progress.phase("done")
         ownership.check(trial_dir)
-        outcome = _outcome(session, settled, ranks, trial_dir)
+        outcome = _outcome(session, job, ranks, trial_dir)
         result_file.write_result(trial_dir, outcome, evaluation)
         print(f"done: {outcome['steps']} steps in {outcome['seconds']:.0f} s, {trial_dir / 'result.json'}", flush=True)
     trained_by.shut_down()
@@ -88,7 +88,7 @@ def _run(trial_dir: Path) -> dict[str, object]:
 def _evaluate(session: Session, progress: MetricsFile, ranks: Ranks, trial_dir: Path) -> dict[str, object]:
     """The session's evaluation. Training is complete by now, so an error here does not fail the trial.
 
-    The other ranks would wait in a collective for a rank that failed alone. So it records the result and raises: the
+    If only this rank failed, the others would wait for it in a collective. So it records the result and raises: the
     exit code of a failed rank makes srun, or the local controller, end the others.
     """
     try:
@@ -103,24 +103,24 @@ def _evaluate(session: Session, progress: MetricsFile, ranks: Ranks, trial_dir: 
         return {"failed": True, "skipped": f"it failed: {' '.join(why.split())}"[:400]}
 
 
-def _banner(session: Session, settled: Settled, ranks: Ranks, trial_dir: Path) -> str:
-    threads = f" x {settled.threads} thread{'s' * (settled.threads > 1)}" if settled.threads else ""
+def _banner(session: Session, job: JobConfig, ranks: Ranks, trial_dir: Path) -> str:
+    threads = f" x {job.threads} thread{'s' * (job.threads > 1)}" if job.threads else ""
     rows = {
         **session.banner(),
-        "precision": settled.device.precision,
-        "device": f"{settled.device.accelerator}, {settled.device.name}",
+        "precision": job.device.precision,
+        "device": f"{job.device.accelerator}, {job.device.name}",
         "ranks": f"{ranks.world_size}{threads} on {ranks.nodes} node{'s' * (ranks.nodes > 1)}",
         "results": str(trial_dir),
-        **settled.notes,
+        **job.notes,
     }
     return "\n".join(["", *(f"  {title:<10} {text}" for title, text in rows.items()), ""])
 
 
-def _outcome(session: Session, settled: Settled, ranks: Ranks, trial_dir: Path) -> dict[str, object]:
+def _outcome(session: Session, job: JobConfig, ranks: Ranks, trial_dir: Path) -> dict[str, object]:
     return {
         **result.summarise(metrics.read_all(trial_dir / "metrics.jsonl")),
         **session.facts(),
-        "precision": settled.device.precision,
-        "device": f"{settled.device.accelerator}, {settled.device.name}",
+        "precision": job.device.precision,
+        "device": f"{job.device.accelerator}, {job.device.name}",
         "ranks": ranks.world_size,
     }

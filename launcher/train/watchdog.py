@@ -120,20 +120,20 @@ def _dump_neighbour() -> None:
     command = [program, "dump", "--nonblocking", "--pid", str(neighbour)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        said = done.stdout + done.stderr
+        output = done.stdout + done.stderr
     except subprocess.TimeoutExpired:
-        said = "py-spy did not answer"
-    print(f"the stacks of process {neighbour}, a rank on this node:\n{said}", file=sys.stderr, flush=True)
+        output = "py-spy did not answer"
+    print(f"the stacks of process {neighbour}, a rank on this node:\n{output}", file=sys.stderr, flush=True)
 
 
 def siblings() -> list[int]:
     """Process ids of this trial's ranks on this node, this one included: they have the same command line."""
     mine = Path("/proc/self/cmdline").read_bytes()
-    found = {os.getpid()}
+    pids = {os.getpid()}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if path.read_bytes() == mine:
-                found.add(int(path.parent.name))
+                pids.add(int(path.parent.name))
         except OSError:  # the process has ended, or belongs to another user
             continue
-    return sorted(found)
+    return sorted(pids)

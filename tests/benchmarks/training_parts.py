@@ -43,7 +43,7 @@ def _build_and_call(function: Callable[[Any, Path], None], folder: Path) -> None
     ranks.export()
     device = choose_device("cpu", config.trainer.precision, ranks)
     share_cores(ranks)
-    steps = settings.settle(config, folder, ranks, device)
+    steps = settings.configure(config, folder, ranks, device)
     function(training.build(config, steps, MetricsFile(None)), folder)
 
 

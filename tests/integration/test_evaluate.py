@@ -161,11 +161,11 @@ def test_what_cannot_be_evaluated_is_refused(new_trial, tmp_path):
 def test_parallelism_that_it_does_not_know_is_said():
     from omegaconf import OmegaConf
 
-    from launcher.train.nemo_aligner.evaluate import obstacle
+    from launcher.train.nemo_aligner.evaluate import unsupported_reason
 
     config = OmegaConf.create({"pipeline_model_parallel_size": 2, "data": {"data_impl": "jsonl"}})
-    assert obstacle(config).startswith("model.pipeline_model_parallel_size=2")
+    assert unsupported_reason(config).startswith("model.pipeline_model_parallel_size=2")
     config = OmegaConf.create({"tensor_model_parallel_size": 2, "data": {"data_impl": "jsonl"}})
-    assert obstacle(config) == ""
+    assert unsupported_reason(config) == ""
     config.data.data_impl = "packed_jsonl"
-    assert "unpacked pairs only" in obstacle(config)
+    assert "unpacked pairs only" in unsupported_reason(config)

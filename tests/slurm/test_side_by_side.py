@@ -38,7 +38,7 @@ def test_trials_share_a_node_not_its_gpus(own_cluster: Cluster, cluster: Existin
     assert sorted(found[1] for found in gpus[:2] if found) == ["0", "1"]
     asked = cluster.run("scontrol", "show", "job", first).stdout
     assert "gres/gpu=2" in asked and "NumNodes=1" in asked
-    with pytest.raises(Refused, match="in the same job, trial 1 would end with it"):
+    with pytest.raises(Refused, match="shares its job with trial 1, which would end too"):
         actions.cancel(look, look.trials[:1])
     cluster.run("scancel", "--signal=TERM", first)
     cluster.run("scancel", third)

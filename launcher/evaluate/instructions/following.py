@@ -15,7 +15,7 @@ def strict(answer: str, instructions: Sequence[Mapping[str, Any]]) -> list[bool]
 
 def loose(answer: str, instructions: Sequence[Mapping[str, Any]]) -> list[bool]:
     """The same where any of eight variants of the answer may follow the instruction."""
-    return [any(follows(one, it["id"], it.get("kwargs")) for one in variants(answer)) for it in instructions]
+    return [any(follows(variant, it["id"], it.get("kwargs")) for variant in variants(answer)) for it in instructions]
 
 
 def variants(answer: str) -> list[str]:
@@ -23,4 +23,4 @@ def variants(answer: str) -> list[str]:
     each of them also without asterisks, as Markdown's emphasis may break a keyword."""
     lines = answer.split("\n")
     cut = [answer, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
-    return list(dict.fromkeys([*cut, *(one.replace("*", "") for one in cut)]))
+    return list(dict.fromkeys([*cut, *(variant.replace("*", "") for variant in cut)]))

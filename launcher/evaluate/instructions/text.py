@@ -34,7 +34,7 @@ def count_sentences(text: str) -> int:
     """0 for a text without a character to read."""
     if not text.strip():
         return 0
-    return 1 + sum(_ends_sentence(*found.groups()) for found in _END.finditer(text.strip()))
+    return 1 + sum(_ends_sentence(*sentences.groups()) for sentences in _END.finditer(text.strip()))
 
 
 def _ends_sentence(word: str, marks: str, closers: str, following: str) -> bool:
@@ -56,15 +56,15 @@ def treebank_words(text: str) -> list[str]:
     """The words that the Penn Treebank's rules make of a text; punctuation is left out."""
     spaced = re.sub(r"[;@#$%&?!*()\[\]{}<>\"“”‘’«»…]|--|\.{2,}|[:,](?!\d)", " ", text)
     spaced = re.sub(r"(?i)\b(can)(not)\b|\b(gim|lem)(me)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b", _split, spaced)
-    found: list[str] = []
+    words: list[str] = []
     for word in spaced.split():
         ending = re.fullmatch(r"(.+?)('[sSmMdD]|'ll|'LL|'re|'RE|'ve|'VE|n't|N'T)", word.rstrip(".'"))
-        found += ending.groups() if ending else [word]
-    return found
+        words += ending.groups() if ending else [word]
+    return words
 
 
-def _split(found: re.Match[str]) -> str:
-    return " ".join(part for part in found.groups() if part)
+def _split(match: re.Match[str]) -> str:
+    return " ".join(part for part in match.groups() if part)
 
 
 def detector() -> str:

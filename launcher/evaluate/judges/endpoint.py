@@ -106,7 +106,7 @@ class Endpoint:
 
     def _facts(self, verdicts: Iterable[Reply], preferences: Sequence[float | None]) -> dict[str, Any]:
         known = list(verdicts)
-        told = [it.value for it in known if it.value is not None]
+        decided = [it.value for it in known if it.value is not None]
         return {
             "model": self.model,
             "questions": len(known),
@@ -114,7 +114,7 @@ class Endpoint:
             "prompt_tokens": sum(it.prompt_tokens for it in known),
             "completion_tokens": sum(it.completion_tokens for it in known),
             "no_verdict": sum(it is None for it in preferences),
-            "first_position_preferred": sum(told) / len(told) if told else None,
+            "first_position_preferred": sum(decided) / len(decided) if decided else None,
         }
 
     def _ask_all(self, questions: Sequence[tuple[str, str, str]]) -> list[Reply]:
@@ -203,8 +203,8 @@ def read_verdict(reply: str) -> float | None:
 
     What stands between `<think>` and `</think>` is left out.
     """
-    found = {word.lower() for word in _WORD.findall(_THOUGHT.sub("", reply))}
-    return _VALUES[found.pop()] if len(found) == 1 else None
+    match = {word.lower() for word in _WORD.findall(_THOUGHT.sub("", reply))}
+    return _VALUES[match.pop()] if len(match) == 1 else None
 
 
 def _content(reply: dict[str, Any]) -> str:

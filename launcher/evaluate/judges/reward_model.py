@@ -25,7 +25,7 @@ class RewardModel:
     name: str = "reward_model"
 
     def prefer(self, comparisons: Sequence[Comparison]) -> Preferences:
-        texts = list(dict.fromkeys(self._text(it, one) for it in comparisons for one in (it.first, it.second)))
+        texts = list(dict.fromkeys(self._text(it, answer) for it in comparisons for answer in (it.first, it.second)))
         scores, cut = self._scores(texts)
         known = dict(zip(texts, scores, strict=True))
         margins = [known[self._text(it, it.first)] - known[self._text(it, it.second)] for it in comparisons]
@@ -63,18 +63,18 @@ class RewardModel:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        found = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        if found.pad_token is None:
-            found.pad_token = found.eos_token
-        return found
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
 
     @cached_property
     def _model(self) -> Any:
         from transformers import AutoModelForSequenceClassification
 
-        found = AutoModelForSequenceClassification.from_pretrained(self.folder, local_files_only=True)
-        if found.config.num_labels != 1:
-            raise ValueError(f"{self.folder} has {found.config.num_labels} labels; a reward model has one")
-        if found.config.pad_token_id is None:  # the classifier reads the last token that is no padding
-            found.config.pad_token_id = self._tokenizer.pad_token_id
-        return found.to(self.device).eval()
+        model = AutoModelForSequenceClassification.from_pretrained(self.folder, local_files_only=True)
+        if model.config.num_labels != 1:
+            raise ValueError(f"{self.folder} has {model.config.num_labels} labels; a reward model has one")
+        if model.config.pad_token_id is None:  # the classifier reads the last token that is no padding
+            model.config.pad_token_id = self._tokenizer.pad_token_id
+        return model.to(self.device).eval()

@@ -1,6 +1,6 @@
 """Loading the base model: its config, its tokenizer, and its weights with one unpacked copy a node at most.
 
-Left to itself NeMo unpacks a .nemo file twice in every rank: for a model of 16 GB and eight ranks 128 GB of temporary
+By default NeMo unpacks a .nemo file twice in every rank: for a model of 16 GB and eight ranks 128 GB of temporary
 files at a time, and as much read from the shared disk. A .nemo that is a folder is read in place. A file is unpacked by
 the first rank of each node, for all of them, and the copy is removed once they have loaded it.
 
@@ -70,7 +70,7 @@ def unpacked(nemo: Path, trial_dir: Path) -> Iterator[Path]:
     """`nemo` as a folder: itself, or a copy that the first rank of this node makes and removes.
 
     The copy's name has the trial's, the node's and the start's in it, so that trials on one node do not share it, and
-    what a killed start left is removed by the next one. Raises NodeUnfit where there is no room for it.
+    what a killed start left is removed by the next one. Raises NodeUnfit if there is no room for it.
     """
     if nemo.is_dir():
         yield nemo

@@ -73,22 +73,22 @@ def resume_point(options: DictConfig) -> Checkpoint | None:
     answer: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
         folder = Path(options.explicit_log_dir) / "checkpoints"
-        found = None
+        checkpoint = None
         if options.resume_if_exists:
-            found = checkpoints.newest(folder)
-            put_aside(folder, found)
-        answer = [found or _named(options.resume_from_checkpoint)]
+            checkpoint = checkpoints.newest(folder)
+            put_aside(folder, checkpoint)
+        answer = [checkpoint or _named(options.resume_from_checkpoint)]
     torch.distributed.broadcast_object_list(answer)
-    found = answer[0]
-    if found is None and options.resume_if_exists and not options.resume_ignore_no_checkpoint:
+    checkpoint = answer[0]
+    if checkpoint is None and options.resume_if_exists and not options.resume_ignore_no_checkpoint:
         why = "there is no checkpoint to go on from"
         raise Refused([Finding("exp_manager.resume_ignore_no_checkpoint", "false", why, "set it to true")])
-    return found
+    return checkpoint
 
 
 def put_aside(folder: Path, newest: Checkpoint | None) -> None:
     """Move incomplete checkpoints away: nothing may resume from them, and new files must get their usual names."""
-    marked = {each.name.removesuffix("-unfinished") for each in folder.glob("*-unfinished")}  # NeMo removes these
+    marked = {mark.name.removesuffix("-unfinished") for mark in folder.glob("*-unfinished")}  # NeMo removes these
     for path in checkpoints.all_of(folder):
         whole = checkpoints.is_whole(path, hashes=False)
         if whole and newest is not None and checkpoints.step_and_time(path) <= (newest.step, newest.written):
@@ -114,8 +114,8 @@ def _named(path: str | None) -> Checkpoint | None:
     name = Path(path).name
 
     def number(key: str) -> int:
-        found = re.search(rf"(?:^|-){key}=(\d+)", name)
-        return int(found[1]) if found else 0
+        match = re.search(rf"(?:^|-){key}=(\d+)", name)
+        return int(match[1]) if match else 0
 
     return Checkpoint(Path(path), number("step"), number("consumed_samples"), 0.0)
 
@@ -162,7 +162,7 @@ def seal(path: Path, counters: Mapping[str, int]) -> None:
     shares: list[dict[str, tuple[int, str]]] = [{}] * len(seen)
     torch.distributed.all_gather_object(shares, mine)
     if torch.distributed.get_rank() == 0:
-        files = {name: told for share in shares for name, told in share.items()}
+        files = {name: description for share in shares for name, description in share.items()}
         checkpoints.write_manifest(path, files, counters["step"], counters["consumed_samples"])
     torch.distributed.barrier()
 

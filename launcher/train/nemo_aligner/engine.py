@@ -12,7 +12,7 @@ from launcher.nemo import versions
 from launcher.sweep import metrics
 from launcher.train import result
 from launcher.train.device import choose_device
-from launcher.train.engine import Settled
+from launcher.train.engine import JobConfig
 from launcher.train.metrics_file import MetricsFile
 from launcher.train.nemo_aligner import log_filter, loopback_store, parallelism, settings, standins
 from launcher.train.ranks import Ranks, share_cores
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from launcher.train.nemo_aligner.session import AlignerSession
 
 
-def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, progress: MetricsFile) -> Settled:
+def configure(config: DictConfig, trial_dir: Path, ranks: Ranks, progress: MetricsFile) -> JobConfig:
     """Put the stand-ins in place, then choose device, precision and steps. Raises Refused."""
     versions.check()
     progress.phase(metrics.STARTING, "importing torch")
@@ -31,20 +31,20 @@ def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, progress: MetricsF
     threads = share_cores(ranks) if device.accelerator == "cpu" else 0
     loopback_store.host(ranks)
     parallelism.check(config, gaps)
-    steps = settings.settle(config, trial_dir, ranks, device)
+    steps = settings.configure(config, trial_dir, ranks, device)
     notes = {"stand-ins": f"for {', '.join(gaps)}, missing here (launcher/train/nemo_aligner/standins/)"}
-    return Settled(config, steps, device, threads, notes if gaps else {})
+    return JobConfig(config, steps, device, threads, notes if gaps else {})
 
 
-def build(settled: Settled, trial_dir: Path, progress: MetricsFile) -> NemoSession:
+def build(job: JobConfig, trial_dir: Path, progress: MetricsFile) -> NemoSession:
     """Import NeMo, load model and pairs, resume from the last complete checkpoint."""
     progress.phase(metrics.STARTING, "importing NeMo")
     from launcher.train.nemo_aligner import session  # only after the stand-ins
 
     log_filter.files_only()
-    config = settled.config
+    config = job.config
     progress.phase("loading model", Path(config.pretrained_checkpoint.restore_from_path).name)
-    return NemoSession(settled, session.build(config, settled.steps, progress))
+    return NemoSession(job, session.build(config, job.steps, progress))
 
 
 def shut_down() -> None:
@@ -57,7 +57,7 @@ def shut_down() -> None:
 class NemoSession:
     """A NeMo-Aligner session as launcher.train.run sees it."""
 
-    settled: Settled
+    job: JobConfig
     session: AlignerSession
 
     @property
@@ -70,11 +70,11 @@ class NemoSession:
     def evaluate(self, progress: MetricsFile) -> dict[str, object]:
         from launcher.train.nemo_aligner.evaluate import evaluate
 
-        return evaluate(self.session.model, self.settled.config, self.session.held_out, progress)
+        return evaluate(self.session.model, self.job.config, self.session.held_out, progress)
 
     def banner(self) -> dict[str, str]:
-        config, session = self.settled.config, self.session
-        model, dpo, steps = config.model, config.model.dpo, self.settled.steps
+        config, session = self.job.config, self.session
+        model, dpo, steps = config.model, config.model.dpo, self.job.steps
         epochs = steps.max_steps / steps.steps_per_epoch
         begin = f", from step {self.step}" if self.step else ""
         share = session.trainable / session.parameters
@@ -90,7 +90,7 @@ class NemoSession:
     def facts(self) -> dict[str, object]:
         session = self.session
         return {
-            "beta": float(self.settled.config.model.dpo.ref_policy_kl_penalty),
+            "beta": float(self.job.config.model.dpo.ref_policy_kl_penalty),
             "pairs": session.pairs,
             "trainable_parameters": session.trainable,
             "parameters": session.parameters,

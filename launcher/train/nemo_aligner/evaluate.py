@@ -50,22 +50,22 @@ def evaluate(
     order); `samples` [{"prompt", "chosen", "reference", "policy", ..}]; `seconds`. If the model's parallelism or data
     format is not supported: {"skipped": why}.
     """
-    why = obstacle(model.cfg)
+    why = unsupported_reason(model.cfg)
     if why:
         return {"skipped": why}
-    asked = {**DEFAULTS, **(config.get("evaluation") or {})}
+    options = {**DEFAULTS, **(config.get("evaluation") or {})}
     began = time.time()
     progress.phase("evaluating")
     model.prepare_for_validation_step()  # dropout off
     try:
-        per_pair = _per_pair(model, pairs, min(asked["kl_pairs"], len(pairs)), progress)
-        samples = _samples(model, pairs, asked["samples"], asked["sample_tokens"], progress)
+        per_pair = _per_pair(model, pairs, min(options["kl_pairs"], len(pairs)), progress)
+        samples = _samples(model, pairs, options["samples"], options["sample_tokens"], progress)
     finally:
         model.finish_validation_step()
     return {**summarise(per_pair), "per_pair": per_pair, "samples": samples, "seconds": round(time.time() - began, 3)}
 
 
-def obstacle(config: DictConfig) -> str:
+def unsupported_reason(config: DictConfig) -> str:
     """Why the divergence cannot be computed with a model config, "" if it can."""
     for key in ("pipeline_model_parallel_size", "context_parallel_size"):
         if (config.get(key) or 1) > 1:
@@ -79,11 +79,11 @@ def summarise(per_pair: Mapping[str, Sequence[float]]) -> dict[str, object]:
     """Means over all tokens and standard errors of the KL, from the columns PER_PAIR. None if there are no tokens."""
     columns = {name: [per_pair[f"{name}_chosen"], per_pair[f"{name}_rejected"]] for name in ("kl", "tokens")}
     both = {name: [a + b for a, b in zip(*sides, strict=True)] for name, sides in columns.items()}
-    found: dict[str, Any] = {"pairs": len(both["kl"]), "tokens": int(sum(both["tokens"]))}
-    found["kl_per_token"] = _per_token(both["kl"], both["tokens"])
+    summary: dict[str, Any] = {"pairs": len(both["kl"]), "tokens": int(sum(both["tokens"]))}
+    summary["kl_per_token"] = _per_token(both["kl"], both["tokens"])
     for place, side in enumerate(("chosen", "rejected")):
-        found[f"kl_per_token_{side}"] = _per_token(columns["kl"][place], columns["tokens"][place])
-    return found
+        summary[f"kl_per_token_{side}"] = _per_token(columns["kl"][place], columns["tokens"][place])
+    return summary
 
 
 def _per_token(sums: Sequence[float], tokens: Sequence[float]) -> dict[str, float | None]:
@@ -110,7 +110,7 @@ def _per_pair(
     weight = divergence.output_weight(model)
     if not model.use_peft:
         weight = weight.clone()  # the reference's weight will overwrite it
-    found = {}
+    rows = {}
     with divergence.reference(model):
         base_weight = divergence.output_weight(model)
         for index, pair in mine.items():
@@ -118,9 +118,9 @@ def _per_pair(
             base = _hidden(model, pair)
             labels = torch.cat([_answer(pair["chosen_labels"]), _answer(pair["rejected_labels"])])
             compared = divergence.compare(policy.pop(index).to(base.device), base, labels, (weight, base_weight))
-            found[index] = _sums(compared, len(_answer(pair["chosen_labels"])))
+            rows[index] = _sums(compared, len(_answer(pair["chosen_labels"])))
     shares: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(shares, found, group=parallel_state.get_data_parallel_group())
+    torch.distributed.all_gather_object(shares, rows, group=parallel_state.get_data_parallel_group())
     whole = {index: row for share in shares for index, row in share.items()}
     return {name: [whole[index][name] for index in range(count)] for name in PER_PAIR}
 
@@ -159,10 +159,10 @@ def _samples(
 ) -> list[dict[str, object]]:
     from launcher.train.nemo_aligner import divergence, samples
 
-    asked = samples.prompts(pairs, count) if length > 0 else []
-    if not asked:
+    chosen = samples.prompts(pairs, count) if length > 0 else []
+    if not chosen:
         return []
-    begun = [prompt for prompt, _ in asked]
+    begun = [prompt for prompt, _ in chosen]
     policy = samples.greedy(model, begun, length, lambda made: progress.beat(f"policy, token {made} of {length}"))
     with divergence.reference(model):
         base = samples.greedy(model, begun, length, lambda made: progress.beat(f"reference, token {made} of {length}"))
@@ -176,7 +176,7 @@ def _samples(
             "policy": text(after),
             "policy_ended": after_ended,
         }
-        for (prompt, response), (before, before_ended), (after, after_ended) in zip(asked, base, policy, strict=True)
+        for (prompt, response), (before, before_ended), (after, after_ended) in zip(chosen, base, policy, strict=True)
     ]
 
 
@@ -202,7 +202,7 @@ def evaluate_trial(trial_dir: Path) -> dict[str, object]:
     device = choose_device(config.trainer.accelerator, config.trainer.precision, ranks)
     if device.accelerator == "cpu":
         share_cores(ranks)
-    settings.settle(config, trial_dir, ranks, device)
+    settings.configure(config, trial_dir, ranks, device)
     if ranks.rank == 0:
         progress = SpokenProgress()
         progress.phase("importing NeMo")
@@ -211,11 +211,11 @@ def evaluate_trial(trial_dir: Path) -> dict[str, object]:
     log_filter.files_only()
     progress.phase("loading model", Path(config.pretrained_checkpoint.restore_from_path).name)
     model, pairs = _load(config, trial_dir, result["nemo"])
-    found = evaluate(model, config, pairs, progress)
+    evaluation = evaluate(model, config, pairs, progress)
     if ranks.rank == 0:
-        whole_file.write_json(trial_dir / "result.json", {**result, "evaluation": found})
+        whole_file.write_json(trial_dir / "result.json", {**result, "evaluation": evaluation})
     session.shut_down()
-    return found
+    return evaluation
 
 
 def check(trial_dir: Path) -> tuple[dict[str, Any], Any]:
@@ -257,24 +257,25 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launcher.train.nemo_aligner.evaluate", description=what)
     parser.add_argument("trial_dir", type=Path, metavar="TRIAL_DIR", help="the folder of a trial that is done")
     try:
-        found = evaluate_trial(parser.parse_args(argv).trial_dir)
+        evaluation = evaluate_trial(parser.parse_args(argv).trial_dir)
     except Refused as refused:
         for finding in refused.findings:
             print(f"error: {finding}", file=sys.stderr)
         return Refused.exit_code
     if int(os.environ.get("RANK", 0)) == 0:
-        print(_in_words(found), flush=True)
+        print(_in_words(evaluation), flush=True)
     return 0
 
 
-def _in_words(found: Mapping[str, Any]) -> str:
-    if "skipped" in found:
-        return f"not evaluated: {found['skipped']}"
-    kl, error = found["kl_per_token"]["mean"], found["kl_per_token"]["standard_error"]
+def _in_words(evaluation: Mapping[str, Any]) -> str:
+    if "skipped" in evaluation:
+        return f"not evaluated: {evaluation['skipped']}"
+    kl, error = evaluation["kl_per_token"]["mean"], evaluation["kl_per_token"]["standard_error"]
     if kl is None:
         return "evaluated, without a KL (evaluation.kl_pairs=0)"
     about = f" +- {error:.5f}" if error is not None else ""
-    return f"KL to the reference {kl:.5f}{about} nats a token, {found['pairs']} pairs, {found['tokens']} tokens"
+    size = f"{evaluation['pairs']} pairs, {evaluation['tokens']} tokens"
+    return f"KL to the reference {kl:.5f}{about} nats per token, {size}"
 
 
 if __name__ == "__main__":

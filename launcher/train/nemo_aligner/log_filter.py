@@ -1,4 +1,4 @@
-"""Keeps out of the logs what NeMo repeats on every run or for every pair, and what nobody can act on."""
+"""Keeps out of the logs what NeMo repeats on every run or for every pair, and what a user cannot act on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINES = re.compile(
             r"Importing NeMo-Aligner sets DISABLE_TORCH_DEVICE_SET",
             r"Unexpected model config for Llama3",
             r"Ignoring `trainer\.max_epochs` when computing",  # both are set, and they agree
-            r"running multi-node training without SLURM",  # Lightning is told of Slurm's ranks by torch's variables
+            r"running multi-node training without SLURM",  # Lightning learns Slurm's ranks from torch's variables
             r"ExpManager schema|^\{'explicit_log_dir'",  # every default of exp_manager, 4,000 characters of them
             r"^(All|Ranks?) .* (group|rank)s?\b",  # a dozen lines about groups of one rank each
             r"DistributedCheckpointIO configured but should not be used",  # adapters are saved by plain torch

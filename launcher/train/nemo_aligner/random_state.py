@@ -41,7 +41,7 @@ def put(state: RandomState) -> None:
     """Restore what get() returned."""
     torch.cuda.set_rng_state(state["device"].cpu())
     torch.set_rng_state(state["torch"].cpu())  # last: without CUDA it is also the device's state
-    get_cuda_rng_tracker().set_states({name: each.cpu() for name, each in state["megatron"].items()})
+    get_cuda_rng_tracker().set_states({name: tensor.cpu() for name, tensor in state["megatron"].items()})
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     random.setstate(state["python"])

@@ -1,4 +1,4 @@
-"""Makes activation recomputation work with adapters: Megatron alone would cut off their gradients.
+"""Makes activation recomputation work with adapters: without this, Megatron cuts off their gradients.
 
 Import only after launcher.train.nemo_aligner.standins.install().
 """

@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 def prompts(pairs: DPOModelDataset, count: int) -> list[tuple[list[int], list[int]]]:
     """(tokens of the prompt, tokens of the chosen response) of the first `count` pairs whose prompts differ."""
-    found: dict[tuple[int, ...], list[int]] = {}
+    responses: dict[tuple[int, ...], list[int]] = {}
     for index in range(len(pairs)):
-        if len(found) >= count:
+        if len(responses) >= count:
             break
         pair = pairs[index]
         labels = pair["chosen_labels"]
         # Labels are shifted by one and the prompt's are -100, so the prompt has one token more than -100s.
         begin = int((labels > -1).int().argmax()) + 1
         prompt = tuple(pair["chosen"][:begin].tolist())
-        found.setdefault(prompt, labels[labels > -1].tolist())
-    return [(list(prompt), response) for prompt, response in found.items()]
+        responses.setdefault(prompt, labels[labels > -1].tolist())
+    return [(list(prompt), response) for prompt, response in responses.items()]
 
 
 def greedy(

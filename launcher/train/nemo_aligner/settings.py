@@ -1,4 +1,4 @@
-"""From a trial's config.yaml to the config that NeMo-Aligner is given: what `auto` means here, fractions in steps."""
+"""Turns a trial's config.yaml into NeMo-Aligner's config: resolves `auto`, and turns fractions into steps."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from launcher.train.ranks import Device, Ranks
 RANKS_FROM_OUTSIDE = "BCP"
 
 
-def settle(config: DictConfig, trial_dir: Path, ranks: Ranks, device: Device) -> Plan:
-    """Write into `config` what only the job can know; returns the steps. Raises Refused."""
+def configure(config: DictConfig, trial_dir: Path, ranks: Ranks, device: Device) -> Plan:
+    """Write the values that only the job knows into `config`; returns the steps. Raises Refused."""
     trainer, model = config.trainer, config.model
-    asked = trainer.num_nodes * trainer.devices
-    if asked != ranks.world_size:
-        why = f"with trainer.num_nodes={trainer.num_nodes} that makes {asked} ranks, but {ranks.world_size} are running"
+    needed = trainer.num_nodes * trainer.devices
+    if needed != ranks.world_size:
+        why = f"with trainer.num_nodes={trainer.num_nodes} that is {needed} ranks, but {ranks.world_size} are running"
         raise Refused([Finding("trainer.devices", str(trainer.devices), why, "set WORLD_SIZE, RANK, ... accordingly")])
     steps = _plan(config)
 
@@ -57,7 +57,7 @@ def _plan(config: DictConfig) -> Plan:
 
 
 def count_rows(data: DictConfig) -> int:
-    """Training pairs, or packs of them. `data` is model.data. Raises Refused where they cannot be read."""
+    """The number of training pairs, or of packs. `data` is model.data. Raises Refused if they cannot be read."""
     names = [str(name) for name in data.data_prefix.train]
     try:
         return data_files.count_rows(data_files.only_file(names), packed=data.data_impl == "packed_jsonl")
@@ -67,7 +67,7 @@ def count_rows(data: DictConfig) -> int:
 
 
 def plain(config: DictConfig) -> dict[str, object]:
-    """As builtin dicts and lists, for loggers."""
+    """The config as builtin dicts and lists, for loggers."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}

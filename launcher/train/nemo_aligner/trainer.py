@@ -1,4 +1,4 @@
-"""NeMo-Aligner's DPOTrainer, with a validation before the first step, a stop in time, and words on what it does."""
+"""NeMo-Aligner's DPOTrainer with a validation before the first step, an early stop, and progress messages."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from launcher.train.timer import RunTimer, Stopped
 
 
 class PreferenceTrainer(DPOTrainer):
-    """Trains exactly as DPOTrainer does; `logger` has to be a TrialLogger, `run_timer` a RunTimer.
+    """Trains exactly as DPOTrainer does; `logger` must be a TrialLogger, `run_timer` a RunTimer.
 
-    `state` is what a checkpoint keeps beside NeMo's own.
+    `state` is stored in checkpoints beside NeMo's own state.
     """
 
     limit_val_batches: int
     run_timer: RunTimer
     doing: str
-    """What micro batches are computed for, where it is not the next step."""
+    """What micro batches are computed for; "": the next step."""
 
     def __init__(self, *, state: CheckpointExtras, **arguments: object) -> None:
         super().__init__(**arguments)
         self.state = state
         self.saved_step = 0
-        """Steps that nobody can take away any more."""
+        """Steps covered by a saved checkpoint."""
         self.doing = ""
         self._validated_batches = 0
         self.steps_of_this_start = 0
         make_forward = self.model.get_forward_output_and_loss_func
 
         def make_watched(*args: object, **kwargs: object) -> Callable[..., object]:
-            """On a CPU a step can take a minute; each micro batch of policy and reference is a sign of life."""
+            """Report progress at each micro batch of policy and reference: on a CPU a step can take a minute."""
             forward = make_forward(*args, **kwargs)
 
             def watched(*args: object, **kwargs: object) -> Any:
@@ -46,12 +46,12 @@ class PreferenceTrainer(DPOTrainer):
 
             return watched
 
-        # On the instance: a class of our own would be named in the .nemo that NeMo saves, which others have to load.
+        # Set on the instance: a subclass would be named in the .nemo that NeMo saves, and others could not load that.
         self.model.get_forward_output_and_loss_func = make_watched
 
     @property
     def progress(self) -> MetricsFile:
-        """Where phases are reported."""
+        """The file in which phases are reported."""
         file: MetricsFile = self.logger.file
         return file
 
@@ -62,8 +62,8 @@ class PreferenceTrainer(DPOTrainer):
     def validate_baseline(self, whole: bool) -> dict[str, float]:
         """Validate before the first step, and log it as step 0; returns its metrics.
 
-        `whole` takes all validation batches, else the first alone: an untrained adapter's values are all known
-        beforehand (loss ln 2, log-ratios 0), so that one batch is enough to see whether they come out.
+        `whole` uses all validation batches, else only the first: the values of an untrained adapter are known
+        beforehand (loss ln 2, log-ratios 0), so that one batch is enough to check them.
         """
         batches = self.limit_val_batches
         self.limit_val_batches = batches if whole else min(1, batches)
@@ -75,25 +75,25 @@ class PreferenceTrainer(DPOTrainer):
         return metrics
 
     def validate_owed(self) -> dict[str, float]:
-        """Make up for the validation that was left out of this step, to stop in time."""
+        """Run the validation that was skipped at this step in order to stop in time."""
         _, metrics = self.run_validation()
         self.logger.log_metrics(metrics, step=self.step, prefix="val/")
         self.state.validation_owed = False
         return {f"val_{key}": value for key, value in metrics.items()}
 
     def save_owed(self, metrics: dict[str, float]) -> None:
-        """What would have been saved after that validation: the step's last checkpoint is there, the best is not."""
+        """Save what would have been saved after that validation: the best checkpoint; the last one exists."""
         if self._due()[1]:
             self.progress.phase("saving", f"checkpoint of step {self.step}")
             candidates = self._candidates(metrics)
             self.ckpt_callback.custom_save(monitor_candidates=candidates, save_top_only=True)
 
     def fit(self) -> None:
-        """Raises Stopped where all ranks agreed to stop before the last step; by then they have saved."""
+        """Raises Stopped if all ranks agreed to stop before the last step; by then they have saved."""
         self.progress.phase("training", f"from step {self.step}")
         try:
             done = -1
-            # An epoch cut by limit_train_batches can end early, where the data begin anew; NeMo counts it as whole.
+            # An epoch cut by limit_train_batches can end early when the data start again; NeMo counts it as whole.
             while done < self.step < self.max_steps:
                 done = self.step
                 super().fit()
@@ -103,7 +103,7 @@ class PreferenceTrainer(DPOTrainer):
             raise
 
     def augment_dataloader(self, dataloader: Any) -> Iterator[Any]:
-        """As DPOTrainer's; training begins at what is consumed, which a loader with workers has left behind."""
+        """As DPOTrainer's; training starts after the consumed samples, which a loader with workers has passed."""
         if dataloader is self.train_dataloader:
             dataloader.batch_sampler.consumed_samples = self.consumed_samples
         batches: Iterator[Any] = super().augment_dataloader(dataloader)
@@ -121,9 +121,9 @@ class PreferenceTrainer(DPOTrainer):
         return answer
 
     def run_validation(self) -> tuple[float, dict[str, float]]:
-        """Metrics as DPOTrainer's, and `pairs`: how many pairs they are means of, which limit_val_batches decides.
+        """Metrics as DPOTrainer's, and `pairs`, the number of pairs that they are means of (see limit_val_batches).
 
-        Of packed data the pairs are not counted: a row holds any number of them.
+        The pairs of packed data are not counted: a row holds any number of them.
         """
         self.progress.phase("validating", f"{self.limit_val_batches} batches")
         self._validated_batches = 0
@@ -135,7 +135,7 @@ class PreferenceTrainer(DPOTrainer):
         return loss, metrics
 
     def validation_step(self, global_batch: Any) -> Any:
-        """A validation can take longer than a warning leaves; it is stopped where there are steps to save."""
+        """A validation can take longer than a warning allows; it is stopped if there are steps to save."""
         if self.step > self.saved_step:
             self.run_timer.is_finished()
         self._validated_batches += 1
@@ -151,7 +151,7 @@ class PreferenceTrainer(DPOTrainer):
         self.progress.phase("training")
 
     def _save_to_go_on(self) -> None:
-        """The state after this step, without a validation, which takes its time."""
+        """Save the state after this step, without a validation, which takes time."""
         replicas.compare_weights(self.model, self.step)
         self.state.validation_owed = self._due()[0]
         self.progress.phase("saving", f"checkpoint of step {self.step}")
@@ -168,6 +168,6 @@ class PreferenceTrainer(DPOTrainer):
         return bool(validation), bool(saving)
 
     def _candidates(self, metrics: dict[str, float]) -> dict[str, torch.Tensor]:
-        """What a checkpoint's name is made of, as DPOTrainer.save gives it."""
+        """The values in a checkpoint's name, as DPOTrainer.save provides them."""
         counters = {key: torch.tensor(value, dtype=torch.int32) for key, value in self.state_dict().items()}
         return {**counters, **{key: torch.as_tensor(value) for key, value in metrics.items()}}

@@ -44,8 +44,8 @@ def written(shape: dict[str, Any], trial: TrialConfig, plan: Plan | None = None)
 def test_as_real_checkpoints_are(composed: Any, model: str, shape: dict[str, Any], ckpt: int, nemo: int) -> None:
     config, _ = composed(f"model={model}")
     found = written(shape, config)
-    assert found.each == pytest.approx(ckpt, rel=0.3 if model == "tiny" else 0.01)
-    assert found.each >= ckpt
+    assert found.size == pytest.approx(ckpt, rel=0.3 if model == "tiny" else 0.01)
+    assert found.size >= ckpt
     assert found.count == 2  # the best, the last
     assert found.rest >= nemo
 
@@ -53,9 +53,9 @@ def test_as_real_checkpoints_are(composed: Any, model: str, shape: dict[str, Any
 def test_precision_and_what_is_kept(composed: Any) -> None:
     config, _ = composed("model=smollm2_135m")
     kept = "exp_manager.checkpoint_callback_params"
-    half = written(SMOLLM2, config).each
+    half = written(SMOLLM2, config).size
     trial = changed(config, {"trainer.precision": "32"})
-    single = written(SMOLLM2, trial).each
+    single = written(SMOLLM2, trial).size
     assert half - single == 2 * 8_110_080  # no main copy, but weights of 4 bytes
     trial = changed(trial, {f"{kept}.save_top_k": 5})
     assert written(SMOLLM2, trial).count == 6
@@ -64,14 +64,14 @@ def test_precision_and_what_is_kept(composed: Any) -> None:
     trial = changed(trial, {f"{kept}.save_nemo_on_train_end": False})
     assert written(SMOLLM2, trial).rest == 7 + disk._LOG_BYTES
     trial = changed(trial, {"model.peft.peft_scheme": "none"})
-    assert written(SMOLLM2, trial).each > 12 * 106_000_000
+    assert written(SMOLLM2, trial).size > 12 * 106_000_000
     assert disk.checkpoints(BaseModel(Path("m"), {}, 1, {}), trial, None) is None
 
 
 def test_llama_3_8b_takes_a_gigabyte_a_checkpoint(composed: Any) -> None:
     config, _ = composed("cluster=slurm", "model=llama3_8b", "data=sample")
     found = written(LLAMA3_8B, config)
-    assert units.size(found.each) == "999 MB" and units.size(found.total) == "2.1 GB"
+    assert units.size(found.size) == "999 MB" and units.size(found.total) == "2.1 GB"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_room(
     config, _ = composed("model=tiny")
     trials, folder = [PlannedTrial([], config)] * 3, workspace / "runs" / "s"
     one = written(TINY, config)
-    need = 3 * (one.total + one.each)  # all at once, each writing a checkpoint
+    need = 3 * (one.total + one.size)  # all at once, each writing a checkpoint
     real = os.statvfs(workspace)
     room = SimpleNamespace(f_bavail=int(free * need), f_frsize=1, f_flag=real.f_flag)
     monkeypatch.setattr(os, "statvfs", lambda path: room)

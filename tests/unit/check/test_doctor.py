@@ -84,7 +84,7 @@ def test_limits_of_accounts_are_shown(cluster: Fakes, tmp_path: Path) -> None:
     assert lines(tmp_path, "accounts")[0][0] == "missing"
     cluster.add("sacctmgr", stderr="You are not running a supported accounting_storage plugin\n", code=1)
     assert lines(tmp_path, "accounts") == [
-        ("ok", "this cluster keeps none: cluster.account and cluster.qos need not be set")
+        ("ok", "this cluster uses no accounts: cluster.account and cluster.qos need not be set")
     ]
     cluster.add("sacctmgr", stderr="sacctmgr: error: Unable to contact slurmdbd\n", code=1)
     assert lines(tmp_path, "accounts")[0][0] == "warning"
@@ -120,7 +120,7 @@ def test_a_cluster_that_does_not_answer(
 
 def test_an_old_slurm(cluster: Fakes, tmp_path: Path) -> None:
     cluster.add("sbatch", "slurm 20.11.9\n")
-    assert lines(tmp_path, "Slurm")[0] == ("warning", "version 20.11.9: the launcher is made for 22.05 and newer")
+    assert lines(tmp_path, "Slurm")[0] == ("warning", "version 20.11.9: the launcher needs 22.05 or newer")
 
 
 def test_containers(cluster: Fakes, tmp_path: Path) -> None:

@@ -93,13 +93,13 @@ def test_the_warning_has_its_numbers_and_a_way_out(llama: Any, workspace: Path) 
         return [str(f) for f in preflight.warnings([PlannedTrial([], config)] * 2, workspace / "runs" / "s")]
 
     (found,) = warned("cluster.gpu_memory_gb=40")
-    assert found.startswith("cluster.gpu_memory_gb=40: the trial needs about 49 GiB a GPU on paper: weights 15.0,")
+    assert found.startswith("cluster.gpu_memory_gb=40: the trial needs about 49 GiB per GPU, calculated: weights 15.0,")
     assert "activations_checkpoint_granularity=full" in found and "makes it 25 GiB" in found
     assert warned("cluster.gpu_memory_gb=80") == []
     assert warned() == []  # not known
     assert warned("cluster.gpu_memory_gb=40", "cluster.gpus_per_node=null") == []  # on CPUs
     summary = preflight.summary(llama("pretrained_checkpoint.restore_from_path=m.nemo", "model.global_batch_size=8"))
-    assert "  memory     about 49 GiB a GPU on paper" in summary
+    assert "  memory     about 49 GiB per GPU, calculated" in summary
 
 
 def test_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

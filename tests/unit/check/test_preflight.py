@@ -97,7 +97,7 @@ def test_files_are_named(composed: Any, workspace: Path) -> None:
 
 def test_the_sweep_folder_must_be_new(composed: Any, workspace: Path) -> None:
     (workspace / "runs" / "s").mkdir(parents=True)
-    assert any("is there already" in finding for finding in findings(composed, workspace))
+    assert any("exists already" in finding for finding in findings(composed, workspace))
 
 
 def test_the_same_finding_in_every_trial_is_said_once(composed: Any, workspace: Path) -> None:

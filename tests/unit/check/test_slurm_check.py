@@ -60,7 +60,7 @@ def test_a_good_trial(trial: Any) -> None:
         ({"partition": "nope"}, "cluster.partition=nope: no such partition; there are: dead, main, short, wide"),
         ({"partition": "dead"}, "cluster.partition=dead: is DOWN"),
         ({"partition": "short", "time": 30}, "cluster.time=30: partition short allows 5 minutes"),
-        ({"num_nodes": 3}, "trainer.num_nodes=3: partition main gives at most 2 nodes with 2 GPUs"),
+        ({"num_nodes": 3}, "trainer.num_nodes=3: partition main gives a job at most 2 nodes with 2 GPUs"),
         ({"gpus_per_node": 4}, "cluster.gpus_per_node=4: partition main has 2 GPUs a node"),
         ({"account": "vip"}, "cluster.account=vip: you have no association with this account; yours: research, root"),
         (
@@ -106,7 +106,10 @@ def test_limits_of_the_account(trial: Any, limits: dict[str, str], keys: dict[st
         ),
         ({"gpus_per_node": 1}, "cluster.trials_per_node=4: partition main has 2 GPUs a node, and each trial takes 1"),
         ({"gpus_per_node": 3}, "cluster.gpus_per_node=3: partition main has 2 GPUs a node"),
-        ({"gpus_per_node": None, "sbatch": {"gres": "gpu:2"}}, "cluster.sbatch.gres=gpu:2: what of it each trial gets"),
+        (
+            {"gpus_per_node": None, "sbatch": {"gres": "gpu:2"}},
+            "cluster.sbatch.gres=gpu:2: Slurm does not report each trial's part",
+        ),
     ],
 )
 def test_trials_that_share_a_node(trial: Any, keys: dict[str, Any], said: str) -> None:

@@ -399,4 +399,4 @@ def test_stopped_says_what_became_of_each_trial(tmp_path: Path) -> None:
     ]
     stopped = RunStopped(signal.SIGINT, states)
     assert stopped.exit_code == 130
-    assert str(stopped) == "stopped by SIGINT; ended while running: trial 1 (beta 2); nothing is left running"
+    assert str(stopped) == "stopped by SIGINT; ended while running: trial 1 (beta 2); no process is left running"

@@ -315,7 +315,11 @@ def test_scancel_gets_few_words(tmp_path: Path) -> None:
 
 def test_two_retries_at_once_are_refused(tmp_path: Path) -> None:
     sweep = make(tmp_path / "s", 1)
-    with actions.one_retry(sweep), pytest.raises(Refused, match="at this moment"), actions.one_retry(sweep):
+    with (
+        actions.one_retry(sweep),
+        pytest.raises(Refused, match="another process is retrying"),
+        actions.one_retry(sweep),
+    ):
         pass
 
 

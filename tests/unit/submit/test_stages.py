@@ -77,7 +77,7 @@ def test_pairs_of_the_hub_have_a_name(before: Any, workspace: Path) -> None:
 
 
 def test_what_is_whole_is_there(before: Any, workspace: Path) -> None:
-    assert [stage.there for stage in before([])] == ["whole", "not made by prepare_data.py, taken as they are"]
+    assert [stage.there for stage in before([])] == ["whole", "not made by prepare_data.py, used unchanged"]
     folder = workspace / "data" / "sample"
     sizes = {f"{split}.jsonl": {"bytes": (folder / f"{split}.jsonl").stat().st_size} for split in stages.SPLITS}
     record = {"files": sizes, "rows": {"train": 16, "validation": 8, "test": 8}}
@@ -111,4 +111,4 @@ def test_preflight_leaves_out_what_will_be_made(composed: Any, workspace: Path) 
     expected = {workspace / "models" / "tiny.nemo", workspace / "data" / "sample" / "train.jsonl"}
     assert preflight.findings(trials, None, expected) == []
     assert preflight.warnings(trials, None) == []
-    assert "not there yet" in preflight.summary(config)
+    assert "do not exist yet" in preflight.summary(config)

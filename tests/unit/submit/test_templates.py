@@ -289,7 +289,7 @@ def test_render_where_model_and_data_do_not_exist_yet(stage: str, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("#!/bin/bash\n") and "\ntrain\n" in done.stdout
     (model,) = [line for line in done.stderr.splitlines() if "tiny.nemo" in line]
-    assert model.startswith("not there yet: ") and "convert_checkpoint.py" in model
+    assert model.startswith("does not exist yet: ") and "convert_checkpoint.py" in model
     assert ("train.jsonl: no such file" in done.stderr) == (stage == "sweep"), "dpo makes its data itself"
     assert listing(tmp_path) == []
     refused = rendered(tmp_path, stage, "model=tiny", "data=sample", "trainer.devices=3")
@@ -316,14 +316,14 @@ def test_write_only_writes_and_does_so_once(workspace: Path) -> None:
     assert [trial.beta for trial in sweep.trials] == [0.1, 0.5]
     assert [(job.id, job.trials) for job in sweep.jobs] == [("4711", [0, 1])]
     again = run(workspace, MAIN, *WRITE, env=ELEMENT)
-    assert again.returncode == 0 and "is written already" in again.stdout
+    assert again.returncode == 0 and "has been written already" in again.stdout
     other = run(workspace, MAIN, *WRITE, "model.seed=7", env=ELEMENT)
-    assert other.returncode == 2 and "is there already" in other.stderr
+    assert other.returncode == 2 and "exists already" in other.stderr
 
 
 def test_write_holds_the_trial_against_its_job(workspace: Path) -> None:
     done = run(workspace, MAIN, *WRITE, "trainer.devices=2", env=ELEMENT)
-    assert done.returncode == 2 and "trainer.devices=2: but this job has 1" in done.stderr
+    assert done.returncode == 2 and "trainer.devices=2: this job has 1" in done.stderr
     assert not (workspace / ELEMENT["SWEEP"]).exists()
 
 

@@ -204,7 +204,7 @@ def test_a_job_of_another_cluster(runs: Path, slurm: list[Any], monkeypatch: pyt
 def test_a_process_that_is_no_launcher_gets_no_signal(runs: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         look = states.look(local(runs / "s", process.pid))
-        with pytest.raises(Refused, match="no Python process of yours"):
+        with pytest.raises(Refused, match="not a Python process of yours"):
             actions.cancel(look, look.trials)
         assert process.poll() is None
         process.kill()
@@ -277,7 +277,7 @@ def test_a_trial_whose_folder_was_deleted(runs: Path, slurm: list[Any], capsys: 
     (sweep.folder / "1" / "config.yaml").unlink()
     (sweep.folder / "1").rmdir()
     assert main(["status", str(sweep.folder)]) == 1 and "its folder was deleted" in capsys.readouterr().out
-    assert main(["retry", "-y", "1"]) == 1 and "has lost its folder" in capsys.readouterr().err
+    assert main(["retry", "-y", "1"]) == 1 and "has no folder any more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "link"])

@@ -12,18 +12,18 @@ from types import SimpleNamespace
 import torch
 
 from launcher.check.steps import plan
-from launcher.train.engine import Settled
+from launcher.train.engine import JobConfig
 from launcher.train.ranks import Device
 
 
-def settle(config, trial_dir, ranks, progress):
+def configure(config, trial_dir, ranks, progress):
     rows = len(read(config))
     steps = plan(rows, config.batch, max_epochs=config.epochs, val_check_interval=1.0, save_interval=1.0)
-    return Settled(config, steps, Device("cpu", "32", "any CPU"))
+    return JobConfig(config, steps, Device("cpu", "32", "any CPU"))
 
 
-def build(settled, trial_dir, progress):
-    config, steps = settled.config, settled.steps
+def build(job, trial_dir, progress):
+    config, steps = job.config, job.steps
     pairs = read(config)
     features = torch.stack([bag(pair["chosen_response"]) - bag(pair["rejected_response"]) for pair in pairs])
     weights = torch.zeros(features.shape[1], requires_grad=True)

@@ -85,4 +85,4 @@ def test_a_misspelt_engine_is_found_before_submission(composed) -> None:
 def test_every_engine_has_the_functions_of_the_protocol() -> None:
     for name in ENGINES:
         module = engine.load(OmegaConf.create({"engine": name}))
-        assert all(callable(getattr(module, function, None)) for function in ("settle", "build", "shut_down")), name
+        assert all(callable(getattr(module, function, None)) for function in ("configure", "build", "shut_down")), name
