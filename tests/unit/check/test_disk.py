@@ -138,9 +138,8 @@ def test_keys_on_one_local_disk_are_one_warning(monkeypatch: pytest.MonkeyPatch)
         [("paths.runs", Path("/tmp/r")), ("a", Path("/home/x")), ("b", Path("/tmp/m")), ("c", Path("/homestead"))]
     )
     assert [str(finding).partition(";")[0] for finding in found] == [
-        "paths.runs=/tmp/r: lies on tmpfs (tmpfs at /tmp) (and b), memory of this machine: compute nodes may"
-        " not see it",
-        "c=/homestead: lies on xfs (/dev/vdc at /homestead), a disk of this machine: compute nodes may not see it",
+        "paths.runs=/tmp/r: is on tmpfs (tmpfs at /tmp) (and b), memory of this machine: compute nodes may not see it",
+        "c=/homestead: is on xfs (/dev/vdc at /homestead), a disk of this machine: compute nodes may not see it",
     ]
 
 

@@ -86,7 +86,7 @@ def test_what_this_cluster_never_runs(trial: Any, keys: dict[str, Any], said: st
         ({"group": "gres/gpu=2"}, {}, "cluster.gpus_per_node=2: account research gives a job at most 2 GPUs"),
         ({"group": "cpu=8"}, {"cpus_per_task": 4}, "cluster.cpus_per_task=4: account research gives a job at most 8"),
         ({"each": "mem=50G"}, {"mem_gb": 30.5}, "cluster.mem_gb=30.5: account research gives a job at most 51200 MB"),
-        ({"submit": "2"}, {}, "cluster.account=research: may have 2 jobs waiting and running, and each of"),
+        ({"submit": "2"}, {}, "cluster.account=research: may have 2 jobs waiting and running, and this sweep"),
     ],
 )
 def test_limits_of_the_account(trial: Any, limits: dict[str, str], keys: dict[str, Any], said: str) -> None:
@@ -102,13 +102,13 @@ def test_limits_of_the_account(trial: Any, limits: dict[str, str], keys: dict[st
     [
         (
             {"num_nodes": 2},
-            "cluster.trials_per_node=4: a trial of trainer.num_nodes=2 shares none of them; set trainer",
+            "cluster.trials_per_node=4: a trial with trainer.num_nodes=2 cannot share its nodes; set trainer",
         ),
         ({"gpus_per_node": 1}, "cluster.trials_per_node=4: partition main has 2 GPUs a node, and each trial takes 1"),
         ({"gpus_per_node": 3}, "cluster.gpus_per_node=3: partition main has 2 GPUs a node"),
         (
             {"gpus_per_node": None, "sbatch": {"gres": "gpu:2"}},
-            "cluster.sbatch.gres=gpu:2: Slurm does not report each trial's part",
+            "cluster.sbatch.gres=gpu:2: Slurm does not",
         ),
     ],
 )
@@ -148,7 +148,7 @@ def test_nodes_that_are_down_now(trial: Any, workspace: Path, monkeypatch: pytes
     monkeypatch.setattr(disk, "file_system", lambda path: disk.FileSystem("nfs4", "server:/x", "/"))
     assert warned(site(), workspace, trial()) == []
     (finding,) = warned(site(drained=True), workspace, trial(), trial(comment="x"))
-    assert "of partition main's 2 nodes that fit, 1 can be used now" in finding
+    assert "partition main has 2 nodes that fit, but 1 can be used now" in finding
     assert warned(site(drained=True), workspace, trial(num_nodes=1)) == []
     assert found(site(drained=True), trial()) == []
 
@@ -156,7 +156,7 @@ def test_nodes_that_are_down_now(trial: Any, workspace: Path, monkeypatch: pytes
 def test_a_folder_of_this_machine_alone(trial: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "file_system", lambda path: disk.FileSystem("tmpfs", "tmpfs", "/tmp"))
     (finding,) = warned(site(), workspace / "runs", trial(), trial(comment="x"))
-    assert finding.startswith(f"paths.runs={workspace / 'runs'}: lies on tmpfs (tmpfs at /tmp) (and pretrained")
+    assert finding.startswith(f"paths.runs={workspace / 'runs'}: is on tmpfs (tmpfs at /tmp) (and pretrained")
     single = site()
     one = [dataclasses.replace(p, total_nodes=1) for p in single.cluster.partitions]
     vars(single)["cluster"] = SlurmCluster(single.cluster.settings, one)
