@@ -124,7 +124,7 @@ def test_trials_that_share_a_node_are_one_job(trial: Any) -> None:
     row = "lab|research||research|high,normal||5|||gres/gpu=3\n"
     shared = trial(num_nodes=1, gpus_per_node=1, trials_per_node=2, time=30)
     assert found(site(row), shared, trials=10) == []
-    assert "every 2 of the 11 trials is one" in found(site(row), shared, trials=11)[0]
+    assert "this sweep would be 6 jobs" in found(site(row), shared, trials=11)[0]
     row = row.replace("gpu=3", "gpu=1")
     assert "2 trials on a node ask for 2 over" in found(site(row), shared, trials=10)[0]
 
