@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         _tar(args.folder / "packages.tar.xz", packages, "packages")
         code = Path(scratch, "code.tar")
         subprocess.run(["git", "archive", "--prefix=code/", "-o", str(code), "HEAD"], cwd=REPOSITORY, check=True)
-        subprocess.run(["xz", "-T0", "-f", str(code)], check=True)
+        subprocess.run(["xz", "-T0", "-2", "-f", str(code)], check=True)
         shutil.copyfile(f"{code}.xz", args.folder / "code.tar.xz")
     run = args.folder / "run.sh"
     run.write_text(RUN)
@@ -100,7 +100,7 @@ def _wanted(file: Path) -> bool:
 
 
 def _tar(to: Path, folder: Path, name: str) -> None:
-    with tarfile.open(to, "w:xz", preset=6) as archive:
+    with tarfile.open(to, "w:xz", preset=2) as archive:
         archive.add(folder, arcname=name)
 
 
