@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.login_node import ROOT
-
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {
     "hidden_size": 4096,
     "intermediate_size": 14336,

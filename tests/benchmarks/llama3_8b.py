@@ -21,8 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher import units
-from tests.benchmarks.convert import CONVERTER, measured, write_llama
-from tests.benchmarks.login_node import ROOT
+from tests.benchmarks.convert import CONVERTER, ROOT, measured, write_llama
 
 SHARD_BYTES = 1_750_000_000
 """Gives ten files, the embedding and the output layer among them."""
