@@ -15,7 +15,7 @@ from typing import Any
 from tests.integration.minimal_trial import write_pairs, write_trial
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-SHORT = {"trainer.dpo.save_interval": 1000, "evaluation.kl_pairs": 0, "evaluation.samples": 0}
+SHORT = {"evaluation.kl_pairs": 0, "evaluation.samples": 0}
 
 
 class Failed(Exception):
@@ -47,7 +47,9 @@ class Day:
         return {"train": write_pairs(self.work / "train.jsonl", count), "validation": held_out, "test": held_out}
 
     def trial(self, name: str, nemo: Path, pairs: dict[str, Path], **changes: Any) -> Path:
+        """The folder of a trial, in bf16 unless `changes` say otherwise; dots of keys are written as `__`."""
         keys = {key.replace("__", "."): value for key, value in changes.items()}
+        keys["trainer.dpo.save_interval"] = keys["trainer.dpo.val_check_interval"]
         common = {**SHORT, "trainer.accelerator": self.accelerator, "trainer.precision": "bf16"}
         return write_trial(self.work / name, "tiny", nemo, pairs, common | keys)
 

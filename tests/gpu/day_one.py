@@ -194,7 +194,7 @@ def _big_trial(
     held_out = write_pairs(day.work / "one.jsonl", batch, start=1000)
     keys = {"trainer__dpo__max_steps": steps, "trainer__dpo__val_check_interval": steps}
     keys |= {"model__global_batch_size": batch, "model__micro_batch_size": micro}
-    keys |= {"model__encoder_seq_length": max(lengths), "model__peft__lora_tuning__adapter_dim": 32}
+    keys |= {"model__encoder_seq_length": max(256, *lengths), "model__peft__lora_tuning__adapter_dim": 32}
     pairs = {"train": train, "validation": held_out, "test": held_out}
     return day.trial(name.replace(" ", "_").replace(",", ""), nemo, pairs, **keys, **changes)
 

@@ -31,7 +31,7 @@ work=${DAY_ONE_WORK:-$(mktemp -d)}
 mkdir -p "$work"
 tar -xJf "$here/packages.tar.xz" -C "$work"
 tar -xJf "$here/code.tar.xz" -C "$work"
-export PYTHONPATH="$work/packages:$work/code" HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 TOKENIZERS_PARALLELISM=false
+export PYTHONPATH="$work/packages:$work/code" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 cd "$work/code"
 exec "${PYTHON:-python3}" tests/gpu/day_one.py --work "$work/trials" "$@"
 """
