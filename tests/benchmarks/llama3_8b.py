@@ -39,15 +39,14 @@ def lacking(folder: Path, layers: int) -> str:
     needed, free = 2 * bytes_of(layers) + (2 << 30), shutil.disk_usage(folder).free
     if free < needed:
         return f"needs {units.size(needed)} in {folder}, {units.size(free)} are free"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") + _cached()
-    if memory < _MOST_GIB * 2**30:
-        return f"needs {_MOST_GIB:g} GiB of memory, {memory / 2**30:.1f} are free"
-    return ""
+    return lacking_memory(_MOST_GIB)
 
 
-def _cached() -> int:
+def lacking_memory(gib: float) -> str:
+    """Why something that takes `gib` of memory cannot be run now; "" if it can."""
     lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Cached:"))
+    free = next(int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable:"))
+    return f"needs {gib:g} GiB of memory, {free:.1f} are free" if free < gib else ""
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -55,7 +55,7 @@ def with_adapters(hf_folder: Path, nemo: Path, rank: int, alpha: float) -> Any:
 
 def adapted(hf_folder: Path, trained: Mapping[str, torch.Tensor], rank: int, alpha: float, precision: Any) -> Any:
     """HF's model in `precision` with peft's LoRA layers, holding the weights `trained`, by NeMo's names."""
-    model = AutoModelForCausalLM.from_pretrained(hf_folder, torch_dtype=precision)
+    model = AutoModelForCausalLM.from_pretrained(hf_folder, torch_dtype=precision, low_cpu_mem_usage=True)
     modules = [part.rpartition(".")[2] for parts in PARTS.values() for part in parts]
     lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, lora_dropout=0.0)
     policy = get_peft_model(model, lora, autocast_adapter_dtype=False)
