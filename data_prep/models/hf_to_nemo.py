@@ -38,7 +38,8 @@ def write(
 
     def read(name: str, first: int, end: int) -> torch.Tensor:
         with safe_open(folder.files[name], framework="pt") as file:  # reopened each time, so that its pages are freed
-            return file.get_slice(name)[first:end]
+            rows: torch.Tensor = file.get_slice(name)[first:end]
+            return rows
 
     def on_layer(index: int) -> None:
         progress.detail = f"layer {index + 1} of {folder.shape.layers}"

@@ -131,7 +131,7 @@ def vocab_divisor(vocab: int, tokens: int) -> int:
         sizes = [size for size in (1, 2, 4, MOST_TENSOR_PARALLEL) if size <= most_parallel]
         return all(-(-tokens // (divisor * size)) * divisor * size == vocab for size in sizes)
 
-    powers = [2**n for n in range(7, -1, -1)]
+    powers: list[int] = [2**n for n in range(7, -1, -1)]
     for most_parallel in (MOST_TENSOR_PARALLEL, 4, 2, 1):
         for divisor in powers:
             if exact(divisor, most_parallel):

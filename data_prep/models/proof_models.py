@@ -95,7 +95,8 @@ def _mask(length: int) -> torch.Tensor:
 
 def _read(folder: HFFolder, name: str, stored: torch.dtype, first: int = 0, end: int | None = None) -> torch.Tensor:
     with safe_open(folder.files[name], framework="pt") as file:  # reopened each time, so that its pages are freed
-        return file.get_slice(name)[first:end].to(stored, copy=True)
+        rows: torch.Tensor = file.get_slice(name)[first:end]
+        return rows.to(stored, copy=True)
 
 
 def _fp32(folder: HFFolder, name: str, stored: torch.dtype) -> torch.Tensor:
@@ -144,7 +145,8 @@ def _hf_states(folder: HFFolder, hidden: torch.Tensor, stored: torch.dtype, say:
         del layer
     norm = of_family("RMSNorm")(folder.shape.hidden, eps=config.rms_norm_eps)
     norm.weight.copy_(_read(folder, "model.norm.weight", stored))
-    return norm(states)[0]
+    answer: torch.Tensor = norm(states)
+    return answer[0]
 
 
 @torch.no_grad()

@@ -22,12 +22,12 @@ def frequencies(folder: Path) -> torch.Tensor:
     rope |= config.get("rope_parameters") or {}
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     theta = float(rope["rope_theta"] or 10000.0)
-    plain = 1.0 / theta ** (torch.arange(0, size, 2).float() / size)
+    plain: torch.Tensor = 1.0 / theta ** (torch.arange(0, size, 2).float() / size)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return plain
     if kind == "linear":
-        return plain / rope["factor"]
+        return plain / float(rope["factor"])
     if kind == "llama3":
         return torch.stack([_scaled(frequency, rope) for frequency in plain])
     raise ValueError(f"rope_type {kind} is not known")

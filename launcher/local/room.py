@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.findings import Finding
 from launcher.machine import Machine
-from launcher.trial_config.config import TrialConfig
+from launcher.plain_data import at
 
 MEMORY_GB_PER_RANK = 3.0
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one trial needs, according to its config."""
+    """What one trial needs, according to its config. Another engine's config may lack all keys but these."""
 
     ranks: int
     memory_gb: float
     accelerator: str
 
     @classmethod
-    def of(cls, config: TrialConfig) -> Need:
-        memory_gb = config.cluster.memory_gb_per_rank or MEMORY_GB_PER_RANK
-        return cls(config.ranks_per_node, config.ranks_per_node * memory_gb, config.trainer.accelerator)
+    def of(cls, config: Mapping[str, object]) -> Need:
+        ranks = int(at(config, "trainer.devices") or 1)
+        memory_gb = float(at(config, "cluster.memory_gb_per_rank") or MEMORY_GB_PER_RANK)
+        return cls(ranks, ranks * memory_gb, str(at(config, "trainer.accelerator") or "auto"))
 
     def on_gpu(self, machine: Machine) -> bool:
         return bool(machine.gpus) and self.accelerator != "cpu"
 
 
-def check(config: TrialConfig, machine: Machine) -> list[Finding]:
+def check(config: Mapping[str, object], machine: Machine) -> list[Finding]:
     """Reasons why a trial cannot run on this machine."""
     need = Need.of(config)
+    nodes = int(at(config, "trainer.num_nodes") or 1)
     problems = []
-    if config.nodes > 1:
+    if nodes > 1:
         why = "this machine is one node"
-        problems.append(Finding("trainer.num_nodes", str(config.nodes), why, "set it to 1, or choose a Slurm cluster"))
+        problems.append(Finding("trainer.num_nodes", str(nodes), why, "set it to 1, or choose a Slurm cluster"))
     if need.on_gpu(machine) and need.ranks > len(machine.gpus):
         why = f"this machine has {len(machine.gpus)} GPU{'s' if len(machine.gpus) > 1 else ''}"
         remedy = f"set it to at most {len(machine.gpus)}, or trainer.accelerator=cpu"

@@ -8,20 +8,21 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from launcher.engines import ENGINES
 from launcher.findings import LauncherError
 from launcher.job import ports
 from launcher.local import behind, process
 from launcher.local.controller import BUSY
 from launcher.local.rank import TRAIN, RunRank
 from launcher.local.room import Need, check, slots_for
+from launcher.local.stop_signals import stop_signals
 from launcher.machine import Machine, look
+from launcher.plain_data import at
 from launcher.status.local_states import died, ended
 from launcher.status.slurm_states import finished
 from launcher.status.trial_state import TrialState
@@ -85,7 +86,7 @@ def run(
     for copy in dict.fromkeys(codes[trial.number] for trial in runner.waiting):
         numbers = [trial.number for trial in runner.waiting if codes[trial.number] == copy]
         sweep.record_job("local", job, numbers, code=copy or 0)
-    with _signals() as caught:
+    with stop_signals() as caught:
         try:
             while runner.busy and not caught:
                 runner.turn()
@@ -98,26 +99,6 @@ def run(
         raise RunStopped(caught[0], runner.in_order())
     runner.update()
     return runner.in_order()
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect the signals that ask to stop, instead of acting on them. Ignored ones (nohup, &) stay ignored."""
-    caught: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        caught.append(signum)
-
-    before = {
-        signum: signal.signal(signum, note)
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(signum) is not signal.SIG_IGN
-    }
-    try:
-        yield caught
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 @dataclass
@@ -133,6 +114,11 @@ class _Running:
     @property
     def logs(self) -> Path:
         return self.trial.folder / "log"
+
+
+def _is_evaluated(trial: Trial) -> bool:
+    """Whether the policy answers prompts once it is trained. The config of another engine may have other keys."""
+    return at(trial.config(), "engine") in ENGINES and load(trial.folder).evaluated_after_training
 
 
 class _Runner:
@@ -196,13 +182,13 @@ class _Runner:
 
     def start(self, trial: Trial) -> bool:
         """Start a trial if there is room. Returns True if the trial no longer waits."""
-        config = load(trial.folder)
+        config = trial.config()
         need = Need.of(config)
         problems = check(config, self.machine)
         if problems:
             self.change(trial, state="FAILED", reason="; ".join(map(str, problems)))
             return True
-        slots = self.slots or config.cluster.trials_at_once or slots_for(need, self.machine)
+        slots = self.slots or at(config, "cluster.trials_at_once") or slots_for(need, self.machine)
         if len(self.running) >= slots or self._better_wait(need, slots):
             return False
         threads = self._threads(need, slots, len(self.running))
@@ -251,7 +237,7 @@ class _Runner:
                 state = replace(state, error=f"{state.error} (still there after SIGKILL: {left})".strip())
             self.states[entry.trial.number] = state
             process.tidy(entry.logs, entry.job_id)
-            if state.state == "DONE" and signum is None and load(entry.trial.folder).evaluated_after_training:
+            if state.state == "DONE" and signum is None and _is_evaluated(entry.trial):
                 self.evaluations.add(entry.trial)
 
     def _state_at_end(self, entry: _Running, signum: int | None) -> TrialState:

@@ -22,16 +22,16 @@ from launcher.slurm.rows import AccountRow, QueueRow
 from launcher.slurm.run import (
     PATIENCE,
     Answer,
-    SlurmError,
     SlurmMissing,
     SlurmTimeout,
     ask,
     count,
-    environment,
     hooks,
     reading,
-    run,
 )
+from launcher.slurm.run import SlurmError as SlurmError
+from launcher.slurm.run import environment as environment
+from launcher.slurm.run import run as run
 from launcher.slurm.site import Association, SlurmCluster
 
 # -- is there a Slurm? -------------------------------------------------------------------------------------------------

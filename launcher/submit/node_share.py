@@ -7,7 +7,6 @@ little memory per core for a rank that loads a large model.
 from __future__ import annotations
 
 from launcher.check.cluster_limits import Site
-from launcher.slurm import client
 from launcher.slurm.site import NodeGroup, Partition
 from launcher.trial_config.cluster import Cluster
 from launcher.trial_config.config import TrialConfig
@@ -68,8 +67,6 @@ def _limited_by_account(site: Site) -> set[str]:
     """Resources that are limited for the user's accounts. A job that requests more would wait for ever."""
     if not site.enforces_limits:
         return set()
-    try:
-        rows = site.associations or []
-    except client.SlurmError:  # sbatch works without the accounting; assume that both are limited
+    if site.accounts_unknown:  # sbatch works without the accounting; assume that both are limited
         return {"cpu", "mem"}
-    return {name for row in rows for limits in (row.max_per_job, row.group) for name in limits}
+    return {name for row in site.associations or [] for limits in (row.max_per_job, row.group) for name in limits}

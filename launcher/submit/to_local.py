@@ -38,4 +38,4 @@ def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> S
 
 def _check(trials: Sequence[PlannedTrial]) -> list[Finding]:
     here = machine.look()
-    return list(dict.fromkeys(finding for trial in trials for finding in room.check(trial.config, here)))
+    return list(dict.fromkeys(finding for trial in trials for finding in room.check(trial.config.plain, here)))

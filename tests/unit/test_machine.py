@@ -13,14 +13,13 @@ from launcher import machine
 from launcher.job import ports
 from launcher.local.room import Need, check, slots_for
 from launcher.machine import Machine
-from tests import configs
 
 MACHINE = Machine(cores=4, memory_gb=64.0)
 
 
 def need(ranks: int = 1, memory: float | None = None, accelerator: str = "auto") -> Need:
-    changes = {"trainer.devices": ranks, "trainer.accelerator": accelerator, "cluster.memory_gb_per_rank": memory}
-    return Need.of(configs.typed(("cluster=local",), changes))
+    trainer = {"devices": ranks, "accelerator": accelerator}
+    return Need.of({"trainer": trainer, "cluster": {"memory_gb_per_rank": memory}})
 
 
 @pytest.mark.parametrize(
@@ -41,7 +40,7 @@ def test_slots(wanted: Need, machine: Machine, slots: int) -> None:
 
 
 def test_what_this_machine_cannot_do() -> None:
-    config = configs.typed(("cluster=local",), {"trainer.devices": 4, "trainer.num_nodes": 2})
+    config = {"trainer": {"devices": 4, "num_nodes": 2}}
     assert [finding.where for finding in check(config, MACHINE)] == ["trainer.num_nodes"]
     assert [f.where for f in check(config, Machine(8, 64.0, ("0",)))] == ["trainer.num_nodes", "trainer.devices"]
 

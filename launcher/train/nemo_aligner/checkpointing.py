@@ -70,10 +70,10 @@ def resume_point(options: DictConfig) -> Checkpoint | None:
     It is the trial's last complete checkpoint, else resume_from_checkpoint. Incomplete ones are put aside. Raises
     Refused if the trial is to resume, there is no checkpoint, and resume_ignore_no_checkpoint is false.
     """
-    answer: list[Any] = [None]
+    answer: list[Checkpoint | None] = [None]
     if torch.distributed.get_rank() == 0:
         folder = Path(options.explicit_log_dir) / "checkpoints"
-        checkpoint = None
+        checkpoint: Checkpoint | None = None
         if options.resume_if_exists:
             checkpoint = checkpoints.newest(folder)
             put_aside(folder, checkpoint)

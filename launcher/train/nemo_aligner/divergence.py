@@ -86,7 +86,8 @@ def last_hidden(model: MegatronGPTDPOModel, batch: dict[str, torch.Tensor]) -> t
             micro_batch_size=batch["input_ids"].shape[0],
             collect_non_loss_data=True,
         )
-    return hidden
+    last: torch.Tensor = hidden
+    return last
 
 
 def output_weight(model: MegatronGPTDPOModel) -> torch.Tensor:

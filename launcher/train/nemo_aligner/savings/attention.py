@@ -93,7 +93,7 @@ def pair_seen(beginning: int, chosen: int, rejected: int) -> torch.Tensor:
 
 def blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Lengths, scale: float) -> torch.Tensor:
     """By matrix products of each pair, without the parts of the mask that are empty."""
-    answer: torch.Tensor = _Blocks.apply(query, key, value, lengths, scale)
+    answer: torch.Tensor = _Blocks.apply(query, key, value, lengths, scale)  # type: ignore[no-untyped-call]
     return answer
 
 

@@ -101,7 +101,9 @@ def _log_probabilities_at(places: torch.Tensor) -> Iterator[None]:
     def of_some(vocab_parallel_logits: torch.Tensor, target: torch.Tensor, **options: object) -> torch.Tensor:
         sequences, length = target.shape
         labels = target.t().reshape(-1)[places]
-        found = LogProbability.apply(vocab_parallel_logits[:, 0], labels, not options["inference_only"])
+        found: torch.Tensor = LogProbability.apply(  # type: ignore[no-untyped-call]
+            vocab_parallel_logits[:, 0], labels, not options["inference_only"]
+        )
         everywhere = found.new_zeros(length * sequences).index_copy(0, places, found)
         return everywhere.view(length, sequences).t()
 
