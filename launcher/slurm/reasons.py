@@ -78,7 +78,9 @@ def waiting(row: QueueRow) -> str:
     if row.state.word in ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"):
         return f"{row.state.meaning}; `scontrol release` lets it go"
     word = row.reason.split(",")[0].split(" ")[0].strip("()")
-    meaning = WAITS.get(word) or next((text for start, text in _GROUPS if word.startswith(start)), "")
+    words = row.reason.replace(" ", "_")  # squeue writes `launch failed requeued held`
+    meaning = WAITS.get(word) or WAITS.get(words)
+    meaning = meaning or next((text for start, text in _GROUPS if word.startswith(start)), "")
     if not meaning:
         return row.reason
     return f"{meaning} ({row.reason})" if word not in ("", "None") else meaning

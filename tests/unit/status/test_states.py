@@ -88,6 +88,12 @@ def one(
     ("queue", "account", "state", "reason"),
     [
         ([queued(0, "PENDING", reason="Priority")], None, "WAITING", "others come first (Priority)"),
+        (
+            [queued(0, "PENDING", reason="launch failed requeued held")],
+            None,
+            "WAITING",
+            "could not be started and is held; `scontrol release` lets it go",
+        ),
         ([queued(0, "PENDING", reason="Something new")], None, "WAITING", "Something new"),
         ([queued(0, "PENDING", reason="QOSMaxJobsPerUserLimit")], None, "WAITING", "the limit of its QoS is reached"),
         ([queued(0, "PENDING", reason="BeginTime", restarts=1)], None, "WAITING", "was requeued"),
