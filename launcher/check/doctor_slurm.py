@@ -102,7 +102,10 @@ def _partition(partition: Partition) -> Line:
 
 def _accounts(site: Site) -> Iterator[Line]:
     try:
-        rows = site.associations
+        rows = client.associations()  # Site takes an empty list for "not known"; here it is a finding
+    except KeyError:
+        yield Line("accounts", WARNING, site.accounts_unknown, "add the user to this machine's name service")
+        return
     except client.SlurmError as error:
         remedy = "jobs still run; sacct does not list them until slurmdbd is back"
         yield Line("accounts", WARNING, f"the accounting does not answer: {error}", remedy)

@@ -199,9 +199,9 @@ def test_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     real = os.statvfs(tmp_path)
     for flag, free, inodes, expected in (
         (os.ST_RDONLY, 10**13, 9, {"runs": "missing"}),
-        (0, 10**6, 9, {"runs": "ok", "space": "warning", "clock": "ok"}),
-        (0, 10**13, 0, {"runs": "ok", "space": "warning", "clock": "ok"}),
-        (0, 10**13, 9, {"runs": "ok", "space": "ok", "clock": "ok"}),
+        (0, 10**6, 9, {"runs": "ok", "space": "warning", "clock": "ok", "locks": "ok"}),
+        (0, 10**13, 0, {"runs": "ok", "space": "warning", "clock": "ok", "locks": "ok"}),
+        (0, 10**13, 9, {"runs": "ok", "space": "ok", "clock": "ok", "locks": "ok"}),
     ):
         room = SimpleNamespace(f_flag=flag, f_bavail=free, f_frsize=1, f_files=real.f_files or 9, f_favail=inodes)
         with monkeypatch.context() as patch:
