@@ -111,13 +111,12 @@ def two_ranks(day: Day) -> None:
         folder = day.trial(f"ranks_{name}", nemo, pairs, **keys)
         env = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         env |= {"MASTER_PORT": str(29500 + parallel), "NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
-        processes = [
-            # NCCL refuses two ranks on one GPU of one host; by its variable they are on two.
-            day.start(
-                folder, ["--adapters", str(folder / f"{rank}.pt")], RANK=str(rank), NCCL_HOSTID=f"host{rank}", **env
-            )
-            for rank in range(2)
-        ]
+        processes = []
+        for rank in range(2):
+            # NCCL refuses two ranks on one GPU of one host; by its variable they are on two. Nodes have a /tmp each.
+            own = {"RANK": str(rank), "NCCL_HOSTID": f"host{rank}", "TMPDIR": str(folder / f"tmp{rank}")}
+            Path(own["TMPDIR"]).mkdir()
+            processes.append(day.start(folder, ["--adapters", str(folder / f"{rank}.pt")], **env, **own))
         day.wait(folder, processes)
         weights = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
         same = all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

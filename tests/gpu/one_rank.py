@@ -84,9 +84,13 @@ def main() -> int:
         from launcher.train.signals import listen
 
         listen(args.trial, signals)  # before the imports, as under Slurm
+    import numpy
+
     from launcher.train import run_trial
     from launcher.train.nemo_aligner import standins
 
+    if not hasattr(numpy, "product"):  # Megatron-core 0.10 calls it, and numpy 2 has only prod
+        numpy.product = numpy.prod
     standins.install()
     watch(args.measure, args.adapters, args.profile)
     if args.empty_cache:
