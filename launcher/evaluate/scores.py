@@ -42,7 +42,7 @@ def _checks(answer: PromptAnswers) -> list[tuple[str, bool]]:
     return [(str(it["id"]), kept) for it, kept in zip(instructions, followed, strict=True)]
 
 
-def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def table(rows: Mapping[str, Mapping[str, object]]) -> str:
     """The measures of what policies say: a line a measure, a column a policy, each value with its standard error."""
     known = {title: recorded_scores.scores(found) for title, found in rows.items()}
     lines = [["", *rows]]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from launcher.evaluate.instructions import text
 
@@ -21,7 +20,7 @@ CHECKERS: dict[str, Check] = {}
 """By instruction id: (answer, the instruction's arguments) -> whether the answer follows it."""
 
 
-def follows(answer: str, instruction: str, arguments: Mapping[str, Any] | None = None) -> bool:
+def follows(answer: str, instruction: str, arguments: Mapping[str, object] | None = None) -> bool:
     """Whether the answer follows one instruction. An empty answer follows none.
 
     Raises ValueError for an unknown id, or arguments that it does not take or lacks.

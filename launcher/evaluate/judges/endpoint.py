@@ -191,7 +191,7 @@ class Endpoint:
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirect would carry the key to another server; it is an error instead."""
 
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+    def redirect_request(self, *args: object, **kwargs: object) -> None:
         return None
 
 
