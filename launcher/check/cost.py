@@ -41,6 +41,8 @@ class Batching:
     """Whether the reference policy is computed once for the sweep, not in every trial."""
     multiple: int = 1
     """Lengths are rounded up to a multiple of this."""
+    rows: bool = False
+    """Whether a pair is one row in which its prompt is computed once, without padding."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,14 @@ def batching(config: TrialConfig) -> Batching:
     """The batching that the trial's config asks for."""
     compute, accelerator = config.compute, config.trainer.accelerator
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not config.cluster.gpus)
-    usual = _CPU_MULTIPLE if compute.cut_padding and on_cpu else _STOCK_MULTIPLE
-    return Batching(compute.cut_padding, compute.cache_reference, compute.length_multiple or usual)
+    ours = compute.cut_padding or compute.share_prompt
+    usual = _CPU_MULTIPLE if ours and on_cpu else _STOCK_MULTIPLE
+    model = config.model
+    whole = config.model_keys.get("context_parallel_size") in (None, 1) and not model.sequence_parallel
+    rows = (
+        compute.share_prompt and whole and model.pipeline_model_parallel_size == 1 and model.data.data_impl == "jsonl"
+    )
+    return Batching(compute.cut_padding, compute.cache_reference, compute.length_multiple or usual, rows)
 
 
 def estimate(
@@ -119,6 +127,8 @@ def estimate(
     checked = _validated(plan, config.trainer.dpo, config.global_batch_size, validation.rows)
 
     def computed(count: float, lengths: PairLengths, together: int) -> float:
+        if layout.rows:
+            return count * (lengths.row_share * lengths.mean + (layout.multiple - 1) / 2)
         return 2 * count * (lengths.padded(together, share) + (layout.multiple - 1) / 2)
 
     training, validating = computed(pairs, train, trained), computed(checked, validation, trained)
@@ -126,7 +136,8 @@ def estimate(
     if cut and layout.reference_once:  # each pair once, however many trials and epochs
         seen_trained, seen_checked = min(pairs, train.rows), min(checked, validation.rows)
     reference = computed(seen_trained, train, referred) + computed(seen_checked, validation, referred)
-    needed = 2 * (pairs + seen_trained) * train.mean + 2 * (checked + seen_checked) * validation.mean
+    sides = [lengths.mean * (lengths.row_share if layout.rows else 2) for lengths in (train, validation)]
+    needed = (pairs + seen_trained) * sides[0] + (checked + seen_checked) * sides[1]
     positions = Positions(training, validating, reference, max(0.0, 1 - needed / (training + validating + reference)))
     passes = _passes(config, base)
     cost = Cost(trials, positions, layout.reference_once, passes, None, config.ranks, train.counted)

@@ -72,11 +72,14 @@ def _stage(vocabulary: int, model: GptConfig, trial: TrialConfig, stage: int) ->
     length, micro = trial.longest_pair, trial.model.micro_batch_size
     # In the 1F1B schedule the first stage has started one micro batch per stage before it finishes its first one.
     in_flight = min(pipeline - stage, max(1, trial.global_batch_size // (micro * trial.data_parallel_ranks)))
-    kept = _layer_bytes(model, trial, length * _SEQUENCES * micro) * in_flight * wide
-    pairs = max(micro, trial.model.dpo.log_prob_forward_micro_batch_size)
+    trained = length * _SEQUENCES * micro  # positions of a micro batch; a pair may have nothing to share
+    referred = length * _SEQUENCES * max(micro, trial.model.dpo.log_prob_forward_micro_batch_size)
+    if trial.compute.share_prompt and isinstance(trial.compute.positions_per_micro_batch, int):
+        trained = referred = max(trial.compute.positions_per_micro_batch, length * _SEQUENCES)
+    kept = _layer_bytes(model, trial, trained) * in_flight * wide
     last = stage == pipeline - 1
     # bf16 logits (2), their fp32 copy and its softmax (4 + 4): 10 bytes for each token and vocabulary entry
-    logits = (8 + 2 * wide) * length * _SEQUENCES * pairs * rows / tensor if last else 0.0
+    logits = (8 + 2 * wide) * referred * rows / tensor if last else 0.0
     return Memory(
         weights=2 * wide * held / GIB,
         states=_state_bytes(model, trial, held) / GIB,

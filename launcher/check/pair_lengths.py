@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 from launcher.nemo import data_files
 
 _POINTS = 4  # points in each bin at which a binomial distribution is evaluated
+_SAMPLED = 256  # rows that are read to see how much of a pair is its prompt
 CHARACTERS_A_TOKEN = 4.0
 """A rule of thumb for English; used only for sets that were prepared without a tokenizer."""
 
@@ -27,6 +30,8 @@ class PairLengths:
     """(lower end, upper end, share of the pairs) in ascending order; the last bin ends at the longest pair."""
     counted: bool
     """Whether a tokenizer counted the lengths. False: they are estimated from characters."""
+    row_share: float = 2.0
+    """Prompt and both responses, in lengths of the longer side. By characters of the first rows; 2 if unknown."""
 
     def longest_of(self, count: int) -> float:
         """Expected length of the longest of `count` pairs drawn at random, in tokens; for one pair, the mean."""
@@ -96,7 +101,20 @@ def load(path: Path) -> PairLengths | None:
         start = min(max(reached, edge / 1.5), edge)  # the record omits empty bins
         bins.append((start * scale, edge * scale, count / sum(counts.values())))
         reached = edge
-    return PairLengths(known.rows, mean * scale, tuple(bins), counted) if bins else None
+    return PairLengths(known.rows, mean * scale, tuple(bins), counted, _row_share(path)) if bins else None
+
+
+def _row_share(path: Path) -> float:
+    rows = longer = 0
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for row in map(json.loads, itertools.islice(lines, _SAMPLED)):
+                prompt, *sides = (len(row[name]) for name in ("prompt", "chosen_response", "rejected_response"))
+                rows += prompt + sum(sides)
+                longer += prompt + max(sides)
+    except (ValueError, KeyError, TypeError):  # packed pairs, or not written by prepare_data.py
+        return 2.0
+    return rows / longer if longer else 2.0
 
 
 def _edge(name: str, longest: float) -> float:

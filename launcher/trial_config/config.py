@@ -12,7 +12,7 @@ from launcher.plain_data import at
 from launcher.trial_config.cluster import Cluster
 from launcher.trial_config.model import Model, PretrainedCheckpoint
 from launcher.trial_config.trainer import ExpManager, Trainer
-from launcher.trial_config.types import Engine, Hypotheses, Number, Precision, Section, Text, TimeLimit
+from launcher.trial_config.types import Engine, Hypotheses, Number, Positions, Precision, Section, Text, TimeLimit
 
 Split = Literal["train", "validation", "test"]
 
@@ -36,8 +36,10 @@ class Paths(Section):
 class Compute(Section):
     """`compute`: what a step need not compute."""
 
-    share_prompt: bool = Field(description="compute a pair's prompt once, not for chosen and rejected each")
-    positions_per_micro_batch: int | None = Field(ge=1, description="pairs share a row of so many positions at most")
+    share_prompt: bool = Field(True, description="compute a pair's prompt once, not for chosen and rejected each")
+    positions_per_micro_batch: Positions | None = Field(
+        "auto", description="pairs share a row of so many positions at most; null: model.micro_batch_size pairs do"
+    )
     cut_padding: bool = Field(description="cut each micro batch to its own longest pair")
     length_multiple: int | None = Field(ge=1, description="tokens that a micro batch's length is rounded up to")
     cache_reference: bool = Field(description="keep the reference policy's log-probabilities in paths.cache")

@@ -72,6 +72,11 @@ def _gpus(value: int | str) -> int | str:
     return value
 
 
+def _positions(value: int | str) -> int | str:
+    _fail_unless(value == "auto" if isinstance(value, str) else value >= 1)
+    return value
+
+
 def _engine(value: str) -> str:
     _fail_unless(module_of(value) is not None)
     return value
@@ -116,6 +121,9 @@ Interval: TypeAlias = Annotated[
 TimeLimit: TypeAlias = Annotated[int | str, AfterValidator(_time_limit), Allowed("minutes, or D-HH:MM:SS")]
 Gpus: TypeAlias = Annotated[
     int | str, AfterValidator(_gpus), Allowed("a whole number of at least 1, or a type and a number (a100:2)")
+]
+Positions: TypeAlias = Annotated[
+    int | str, AfterValidator(_positions), Allowed("auto, or a whole number of at least 1")
 ]
 Precision: TypeAlias = Annotated[Literal["auto", "bf16", "bf16-mixed", "32"], BeforeValidator(_precision)]
 Engine: TypeAlias = Annotated[

@@ -26,13 +26,19 @@ from tests.integration.conftest import REPOSITORY, Ranks, Trial
 from tests.integration.minimal_trial import write_trial
 from tests.integration.stock import stock
 
-FEWER_TOKENS = {8: 3.0, 64: 5.0}
+FEWER_TOKENS = {"cut": {8: 3.0, 64: 5.0}, "shared": {8: 6.0, 64: 9.5}}
 SWEEP = 3  # betas
 WITHIN = 1e-5
 # A difference of rounding in one step's weights is there in all steps that follow. model=tiny does not need the leave.
 AT_EVERY_STEP, A_STEP = f"<= {WITHIN:g} at every step", f"<= n x {WITHIN:g} at step n"
 REFERENCES: dict[str, dict[str, Any]] = {"computed": {"compute__cache_reference": False}, "cached": {}, "found": {}}
-FASTER, LESS_TIME = 1.5, 0.5
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "two sequences a pair": {"compute__share_prompt": False},
+    "a row a pair": {"compute__share_prompt": True},
+    "rows of 512": {"compute__share_prompt": True, "compute__positions_per_micro_batch": 512},
+}
+#: By precision: how many times faster a step has to be than stock's, and what share of its time three betas may take.
+FASTER, LESS_TIME = {"bf16": 3.0, "32": 2.7}, {"bf16": 0.27, "32": 0.31}
 PARTS = ("reference", "step", "positions")
 WHOLE_SET = 160_800  # pairs of HH-RLHF
 STEPS = {"tiny": 50, "smollm2_135m": 3}
@@ -96,12 +102,14 @@ def tokens(bench: Bench) -> Iterator[Line]:
     keys = {"compute__cache_reference": False, "model__data__data_prefix__train": [str(every)]}
     found = parts.in_a_rank(parts.count, bench.trial("count", "smollm2_135m", longest, **keys))
     yield "pairs", f"{found['pairs']}", "", True
-    for share, bar in FEWER_TOKENS.items():
-        plain, cut = found["stock"][str(share)], found["cut"][str(share)]
-        yield f"positions, cutting alone, {share} pairs a rank", f"{plain / cut:.2f} times fewer", "", True
-        ratio = 2 * SWEEP * plain / ((SWEEP + 1) * cut)  # policy and reference a trial; policy a trial, reference once
-        what = f"positions of {SWEEP} betas, {share} pairs a rank"
-        yield bench.line(what, f"{ratio:.2f} times fewer", f">= {bar:g}", ratio >= bar)
+    for way, bars in FEWER_TOKENS.items():
+        for share, bar in bars.items():
+            stock_, ours = found["stock"][str(share)], found[way][str(share)]
+            yield f"positions, {way}, {share} pairs a rank", f"{stock_ / ours:.2f} times fewer", "", True
+            # Policy and reference a trial; policy a trial, reference once.
+            ratio = 2 * SWEEP * stock_ / ((SWEEP + 1) * ours)
+            what = f"positions of {SWEEP} betas, {way}, {share} pairs a rank"
+            yield bench.line(what, f"{ratio:.2f} times fewer", f">= {bar:g}", ratio >= bar)
     share = found["labelled"] / found["tokens"]
     yield "positions that need logits", f"{share:.0%} of a pair's own", "", True
     size = (4 * found["labelled"] / found["pairs"] + 32) * WHOLE_SET / 1e6
@@ -119,13 +127,17 @@ def _equal_tiny(bench: Bench, ranks: int) -> Iterator[Line]:
     keys = {"trainer__devices": ranks, "model__global_batch_size": 4}
     reference = _run(bench, bench.trial(f"stock_{ranks}", "tiny", 512, **keys), ranks, stock)
     on = f"{ranks} rank{'s' * (ranks > 1)}"
-    for name, way in REFERENCES.items():
-        ours = _run(bench, bench.trial(f"{name}_{ranks}", "tiny", 512, **keys, **way), ranks)
-        yield _difference(f"tiny, reference {name}, {on}", reference, ours, AT_EVERY_STEP)
-    folder = bench.trial(f"resumed_{ranks}", "tiny", 512, **keys)
-    stopped = _run(bench, folder, ranks, parts.stop_in_the_middle, done=False)
-    assert max(stopped.values("train/loss")) == parts.HALF
-    yield _difference(f"tiny, resumed at {parts.HALF}, {on}", reference, _run(bench, folder, ranks), AT_EVERY_STEP)
+    for place, (layout, keys_of_layout) in enumerate(LAYOUTS.items()):
+        for name, way in REFERENCES.items():
+            ours = _run(
+                bench, bench.trial(f"{place}_{name}_{ranks}", "tiny", 512, **keys, **keys_of_layout, **way), ranks
+            )
+            yield _difference(f"tiny, {layout}, reference {name}, {on}", reference, ours, AT_EVERY_STEP)
+        folder = bench.trial(f"{place}_resumed_{ranks}", "tiny", 512, **keys, **keys_of_layout)
+        stopped = _run(bench, folder, ranks, parts.stop_in_the_middle, done=False)
+        assert max(stopped.values("train/loss")) == parts.HALF
+        resumed = _run(bench, folder, ranks)
+        yield _difference(f"tiny, {layout}, resumed at {parts.HALF}, {on}", reference, resumed, AT_EVERY_STEP)
 
 
 def _equal_smollm2(bench: Bench) -> Iterator[Line]:
@@ -137,11 +149,10 @@ def _equal_smollm2(bench: Bench) -> Iterator[Line]:
     reference, padded = _run_two(bench, (trial("stock"), parts.stock_with_peak), (further, stock))
     what, figures, _, _ = _difference("smollm2_135m, stock padded to 64", reference, padded, A_STEP)
     yield what, figures, "stock beside itself", True
-    for name, way in REFERENCES.items():
-        ours = _run(bench, trial(name, **way), 1, parts.keep_peak)
-        yield _difference(f"smollm2_135m, reference {name}", reference, ours, A_STEP)
-        if name == "cached":
-            yield _memory(name, reference, ours)
+    for place, (layout, keys) in enumerate(LAYOUTS.items()):
+        ours = _run(bench, trial(f"{place}_cached", **keys), 1, parts.keep_peak)
+        yield _difference(f"smollm2_135m, {layout}", reference, ours, A_STEP)
+        yield _memory(layout, reference, ours)
 
 
 def _run_two(bench: Bench, *trials: tuple[Path, Any]) -> list[Trial]:
@@ -193,44 +204,49 @@ def judge(apart: dict[str, dict[int, float]], rule: str) -> tuple[str, bool]:
 
 def _memory(name: str, stock_: Trial, ours: Trial) -> Line:
     theirs, own = (int((trial.folder / "log" / "peak").read_text()) / 1e6 for trial in (stock_, ours))
-    return f"peak memory, reference {name}", f"{own:.2f} GB, stock {theirs:.2f}", "<= stock's", own <= theirs
+    return f"peak memory, {name}", f"{own:.2f} GB, stock {theirs:.2f}", "<= stock's", own <= theirs
 
 
 def faster(bench: Bench) -> Iterator[Line]:
-    """CPU seconds of a step of SmolLM2-135M, 8 pairs of up to 256 tokens."""
-    off = {f"compute__{key}": False for key in ("cut_padding", "skip_prompt_logits", "cache_reference")}
-    say(f"smollm2_135m: {TIMED} steps, each in three ways")
-    folder = bench.trial("timed", "smollm2_135m", 256, **off, trainer__dpo__max_steps=TIMED)
-    taken = parts.in_a_rank(parts.time_steps, folder)
-    sums = {
-        way: {part: sum(one[part] for one in taken if one["way"] == way) for part in PARTS}
-        for way in ("stock", "cut", "all")
+    """CPU seconds of a step of SmolLM2-135M, 8 pairs of up to 256 tokens, by precision."""
+    for precision in FASTER:
+        yield from _faster(bench, precision)
+
+
+def _faster(bench: Bench, precision: str) -> Iterator[Line]:
+    say(f"smollm2_135m in {precision}: {TIMED} steps, each in {len(parts.WAYS)} ways")
+    keys: dict[str, Any] = {
+        f"compute__{key}": False for key in ("cut_padding", "skip_prompt_logits", "cache_reference")
     }
-    positions = {way: spent.pop("positions") for way, spent in sums.items()}
+    keys |= {"compute__share_prompt": False, "trainer__precision": precision, "trainer__dpo__max_steps": TIMED}
+    taken = parts.in_a_rank(parts.time_steps, bench.trial(f"timed_{precision}", "smollm2_135m", 256, **keys))
+    sums = {way: {part: sum(one[part] for one in taken if one["way"] == way) for part in PARTS} for way in parts.WAYS}
     steps = len(taken) // len(sums)
-    yield "positions of these steps", f"{positions['stock'] / positions['cut']:.2f} times fewer", "", True
+    stock_ = sums["stock"]
+    whole = SWEEP * (stock_["step"] + stock_["reference"])
     for way, spent in sums.items():
-        yield (
-            f"a step, {way}",
-            f"{spent['step'] / steps:.1f} s + reference {spent['reference'] / steps:.1f} s",
-            "",
-            True,
-        )
-    ratio = sums["stock"]["step"] / sums["cut"]["step"]
-    yield bench.line("training step, cutting alone", f"{ratio:.2f} times faster", f">= {FASTER:g}", ratio >= FASTER)
-    whole = sum(sums["stock"].values()) / sum(sums["cut"].values())
-    yield "training step and its reference pass, cutting alone", f"{whole:.2f} times faster", "", True
+        fewer = f"{stock_['positions'] / spent['positions']:.2f} times fewer positions"
+        each = f"{spent['step'] / steps:.1f} s + reference {spent['reference'] / steps:.1f} s"
+        yield f"{precision}: a step, {way}", each, fewer, True
+        if way == "stock":
+            continue
+        ratio = stock_["step"] / spent["step"]
+        share = (SWEEP * spent["step"] + spent["reference"]) / whole
+        lines = (
+            (f"{precision}: training step, {way}", f"{ratio:.2f} times faster", f">= {FASTER[precision]:g}",
+             ratio >= FASTER[precision]),
+            (f"{precision}: {SWEEP} betas and their reference, {way}", f"{share:.3f} of stock's CPU time",
+             f"<= {LESS_TIME[precision]:g}", share <= LESS_TIME[precision]),
+        )  # fmt: skip
+        for what, figure, bar, good in lines:  # the bars are for the way that is the default
+            yield bench.line(what, figure, bar, good) if way == "packed" else (what, figure, "", True)
+    hours = sums["packed"]["reference"] / steps / 8 * WHOLE_SET / 3600
     yield (
-        "training step, cut and fewer logits",
-        f"{sums['stock']['step'] / sums['all']['step']:.2f} times faster",
-        "",
+        f"{precision}: reference stage of {WHOLE_SET:,} such pairs",
+        f"{hours:.0f} h of one such core",
+        "extrapolated",
         True,
     )
-    share = (SWEEP * sums["all"]["step"] + sums["all"]["reference"]) / (SWEEP * sum(sums["stock"].values()))
-    what = f"{SWEEP} betas, their reference stage included"
-    yield bench.line(what, f"{share:.2f} of stock's CPU time", f"<= {LESS_TIME:g}", share <= LESS_TIME)
-    hours = sums["all"]["reference"] / steps / 8 * WHOLE_SET / 3600
-    yield f"reference stage of {WHOLE_SET:,} such pairs", f"{hours:.0f} h of one such core", "extrapolated", True
 
 
 def packing(bench: Bench) -> Iterator[Line]:

@@ -48,37 +48,39 @@ def _build_and_call(function: Callable[[Any, Path], None], folder: Path) -> None
 
 
 def count(session: Any, folder: Path) -> None:
-    """Positions a rank computes for one pass over all batches: as NeMo-Aligner does, and cut; labelled ones; bytes."""
+    """Positions a rank computes for one pass over all batches: as NeMo-Aligner does, cut, and as rows."""
     from nemo.collections.nlp.modules.common.megatron.utils import get_iterator_k_split
     from nemo_aligner.algorithms.dpo import dpo_custom_collate
 
     from launcher.train.nemo_aligner.savings import micro_batches
+    from launcher.train.nemo_aligner.savings.row import row_lengths
 
     trainer, pairs = session.trainer, session.trainer.train_dataloader.dataset
     rows = [pairs[place] for place in range(len(pairs))]
     multiple, eos = trainer.pad_seq_length_to_mult, session.model.tokenizer.eos_id
-    found: dict[str, Any] = {"pairs": len(rows), "labelled": 0, "tokens": 0, "stock": {}, "cut": {}}
+    found: dict[str, Any] = {"pairs": len(rows), "labelled": 0, "tokens": 0, "stock": {}, "cut": {}, "shared": {}}
     for row in rows:
         sides = [row["chosen_labels"], row["rejected_labels"]]
         found["labelled"] += sum(int((labels > -1).sum()) for labels in sides)
         found["tokens"] += row["chosen_length"] + row["rejected_length"]
     for share in (8, 16, 64):
-        stock = cut = 0
+        stock = cut = shared = 0
         for start in range(0, len(rows) // share * share, share):
             some = rows[start : start + share]
             batch = dpo_custom_collate(some, eos, pad_length_to_multiple_of=multiple)
             stock += 2 * batch["chosen"].numel()
+            shared += int(row_lengths(batch).sum())
             ordered = dpo_custom_collate(micro_batches.longest_first(some), eos, pad_length_to_multiple_of=multiple)
             for micro in get_iterator_k_split(ordered, share):
                 cut += 2 * micro_batches.cut(micro, 1)["chosen"].numel()
-        found["stock"][share], found["cut"][share] = stock, cut
+        found["stock"][share], found["cut"][share], found["shared"][share] = stock, cut, shared
     (folder / "bench.json").write_text(json.dumps(found))
 
 
 #: Ways to compute a step, and their pairs a micro batch: stock is at its best with four, ours with one.
 WAYS = {"stock": 4, "cut": 1, "all": 1, "shared": 1, "packed": 1}
-#: Positions of a row of several pairs.
-PACKED = 1024
+#: Positions of a row: what four pairs of 256 tokens a side take as sequences, as `auto` has it.
+PACKED = 2048
 
 
 def time_steps(session: Any, folder: Path) -> None:

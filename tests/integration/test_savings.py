@@ -22,6 +22,16 @@ FIGURES = ("train/loss", "train/grad_norm", "train/rewards_chosen_mean", "train/
 PAIRS = 32  # 24 for training, 8 held out
 
 
+@pytest.fixture
+def new_trial(new_trial: Callable[..., Path]) -> Callable[..., Path]:
+    """With two sequences a pair; test_shared_prompt.py has the other way."""
+
+    def make(name: str = "0", **overrides: Any) -> Path:
+        return new_trial(name, **{"compute__share_prompt": False, **overrides})
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def made() -> dict[str, Any]:
     """Stock's trials so far, of which several tests need the same."""

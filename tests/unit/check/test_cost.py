@@ -157,7 +157,7 @@ def test_a_time_limit_that_is_too_short_is_warned_of(composed: Any, workspace: P
     write_described(workspace / "models" / "tiny.nemo", LLAMA3_8B, 128256)
     record(workspace / "data" / "sample", train=[100] * 16, validation=[64] * 8)
     entered = "cluster.tokens_per_second=1"
-    config, (warning,) = slow_cluster(composed, "cluster.time=60", entered)
+    config, (warning,) = slow_cluster(composed, "cluster.time=40", entered)
     needed = cost.estimate(config, None, cost.batching(config))
     assert needed is not None and units.estimate(cost.seconds(needed, 1.0)) in warning.why
     assert entered in warning.why
@@ -205,3 +205,20 @@ def test_speed_is_that_of_the_last_trial_like_it(trial: Any, workspace: Path, mo
     assert throughput.known(trial("cluster.tokens_per_second=9")).positions == 9  # type: ignore[union-attr]
     (done / "result.json").write_text("{}")
     assert throughput.known(config) is None
+
+
+def test_a_prompt_that_is_computed_once_is_counted_once(trial: Any, workspace: Path) -> None:
+    """A pair of 100 tokens a side, of which the prompt is half; the rejected response half as long as the chosen."""
+    sample = workspace / "data" / "sample"
+    row = {"prompt": "p" * 50, "chosen_response": "c" * 50, "rejected_response": "r" * 25}
+    for split, count in (("train", 16), ("validation", 8)):
+        (sample / f"{split}.jsonl").write_text((json.dumps(row) + "\n") * count)
+    record(sample, train=[100] * 16, validation=[100] * 8)
+    rows, sides = trial("trainer.accelerator=cpu"), trial("trainer.accelerator=cpu", "compute.share_prompt=false")
+    found = [cost.estimate(config, BASE, cost.batching(config)) for config in (rows, sides)]
+    assert found[0] is not None and found[1] is not None
+    for name in ("training", "validation", "reference"):
+        ratio = getattr(found[0].positions, name) / getattr(found[1].positions, name)
+        assert ratio == pytest.approx(125 / 200, rel=0.01), name
+    assert found[0].positions.padding == pytest.approx(0)
+    assert not cost.batching(sides).rows

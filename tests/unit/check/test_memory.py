@@ -62,6 +62,13 @@ def test_micro_batches_and_length_scale_it(llama: Any) -> None:
     assert reference[2] == one[2] and reference[3] == pytest.approx(4 * one[3], abs=0.2)
 
 
+def test_positions_of_a_row_take_the_place_of_pairs(llama: Any) -> None:
+    one = parts(llama())  # of two sequences of 2,048
+    rows = parts(llama("model.micro_batch_size=4", "compute.positions_per_micro_batch=8192"))
+    assert rows[2:4] == pytest.approx([2 * one[2], 2 * one[3]], abs=0.2)
+    assert parts(llama("compute.positions_per_micro_batch=16")) == one  # a pair may have nothing to share
+
+
 def test_blocks_recomputed_are_between_all_and_none(llama: Any) -> None:
     block = llama(
         "++model.activations_checkpoint_granularity=full",

@@ -124,6 +124,10 @@ def test_code_of_the_launcher_is_part_of_it(
         ({}, ""),
         ({"trainer.accelerator": "gpu", "trainer.precision": "bf16"}, ""),
         ({"trainer.accelerator": "gpu", "trainer.precision": "bf16", "model.micro_batch_size": 2}, "rounded"),
+        (
+            {"trainer.accelerator": "gpu", "trainer.precision": "bf16", "compute.positions_per_micro_batch": 9},
+            "rounded",
+        ),
         ({"trainer.accelerator": "gpu", "trainer.precision": "32", "model.micro_batch_size": 2}, ""),
         ({"trainer.accelerator": "cpu", "trainer.precision": "bf16", "model.micro_batch_size": 2}, ""),
         ({"model.hidden_dropout": 0.1}, "hidden_dropout"),

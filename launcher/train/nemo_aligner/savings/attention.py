@@ -1,7 +1,7 @@
 """Attention in a row of pairs (row.py): a token sees its own sequence up to itself, and no other sequence.
 
 One function, `attend`, and several ways to compute it. `plain` is the definition, with a mask over the whole row. On a
-CPU, `blocks` multiplies only what is seen, pair by pair. On a GPU the kernels for sequences of different lengths take
+CPU, `blocks` multiplies little more than what is seen. On a GPU the kernels for sequences of different lengths take
 it: queries are the sequences [beginning + chosen] and [rejected], keys and values [beginning + chosen] and
 [beginning + rejected], causal from the bottom right: the last query sees all keys.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from launcher.train.nemo_aligner.savings.blocks import blocks, pair_seen
 from launcher.train.nemo_aligner.savings.row import Lengths
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Lengths, float], torch.Tensor]
@@ -82,82 +83,6 @@ def seen(lengths: Lengths, device: str) -> torch.Tensor:
         mask[start:end, start:end] = pair_seen(*pair)
         start = end
     return mask.to(device)
-
-
-def pair_seen(beginning: int, chosen: int, rejected: int) -> torch.Tensor:
-    """[n, n] for a single pair."""
-    mask = torch.ones(beginning + chosen + rejected, beginning + chosen + rejected, dtype=torch.bool).tril_()
-    mask[beginning + chosen :, beginning : beginning + chosen] = False
-    return mask
-
-
-def blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Lengths, scale: float) -> torch.Tensor:
-    """By matrix products of each pair, without the parts of the mask that are empty."""
-    answer: torch.Tensor = _Blocks.apply(query, key, value, lengths, scale)  # type: ignore[no-untyped-call]
-    return answer
-
-
-class _Blocks(torch.autograd.Function):
-    """Heads of a group are stacked: [groups, heads of a group x queries, d] times [groups, d, keys], in one product.
-
-    Twice as fast in bf16 on a CPU with AMX as scaled_dot_product_attention there, which also has no way to leave keys
-    out of the middle.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Lengths, scale: float
-    ) -> torch.Tensor:
-        answer = torch.empty_like(query)
-        weights = []
-        start = 0
-        with torch.autocast(query.device.type, enabled=False):
-            for pair in lengths:
-                part = slice(start, start + sum(pair))
-                start = part.stop
-                stacked, keys, values = _stack(query[part], key), key[part].transpose(0, 1), value[part].transpose(0, 1)
-                scores = torch.bmm(stacked, keys.transpose(1, 2)).unflatten(1, (-1, len(keys[0])))
-                scores = scores.mul_(scale).add_(_hidden(pair, query.dtype))
-                weights.append(torch.softmax(scores, -1).flatten(1, 2))
-                answer[part] = _unstack(torch.bmm(weights[-1], values), query[part])
-        ctx.save_for_backward(query, key, value, *weights)
-        ctx.lengths, ctx.scale = lengths, scale
-        return answer
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, *weights = ctx.saved_tensors
-        gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        start = 0
-        with torch.autocast(query.device.type, enabled=False):
-            for pair, weight in zip(ctx.lengths, weights, strict=True):
-                part = slice(start, start + sum(pair))
-                start = part.stop
-                stacked, outer = _stack(query[part], key), _stack(gradient[part], key)
-                keys, values = key[part].transpose(0, 1), value[part].transpose(0, 1)
-                gradients[2][part] = torch.bmm(weight.transpose(1, 2), outer).transpose(0, 1)
-                inner = torch.bmm(outer, values.transpose(1, 2))
-                inner = torch._softmax_backward_data(inner, weight, -1, weight.dtype).mul_(ctx.scale)
-                gradients[0][part] = _unstack(torch.bmm(inner, keys), query[part])
-                gradients[1][part] = torch.bmm(inner.transpose(1, 2), stacked).transpose(0, 1)
-        return *gradients, None, None
-
-
-def _stack(heads: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """[n, heads, d] -> [groups, heads of a group x n, d]."""
-    n, _, d = heads.shape
-    return heads.view(n, key.shape[1], -1, d).permute(1, 2, 0, 3).reshape(key.shape[1], -1, d)
-
-
-def _unstack(stacked: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    n, heads, d = like.shape
-    return stacked.view(len(stacked), -1, n, d).permute(2, 0, 1, 3).reshape(n, heads, d)
-
-
-@lru_cache(maxsize=64)  # all layers of a model take the same
-def _hidden(pair: tuple[int, int, int], dtype: torch.dtype) -> torch.Tensor:
-    """[n, n] to be added to scores: 0 where a key is seen, -inf elsewhere."""
-    return torch.zeros(sum(pair), sum(pair), dtype=dtype).masked_fill_(~pair_seen(*pair), -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -228,6 +153,7 @@ def flash_attn_kernel(function: Callable[..., torch.Tensor]) -> Kernel:
             max_seqlen_k=row.longest_key,
             softmax_scale=scale,
             causal=True,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
         )
 
     return kernel

@@ -6,7 +6,7 @@ go with it, and says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from launcher.train.metrics_file import MetricsFile
 from launcher.train.nemo_aligner.savings import (
     attention,
+    balance,
     micro_batches,
     packing,
     reference,
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from nemo_aligner.algorithms.dpo import DPOTrainer
 
 DEFAULTS = {
-    "share_prompt": False,
-    "positions_per_micro_batch": None,
+    "share_prompt": True,
+    "positions_per_micro_batch": "auto",
     "cut_padding": True,
     "length_multiple": None,
     "skip_prompt_logits": True,
@@ -58,7 +59,7 @@ def install(config: DictConfig, trainer: DPOTrainer, splits: Mapping[str, Split]
 
     `splits` are "train" and "validation". All ranks have to call it.
     """
-    asked = {**DEFAULTS, **(config.get("compute") or {})}
+    asked: dict[str, Any] = {**DEFAULTS, **(config.get("compute") or {})}
     model = trainer.model
     how: dict[str, object] = {"length_multiple": 0, "skip_prompt_logits": False, "attention": "", "positions": None}
     if _wanted(asked["share_prompt"], "prompts are computed twice", shared_prompt.obstacle(model.cfg), progress):
@@ -66,39 +67,51 @@ def install(config: DictConfig, trainer: DPOTrainer, splits: Mapping[str, Split]
         way = attention.choose(config.trainer.accelerator, str(config.trainer.precision))
         how |= {"length_multiple": multiple, "attention": way.name}
         shared_prompt.install(model, multiple, way.attend)
-        _sort(trainer)
-        if asked["positions_per_micro_batch"]:
-            how["positions"] = asked["positions_per_micro_batch"]
-            packing.install(model, asked["positions_per_micro_batch"])
+        _order(trainer, balance.balanced)
+        limit = positions(config, asked["positions_per_micro_batch"])
+        how["positions"] = limit
+        if limit:
+            packing.install(model, limit)
         if progress.writes:
-            print(f"prompts are computed once; attention by {way.name}", flush=True)
+            rows = f"pairs share rows of {how['positions']} positions" if how["positions"] else "rows are not shared"
+            print(f"prompts are computed once; {rows}; attention by {way.name}", flush=True)
     else:
         _cut(config, trainer, asked, how, progress)
     if _wanted(asked["cache_reference"], _EACH, reference_key.obstacle(config, model.cfg), progress):
         _cached_reference(config, trainer, splits, how, progress)
 
 
+def positions(config: DictConfig, asked: int | str | None) -> int | None:
+    """Positions of a row that pairs share; None where a row has a fixed number of pairs.
+
+    `auto` stays within the memory that model.micro_batch_size may take in NeMo-Aligner. On a GPU in bf16 a row of one
+    pair lets the reference be cached, which is worth more.
+    """
+    if asked != "auto":
+        return int(asked) if asked else None
+    size = int(config.model.micro_batch_size)
+    if size == 1 and config.trainer.accelerator == "gpu" and str(config.trainer.precision) != "32":
+        return None
+    return 2 * size * int(config.model.encoder_seq_length)
+
+
 def _cut(
-    config: DictConfig,
-    trainer: DPOTrainer,
-    asked: Mapping[str, int | None],
-    how: dict[str, object],
-    progress: MetricsFile,
+    config: DictConfig, trainer: DPOTrainer, asked: Mapping[str, Any], how: dict[str, object], progress: MetricsFile
 ) -> None:
     model = trainer.model
     if _wanted(asked["cut_padding"], "padding is computed", micro_batches.obstacle(model.cfg), progress):
         multiple = micro_batches.length_multiple(model.cfg, _multiple(config, trainer, asked))
         how["length_multiple"] = multiple
         micro_batches.install(model, multiple)
-        _sort(trainer)
+        _order(trainer, micro_batches.longest_first)
     if _wanted(asked["skip_prompt_logits"], "prompts get logits", response_logits.obstacle(model.cfg), progress):
         how["skip_prompt_logits"] = True
         response_logits.install(model)
 
 
-def _sort(trainer: DPOTrainer) -> None:
+def _order(trainer: DPOTrainer, order: Callable[[Sequence[Any]], list[Any]]) -> None:
     collate = trainer.collate_fn
-    trainer.collate_fn = lambda pairs, **options: collate(micro_batches.longest_first(pairs), **options)
+    trainer.collate_fn = lambda pairs, **options: collate(order(pairs), **options)
 
 
 def _wanted(asked: int | None, otherwise: str, obstacle: str, progress: MetricsFile) -> bool:
@@ -107,10 +120,10 @@ def _wanted(asked: int | None, otherwise: str, obstacle: str, progress: MetricsF
     return bool(asked) and not obstacle
 
 
-def _multiple(config: DictConfig, trainer: DPOTrainer, asked: Mapping[str, int | None]) -> int:
+def _multiple(config: DictConfig, trainer: DPOTrainer, asked: Mapping[str, Any]) -> int:
     """Tensor cores want lengths in steps, which NeMo-Aligner's padding respects; a CPU takes them as they are."""
     if asked["length_multiple"]:
-        return asked["length_multiple"]
+        return int(asked["length_multiple"])
     if config.trainer.accelerator == "gpu":
         return int(trainer.pad_seq_length_to_mult)
     return int(config.model.data.get("pad_length_to_multiple_of") or 1)

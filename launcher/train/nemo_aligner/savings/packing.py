@@ -31,24 +31,6 @@ Batch = dict[str, torch.Tensor]
 _LOSSES = {"avg": "loss", "avg_sft_loss": "sft_loss", "avg_preference_loss": "preference_loss", "acc": "acc"}
 
 
-def deal(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Pairs of these lengths, dealt out to rows of at most `limit` positions; a longer pair has a row of its own.
-
-    Longest first, each into the first row that has room: within 22 % of the fewest rows possible.
-    """
-    dealt: list[list[int]] = []
-    room: list[int] = []
-    for pair in sorted(range(len(lengths)), key=lambda pair: -lengths[pair]):
-        place = next((place for place, left in enumerate(room) if left >= lengths[pair]), None)
-        if place is None:
-            dealt.append([pair])
-            room.append(limit - lengths[pair])
-        else:
-            dealt[place].append(pair)
-            room[place] -= lengths[pair]
-    return dealt
-
-
 def install(model: MegatronGPTDPOModel, limit: int) -> None:
     """Have `model` (NeMo-Aligner's DPO model) compute its batches in rows of at most `limit` positions."""
     # On the instance: a class of our own would be named in the .nemo that NeMo saves, which others have to load.
@@ -106,7 +88,7 @@ def _loss_and_metrics(
 
 
 def _deal(batch: Batch, limit: int) -> list[list[int]]:
-    return deal(rows.row_lengths(batch).sum(1).tolist(), limit)
+    return rows.deal(rows.row_lengths(batch).sum(1).tolist(), limit)
 
 
 def _run(

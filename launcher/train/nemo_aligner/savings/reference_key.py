@@ -29,8 +29,8 @@ _NOT_OF_THE_TOKENS = (
 )  # fmt: skip
 #: Modules of the launcher's whose code the numbers come from.
 _CODE = (
-    "savings/attention.py", "savings/micro_batches.py", "savings/reference.py", "savings/response_logits.py",
-    "savings/row.py", "savings/shared_prompt.py", "standins",
+    "savings/attention.py", "savings/blocks.py", "savings/micro_batches.py", "savings/packing.py",
+    "savings/reference.py", "savings/response_logits.py", "savings/row.py", "savings/shared_prompt.py", "standins",
 )  # fmt: skip
 
 
@@ -47,8 +47,9 @@ def obstacle(config: DictConfig, model_config: DictConfig) -> str:
     for name in ("hidden_dropout", "attention_dropout", "ffn_dropout"):
         if model_config.get(name):
             return f"the base model's {name} makes the reference policy random"
-    pairs = max(model_config.micro_batch_size, model_config.dpo.log_prob_forward_micro_batch_size)
-    if config.trainer.accelerator == "gpu" and str(config.trainer.precision) != "32" and pairs > 1:
+    several = max(model_config.micro_batch_size, model_config.dpo.log_prob_forward_micro_batch_size) > 1
+    several |= (config.get("compute") or {}).get("positions_per_micro_batch", "auto") not in ("auto", None)
+    if config.trainer.accelerator == "gpu" and str(config.trainer.precision) != "32" and several:
         # Policy and reference have to round alike, and a GPU's kernels are chosen by the shape of what they multiply.
         return "in bf16 a pair is rounded with those beside it; model.micro_batch_size=1 has none"
     return ""
