@@ -57,7 +57,8 @@ def test_preferences_are_sigmoids_of_differences_of_scores(folder):
 
     def score(prompt, answer):
         with torch.inference_mode():
-            return model(**tokenizer(f"{prompt} {answer}", return_tensors="pt")).logits[0, 0].item()
+            ids = tokenizer(f"{prompt} {answer}", return_tensors="pt")["input_ids"]
+            return model(input_ids=ids).logits[0, 0].item()
 
     expected = [1 / (1 + math.exp(score(it.prompt, it.second) - score(it.prompt, it.first))) for it in COMPARISONS]
     assert found.values == pytest.approx(expected, abs=1e-4)
