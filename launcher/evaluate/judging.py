@@ -12,7 +12,7 @@ from launcher.evaluate import held_out
 from launcher.evaluate.generation import inner
 from launcher.evaluate.judges.endpoint import Endpoint
 from launcher.evaluate.judges.judge import Comparison, Judge, Preferences
-from launcher.evaluate.judges.probe import Probe, fit
+from launcher.evaluate.judges.probe import Probe, fit, judge
 from launcher.evaluate.judges.reward_model import RewardModel
 from launcher.evaluate.models import AnsweringModel
 from launcher.findings import Finding, Refused
@@ -91,14 +91,8 @@ class ProbeJudge:
     def prefer(self, comparisons: Sequence[Comparison]) -> Preferences:
         probe = self._probe
         if isinstance(probe, str):
-            return Preferences([], {}, f"cannot be told: {probe}")
-        if probe.unusable:
-            return Preferences([], probe.facts, probe.unusable)
-        first, second = (
-            self._features([_joined(it.prompt, answer) for it, answer in zip(comparisons, side, strict=True)])
-            for side in ([it.first for it in comparisons], [it.second for it in comparisons])
-        )
-        return Preferences(list(probe.prefer(first, second)), probe.facts)
+            return Preferences([None] * len(comparisons), {}, f"inconclusive: {probe}")
+        return judge(probe, lambda pairs: self._features([_joined(*pair) for pair in pairs]), comparisons)
 
     def _features(self, texts: Sequence[str]) -> Any:
         """[texts, hidden], each text computed once."""

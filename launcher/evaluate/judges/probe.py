@@ -164,19 +164,15 @@ def _sigmoid(values: Array) -> Array:
     return numpy.asarray(0.5 * (1 + numpy.tanh(values / 2)))
 
 
-@dataclass(frozen=True)
-class ProbeJudge:
-    """A probe with the means to compute features of answers."""
+def judge(
+    probe: Probe, features: Callable[[Sequence[tuple[str, str]]], Array], comparisons: Sequence[Comparison]
+) -> Preferences:
+    """A probe's verdicts. `features` computes [answers, features] of [(prompt, answer)], as the probe was fitted on.
 
-    probe: Probe
-    features: Callable[[Sequence[tuple[str, str]]], Array]
-    """[(prompt, answer)] -> [answers, features], as the probe was fitted on."""
-    name: str = "probe"
-
-    def prefer(self, comparisons: Sequence[Comparison]) -> Preferences:
-        """The verdict is unusable, and no features are computed, where the probe's own accuracy could be chance."""
-        if self.probe.unusable:
-            return Preferences([None] * len(comparisons), self.probe.facts, self.probe.unusable)
-        first = self.features([(it.prompt, it.first) for it in comparisons])
-        second = self.features([(it.prompt, it.second) for it in comparisons])
-        return Preferences(list(self.probe.prefer(first, second)), self.probe.facts)
+    The verdict is unusable, and no features are computed, if the probe's own accuracy could be chance.
+    """
+    if probe.unusable:
+        return Preferences([None] * len(comparisons), probe.facts, probe.unusable)
+    first = features([(it.prompt, it.first) for it in comparisons])
+    second = features([(it.prompt, it.second) for it in comparisons])
+    return Preferences(list(probe.prefer(first, second)), probe.facts)

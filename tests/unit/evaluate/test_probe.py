@@ -94,10 +94,10 @@ def test_the_judge_shows_the_probes_accuracy_and_is_silent_without_it():
         return numpy.stack([known[answer] for _, answer in texts])
 
     comparison = [Comparison("Q", "answer 0", "answer 1"), Comparison("Q", "answer 1", "answer 0")]
-    judged = probe.ProbeJudge(probe.fit(chosen, rejected, prompts), features).prefer(comparison)
+    judged = probe.judge(probe.fit(chosen, rejected, prompts), features, comparison)
     assert judged.values[0] + judged.values[1] == pytest.approx(1)
     assert judged.facts["held_out_accuracy"] > 0.7 and judged.unusable == ""
     asked.clear()
     nothing = probe.fit(numpy.zeros((60, 6)), numpy.zeros((60, 6)), [str(number) for number in range(60)])
-    judged = probe.ProbeJudge(nothing, features).prefer(comparison)
+    judged = probe.judge(nothing, features, comparison)
     assert judged.values == [None, None] and "cannot be told" in judged.unusable and not asked
