@@ -222,9 +222,9 @@ def kept() -> list[Row]:
 _ABOUT = f"""\
 # What faults cost a trial
 
-By `tests/slurm/test_faults*.py`: real NeMo-Aligner trains `model=tiny` (fp32, dropout 0.05, 24 steps or 120, a
-checkpoint every {SAVE}) on 2 nodes of a real Slurm 22.05, all of it on one machine of 2 cores. Rows are of several runs
-of the tests, some of them side by side.
+By `tests/slurm/test_faults*.py`: real NeMo-Aligner trains `model=tiny` (fp32, or bf16 where the row says so, dropout
+0.05, 24 steps or 120, a checkpoint every {SAVE}) on 2 nodes of a real Slurm 22.05, all of it on one machine of 2 cores.
+Rows are of several runs of the tests, some of them side by side.
 
 - **before**: steps done when the fault came; **lost**: steps done again: by the tests' bar none after a warning, at
   most {SAVE} after a sudden death

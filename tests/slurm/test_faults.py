@@ -6,19 +6,23 @@ import pytest
 
 from tests.slurm import inject
 from tests.slurm.cases import Case
-from tests.slurm.victim import LONG, SAVE, trained
+from tests.slurm.victim import BF16, LONG, SAVE, trained
 
 pytestmark = [pytest.mark.slurm, pytest.mark.nemo]
 slow = pytest.mark.slow
 
 
-@pytest.mark.parametrize("how", ["USR2", pytest.param("SIGTERM", marks=slow)])
-def test_a_signal(case: Case, how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("USR2", ()), pytest.param("SIGTERM", (), marks=slow), pytest.param("USR2", (BF16,), marks=slow)],
+    ids=["USR2", "SIGTERM", "USR2, bf16"],
+)
+def test_a_signal(case: Case, how: str, words: tuple[str, ...]) -> None:
     """To the ranks, as Slurm warns them."""
-    case.submit()
+    case.submit(*words)
     case.sweep.reach(6)
     {"USR2": inject.usr2, "SIGTERM": inject.term}[how](case.sweep, 0)
-    row = case.row(how)
+    row = case.row(f"{how}, bf16" if words else how)
     assert row.troubles == [] and (row.lost, row.restarts) == (0, 1)
 
 

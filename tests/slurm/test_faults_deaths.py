@@ -10,17 +10,18 @@ from tests.slurm import inject
 from tests.slurm.cases import Case
 from tests.slurm.cluster import Cluster
 from tests.slurm.desk import Desk
-from tests.slurm.victim import SAVE
+from tests.slurm.victim import BF16, SAVE
 
 pytestmark = [pytest.mark.slurm, pytest.mark.nemo]
 slow = pytest.mark.slow
 
 
-def test_a_rank_killed(case: Case) -> None:
-    case.submit()
+@pytest.mark.parametrize("words", [(), pytest.param((BF16,), marks=slow)], ids=["fp32", "bf16"])
+def test_a_rank_killed(case: Case, words: tuple[str, ...]) -> None:
+    case.submit(*words)
     case.sweep.reach(6)
     inject.signal_rank(inject.KILL, rank=1)(case.sweep, 0)
-    row = case.row("one rank killed -9")
+    row = case.row("one rank killed -9, bf16" if words else "one rank killed -9")
     assert row.troubles == [] and row.lost <= SAVE and row.restarts == 1
 
 

@@ -12,7 +12,7 @@ from tests.slurm import inject
 from tests.slurm.cases import Case
 from tests.slurm.cluster import Cluster
 from tests.slurm.faults import Result
-from tests.slurm.victim import LONG, SAVE
+from tests.slurm.victim import BF16, LONG, SAVE
 
 pytestmark = [pytest.mark.slurm, pytest.mark.nemo]
 slow = pytest.mark.slow
@@ -34,12 +34,17 @@ def test_scancel_of_one_element(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
     assert row.troubles == [] and row.lost <= SAVE and row.restarts == 1
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=slow)])
-def test_node_set_down(case: Case, rank: int) -> None:
-    case.submit()
+@pytest.mark.parametrize(
+    ("rank", "words"),
+    [(1, ()), pytest.param(0, (), marks=slow), pytest.param(1, (BF16,), marks=slow)],
+    ids=["another node", "the batch script's node", "another node, bf16"],
+)
+def test_node_set_down(case: Case, rank: int, words: tuple[str, ...]) -> None:
+    case.submit(*words)
     case.sweep.reach(6)
     inject.node_down(rank)(case.sweep, 0)
-    row = case.row("node set down" if rank else "node of the batch script set down")
+    name = "node set down" if rank else "node of the batch script set down"
+    row = case.row(f"{name}, bf16" if words else name)
     assert row.troubles == [] and row.lost <= SAVE and row.restarts == 1
 
 

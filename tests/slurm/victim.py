@@ -20,6 +20,8 @@ from tests.slurm.daemon import Pid, jobs_processes
 from tests.slurm.desk import ROOT, Desk
 
 STEPS, SAVE = 24, 4
+#: With this the table's main faults are repeated: gradients are added up otherwise than in fp32.
+BF16 = "trainer.precision=bf16"
 #: Trains for a minute and more, where 24 steps would be over before Slurm has noticed.
 LONG = ("trainer.dpo.max_epochs=14", "trainer.dpo.max_steps=120")
 FENCE = 10.0
