@@ -1,12 +1,14 @@
 """Estimates the memory that a trial takes on each GPU, to within 25 %: enough to see that it cannot fit.
 
 The source is Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models (arXiv 2205.05198),
-table 2, changed for any MLP width, for FlashAttention (which recomputes the scores) and for LoRA on frozen weights. It
-was not measured on a GPU.
+table 2, changed for any MLP width, for FlashAttention (which recomputes the scores) and for LoRA on frozen weights.
+What Megatron keeps without Transformer Engine, what recomputation leaves, and the vocabulary's logits were counted at
+Llama-3-8B's shape (tests/integration/test_memory_terms.py). Nothing was measured on a GPU.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -25,6 +27,11 @@ _FULL = {
     "activations_checkpoint_method": "uniform",
     "activations_checkpoint_num_layers": 1,
 }
+#: Bytes of the largest tensors of a vocabulary's entries that exist at one time, a position and entry: fp32 logits,
+#: log-softmax and its exponential; NeMo-Aligner's own function has a one-hot tensor of int64 besides.
+_PICKED_LOGITS, _STOCK_LOGITS = 12, 20
+#: Bytes a token and hidden unit that a layer without Transformer Engine keeps for its norms and rotary embeddings.
+_UNFUSED = 7
 _SEQUENCES = 2  # a pair is a chosen and a rejected sequence, computed together
 
 
@@ -37,17 +44,31 @@ class Memory:
     """Trained parameters with their gradients, fp32 main copy and Adam's two moments."""
     activations: float
     logits: float
+    scores: float = 0.0
+    """Attention scores, kept only where attention is not fused."""
     other: float = OVERHEAD_GIB
 
     @property
     def total(self) -> float:
-        return self.weights + self.states + self.activations + self.logits + self.other
+        return self.weights + self.states + self.activations + self.logits + self.scores + self.other
 
     def __str__(self) -> str:
+        scores = f" attention scores {self.scores:.1f} (no Transformer Engine)," if self.scores else ""
         return (
             f"{self.total:.0f} GiB per GPU, calculated: weights {self.weights:.1f}, trained states {self.states:.1f},"
-            f" activations {self.activations:.1f}, logits {self.logits:.1f}, other {self.other:.1f}"
+            f" activations {self.activations:.1f},{scores} logits {self.logits:.1f}, other {self.other:.1f}"
         )
+
+
+def attention_is_fused(trial: TrialConfig) -> bool:
+    """Whether a trial's ranks have Transformer Engine, without which Megatron keeps attention scores.
+
+    NVIDIA's images have it. Without a container the ranks use this Python, unless cluster.python names another; if it
+    is not known, the answer is yes.
+    """
+    if trial.cluster.container.runtime or trial.cluster.python or importlib.util.find_spec("torch") is None:
+        return True
+    return importlib.util.find_spec("transformer_engine") is not None
 
 
 def per_gpu(base: BaseModel, trial: TrialConfig, changes: Mapping[str, object] | None = None) -> Memory | None:
@@ -76,15 +97,22 @@ def _stage(vocabulary: int, model: GptConfig, trial: TrialConfig, stage: int) ->
     referred = length * _SEQUENCES * max(micro, trial.model.dpo.log_prob_forward_micro_batch_size)
     if trial.compute.share_prompt and isinstance(trial.compute.positions_per_micro_batch, int):
         trained = referred = max(trial.compute.positions_per_micro_batch, length * _SEQUENCES)
-    kept = _layer_bytes(model, trial, trained) * in_flight * wide
+    fused = attention_is_fused(trial)
+    kept = _over_layers(model, _layer_bytes(model, trial, trained, fused), _checkpoint_bytes(model, trained))
+    # A layer keeps its probabilities; their gradient, one layer's at a time, is as large.
+    layer = 0.0 if fused else 2.0 * model["num_attention_heads"] / tensor * length * trained
+    selective = model.get("activations_checkpoint_granularity") == "selective"
+    scores = (layer if selective else _over_layers(model, layer, 0.0) * in_flight) + layer
     last = stage == pipeline - 1
-    # bf16 logits (2), their fp32 copy and its softmax (4 + 4): 10 bytes for each token and vocabulary entry
-    logits = (8 + 2 * wide) * referred * rows / tensor if last else 0.0
+    picked = trial.compute.skip_prompt_logits and pipeline == 1 and not (trial.model.sequence_parallel or trial.packed)
+    each = _PICKED_LOGITS if picked else _STOCK_LOGITS
+    logits = each * referred * rows / tensor if last else 0.0
     return Memory(
         weights=2 * wide * held / GIB,
         states=_state_bytes(model, trial, held) / GIB,
-        activations=kept / GIB,
+        activations=kept * in_flight * wide / GIB,
         logits=logits / GIB,
+        scores=scores * wide / GIB,
     )
 
 
@@ -101,16 +129,32 @@ def _padded_rows(vocabulary: int, model: GptConfig, tensor: int) -> int:
     return -(-vocabulary // unit) * unit
 
 
-def _layer_bytes(model: GptConfig, trial: TrialConfig, tokens: int) -> float:
-    """Activation bytes that one stage keeps for one micro batch: table 2, less what the backward pass recomputes."""
+def _layer_bytes(model: GptConfig, trial: TrialConfig, tokens: int, fused: bool) -> float:
+    """Activation bytes that a layer keeps for one micro batch, without attention scores: table 2, and `_UNFUSED`."""
     tensor, hidden = model["tensor_model_parallel_size"], model["hidden_size"]
-    layers = model["num_layers"] / model["pipeline_model_parallel_size"]
     mlp = 4 * model["ffn_hidden_size"] / hidden
-    whole = 1.0 / tensor if model.get("sequence_parallel") else 1.0  # where tensor parallelism does not split
+    whole = _undivided(model)
     full = tokens * hidden * (10 * whole + (8 + mlp) / tensor) + tokens * _dropout_bytes(model, trial) / tensor
-    checkpoint = tokens * hidden * 2 * whole
+    # Unfused, the activation function's output is kept beside the product of both halves.
+    more = tokens * hidden * (_UNFUSED * whole + 2 * model["ffn_hidden_size"] / hidden / tensor)
+    return full if fused else full + more
+
+
+def _checkpoint_bytes(model: GptConfig, tokens: int) -> float:
+    """Bytes of a layer's input, all that is kept of a layer that is recomputed."""
+    return tokens * model["hidden_size"] * 2 * _undivided(model)
+
+
+def _undivided(model: GptConfig) -> float:
+    """The part that a rank keeps of what only sequence parallelism divides."""
+    return 1.0 / model["tensor_model_parallel_size"] if model.get("sequence_parallel") else 1.0
+
+
+def _over_layers(model: GptConfig, full: float, checkpoint: float) -> float:
+    """Bytes that a stage's layers keep, `full` or a `checkpoint` each, and those of the layers being recomputed."""
+    layers = model["num_layers"] / model["pipeline_model_parallel_size"]
     if model.get("activations_checkpoint_granularity") != "full":
-        return layers * full  # "selective" recomputes the scores, which FlashAttention never keeps
+        return layers * full  # "selective" recomputes the scores alone
     group = model.get("activations_checkpoint_num_layers") or 1
     if model.get("activations_checkpoint_method") == "block":
         again = min(group, layers)
@@ -152,7 +196,8 @@ def warnings(base: BaseModel, trial: TrialConfig, gpu_gib: float | None, where: 
     if memory is None or gpu_gib is None or memory.total <= gpu_gib:
         return []
     less = per_gpu(base, trial, _FULL)
-    remedy = "raise model.tensor_model_parallel_size or lower model.micro_batch_size or model.encoder_seq_length"
+    remedy = "install Transformer Engine, or " if memory.scores else ""
+    remedy += "raise model.tensor_model_parallel_size or lower model.micro_batch_size or model.encoder_seq_length"
     if less is not None and less.total < 0.9 * memory.total:
         keys = " ".join(f"++model.{key}={value}" for key, value in _FULL.items())
         remedy = f"{keys} makes it {less.total:.0f} GiB; or {remedy}"

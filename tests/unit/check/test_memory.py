@@ -18,6 +18,12 @@ from tests.unit.llama import LLAMA3_8B, write_described
 BASE = BaseModel(Path("llama3_8b.nemo"), LLAMA3_8B, 128256, {})
 
 
+@pytest.fixture(autouse=True)
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in NVIDIA's container, whatever is installed here."""
+    monkeypatch.setattr(memory, "attention_is_fused", lambda trial: True)
+
+
 @pytest.fixture
 def llama(composed: Any, workspace: Path) -> Any:
     """llama(*overrides) -> a trial of the 8B model on Slurm."""
@@ -38,10 +44,43 @@ def parts(trial: TrialConfig) -> list[float]:
 
 def test_llama_3_8b(llama: Any) -> None:
     dry = "model.peft.lora_tuning.adapter_dropout=0"
-    assert parts(llama(dry)) == [15.0, 1.2, 16.0, 4.9, 39.0]
-    assert parts(llama()) == [15.0, 1.2, 25.8, 4.9, 48.8]
+    assert parts(llama(dry)) == [15.0, 1.2, 16.0, 5.9, 40.0]
+    assert parts(llama()) == [15.0, 1.2, 25.8, 5.9, 49.8]
     full = [f"++model.{key}={value}" for key, value in memory._FULL.items()]
-    assert parts(llama(dry, *full)) == [15.0, 1.2, 1.5, 4.9, 24.5]
+    assert parts(llama(dry, *full)) == [15.0, 1.2, 1.5, 5.9, 25.5]
+
+
+def test_without_transformer_engine_scores_are_kept(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 heads x 2,048 x 2,048 probabilities of 2 bytes in each of 2 sequences: 0.5 GiB a layer."""
+    monkeypatch.setattr(memory, "attention_is_fused", lambda trial: False)
+    kept, half = memory.per_gpu(BASE, llama()), memory.per_gpu(BASE, llama("model.encoder_seq_length=1024"))
+    assert kept and half
+    assert kept.scores == 33 * 0.5 and half.scores == kept.scores / 4  # of 32 layers, and the gradient of one
+    assert "attention scores 16.5 (no Transformer Engine)" in str(kept)
+    full = memory.per_gpu(BASE, llama(), memory._FULL)
+    selective = memory.per_gpu(BASE, llama(), {"activations_checkpoint_granularity": "selective"})
+    assert full and selective and full.scores == selective.scores == 1.0
+    assert full.activations < 3 < kept.activations == selective.activations
+
+
+def test_where_logits_are_computed_everywhere_they_take_more(llama: Any) -> None:
+    picked, stock = parts(llama()), parts(llama("compute.skip_prompt_logits=false"))
+    assert stock[3] == pytest.approx(picked[3] * 20 / 12, abs=0.1)
+    together = ("model.tensor_model_parallel_size=2", "++model.sequence_parallel=true")
+    assert parts(llama(*together))[3] == pytest.approx(stock[3] / 2, abs=0.1)
+
+
+def test_who_has_transformer_engine(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    installed = {"torch"}
+    monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: name in installed or None)
+    assert not memory.attention_is_fused(llama())
+    assert memory.attention_is_fused(llama("cluster.python=/opt/venv/bin/python"))  # another environment: not known
+    assert memory.attention_is_fused(llama("cluster.container.runtime=pyxis", "cluster.container.image=x"))
+    installed.add("transformer_engine")
+    assert memory.attention_is_fused(llama())
+    installed.clear()  # a login node
+    assert memory.attention_is_fused(llama())
 
 
 def test_parallelism_divides(llama: Any) -> None:
@@ -100,13 +139,13 @@ def test_the_warning_has_its_numbers_and_a_way_out(llama: Any, workspace: Path) 
         return [str(f) for f in preflight.warnings([PlannedTrial([], config)] * 2, workspace / "runs" / "s")]
 
     (found,) = warned("cluster.gpu_memory_gb=40")
-    assert found.startswith("cluster.gpu_memory_gb=40: the trial needs about 49 GiB per GPU, calculated: weights 15.0,")
-    assert "activations_checkpoint_granularity=full" in found and "makes it 25 GiB" in found
+    assert found.startswith("cluster.gpu_memory_gb=40: the trial needs about 50 GiB per GPU, calculated: weights 15.0,")
+    assert "activations_checkpoint_granularity=full" in found and "makes it 26 GiB" in found
     assert warned("cluster.gpu_memory_gb=80") == []
     assert warned() == []  # not known
     assert warned("cluster.gpu_memory_gb=40", "cluster.gpus_per_node=null") == []  # on CPUs
     summary = preflight.summary(llama("pretrained_checkpoint.restore_from_path=m.nemo", "model.global_batch_size=8"))
-    assert "  memory     about 49 GiB per GPU, calculated" in summary
+    assert "  memory     about 50 GiB per GPU, calculated" in summary
 
 
 def test_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
