@@ -140,6 +140,14 @@ def test_keys_for_the_base_model_may_be_forced(composed: Any) -> None:
     assert changed(config, added, frozenset(added)).model_keys["rotary_base"] == 500000
 
 
+def test_fusions_can_be_switched_on(composed: Any) -> None:
+    """The converter leaves them off: they need Transformer Engine's kernels."""
+    config, _ = composed("model=llama3_8b")
+    added = {"model.apply_rope_fusion": True, "model.bias_activation_fusion": True}
+    keys = changed(config, added, frozenset(added)).model_keys
+    assert keys["apply_rope_fusion"] is keys["bias_activation_fusion"] is True
+
+
 def test_a_config_that_was_written_is_read_with_the_keys_that_were_added(composed: Any, tmp_path: Path) -> None:
     config, _ = composed("model=tiny")
     written = changed(config, {"model.rotary_base": 500000}, frozenset({"model.rotary_base"}))

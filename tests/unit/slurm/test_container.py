@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
+from launcher.nemo import versions
 from launcher.slurm.container import inside, ordered
 from launcher.trial_config.cluster import Container
 
@@ -35,6 +38,19 @@ def test_no_mount_hides_another(mounts: list[str], expected: list[str]) -> None:
     targets = [Path(mount.split(":")[1]) for mount in ordered(mounts)]
     for place, target in enumerate(targets):
         assert not any(target in earlier.parents for earlier in targets[:place])
+
+
+def test_the_default_image_is_named_so_that_every_enroot_finds_it() -> None:
+    """enroot before 4.0 takes `nvcr.io/nvidia/nemo` for a name on Docker Hub: the registry ends with #."""
+    chosen = yaml.safe_load((ROOT / "configs" / "cluster" / "slurm_pyxis.yaml").read_text())["cluster"]["container"]
+    assert re.fullmatch(r"nvcr\.io#nvidia/nemo:\d\d\.\d\d", chosen["image"])
+
+
+def test_the_default_image_is_in_the_table_of_sets_that_work() -> None:
+    for name in ("slurm_pyxis", "slurm_apptainer"):
+        text = (ROOT / "configs" / "cluster" / f"{name}.yaml").read_text()
+        (tag,) = re.findall(r"nvidia/nemo:([\d.]+)", text)
+        assert any(f"image {tag}" == each.source for each in versions.WORKING), tag
 
 
 @pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
