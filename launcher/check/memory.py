@@ -99,10 +99,10 @@ def _stage(vocabulary: int, model: GptConfig, trial: TrialConfig, stage: int) ->
         trained = referred = max(trial.compute.positions_per_micro_batch, length * _SEQUENCES)
     fused = attention_is_fused(trial)
     kept = _over_layers(model, _layer_bytes(model, trial, trained, fused), _checkpoint_bytes(model, trained))
-    # A layer keeps its probabilities; their gradient, one layer's at a time, is as large.
+    # A layer keeps its probabilities; their gradient, one layer's at a time, and Megatron's buffer are as large.
     layer = 0.0 if fused else 2.0 * model["num_attention_heads"] / tensor * length * trained
     selective = model.get("activations_checkpoint_granularity") == "selective"
-    scores = (layer if selective else _over_layers(model, layer, 0.0) * in_flight) + layer
+    scores = (layer if selective else _over_layers(model, layer, 0.0) * in_flight) + 2 * layer
     last = stage == pipeline - 1
     picked = trial.compute.skip_prompt_logits and pipeline == 1 and not (trial.model.sequence_parallel or trial.packed)
     each = _PICKED_LOGITS if picked else _STOCK_LOGITS

@@ -50,6 +50,7 @@ def count_instead() -> None:
 
 def _count(trial_dir: Path) -> None:
     import torch
+    from megatron.core.parallel_state import get_global_memory_buffer
     from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
     from nemo_aligner.utils.distributed import from_parallel_logits_to_logprobs
     from nemo_aligner.utils.train_script_utils import init_distributed, init_peft, resolve_and_create_trainer
@@ -123,6 +124,7 @@ def _count(trial_dir: Path) -> None:
                 tokens = torch.zeros(2, length, dtype=torch.long)
                 places = torch.arange(length)[None].expand(2, length)
                 mask = torch.zeros(1, 1, length, length, dtype=torch.bool)
+                get_global_memory_buffer().buffer.clear()
                 with live:
                     gpt(tokens, places, mask).sum().backward()
                 counted[f"{name}, {layers} layers"] = live.peak
