@@ -92,7 +92,7 @@ def _count(trial_dir: Path) -> None:
     config = load_config(trial_dir)
     ranks = Ranks.from_environment()
     ranks.export()
-    settings.settle(config, trial_dir, ranks, Device("cpu", "bf16", ""))
+    settings.configure(config, trial_dir, ranks, Device("cpu", "bf16", ""))
     base_model.complete_config(config, trial_dir)
     config.model.update({key: value for key, value in LLAMA3_8B.items() if key != "tokenizer"})
     config.model.make_vocab_size_divisible_by = VOCABULARY
