@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from launcher.train import engine, ownership, result, signals, watchdog
 from launcher.train.engine import JobConfig, Session
 from launcher.train.metrics_file import MetricsFile
 from launcher.train.ranks import Ranks
+
+_RANK_0_PATIENCE_S = 10.0
 
 
 def run_trial(trial_dir: Path) -> dict[str, object]:
@@ -97,7 +100,12 @@ def _evaluate(session: Session, progress: MetricsFile, ranks: Ranks, trial_dir: 
         why = f"{type(error).__name__}: {error}"
         if ranks.world_size > 1:
             ownership.check(trial_dir)
-            result_file.finish_without_evaluation(trial_dir, f"rank {ranks.rank}: {why}")
+            # Rank 0 may be a moment behind with the file that says that training is complete.
+            patience = time.monotonic() + _RANK_0_PATIENCE_S
+            while not result_file.finish_without_evaluation(trial_dir, f"rank {ranks.rank}: {why}"):
+                if time.monotonic() > patience:
+                    break
+                time.sleep(0.1)
             raise
         traceback.print_exc()
         return {"failed": True, "skipped": f"it failed: {' '.join(why.split())}"[:400]}

@@ -142,7 +142,7 @@ def test_words_of_a_cost(trial: Any) -> None:
     assert found is not None
     assert cost.describe(found, None, "").startswith("3.2 k tokens per trial, 0% padding; reference once for all; ")
     said = cost.describe(found, 2.0, "as entered")
-    assert f"{units.estimate(cost.seconds(found, 2.0))} a trial" in said and "rank-hours in all (as entered)" in said
+    assert f"{units.estimate(cost.seconds(found, 2.0))} per trial" in said and "rank-hours in all (as entered)" in said
     assert [units.estimate(value) for value in (40, 700, 12000)] == ["40 s", "12 min", "3 h 20 min"]
 
 
