@@ -165,7 +165,7 @@ class _Beside:
     def _remove_dead(self) -> bool:
         """Remove the file of a holder that died on this machine; whether there was one.
 
-        It is first renamed to a name that nobody else uses, and put back if another process has replaced it meanwhile.
+        It is first renamed to a random name, and put back if another process has replaced it meanwhile.
         """
         text = read(self.file)
         if text is None or not _is_dead(text.decode(errors="replace")):
@@ -183,7 +183,7 @@ class _Beside:
 
 
 def _identity(pid: int) -> str:
-    """A process, told from others on this machine before and after it: proc(5), field 22 of stat is its start."""
+    """A process, distinct from others on this machine before and after it: proc(5), field 22 of stat is its start."""
     try:
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

@@ -35,8 +35,8 @@ def whole(job: ProofJob, ids: list[int], say: Say) -> tuple[torch.Tensor, torch.
 
     say(phase="computing HF's logits")
     stored = _stored(job)
-    asked = {"torch_dtype": stored, "attn_implementation": "eager", "trust_remote_code": False}
-    hf = AutoModelForCausalLM.from_pretrained(job["hf"], **asked).float().eval()
+    options = {"torch_dtype": stored, "attn_implementation": "eager", "trust_remote_code": False}
+    hf = AutoModelForCausalLM.from_pretrained(job["hf"], **options).float().eval()
     set_frequencies(hf.model.rotary_emb, Path(job["hf"]))
     tokens = torch.tensor([ids])
     with torch.no_grad():

@@ -105,8 +105,8 @@ def _stage(vocabulary: int, model: GptConfig, trial: TrialConfig, stage: int) ->
     scores = (layer if selective else _over_layers(model, layer, 0.0) * in_flight) + 2 * layer
     last = stage == pipeline - 1
     picked = trial.compute.skip_prompt_logits and pipeline == 1 and not (trial.model.sequence_parallel or trial.packed)
-    each = _PICKED_LOGITS if picked else _STOCK_LOGITS
-    logits = each * referred * rows / tensor if last else 0.0
+    bytes_per_logit = _PICKED_LOGITS if picked else _STOCK_LOGITS
+    logits = bytes_per_logit * referred * rows / tensor if last else 0.0
     return Memory(
         weights=2 * wide * held / GIB,
         states=_state_bytes(model, trial, held) / GIB,
@@ -154,7 +154,7 @@ def _over_layers(model: GptConfig, full: float, checkpoint: float) -> float:
     """Bytes that a stage's layers keep, `full` or a `checkpoint` each, and those of the layers being recomputed."""
     layers = model["num_layers"] / model["pipeline_model_parallel_size"]
     if model.get("activations_checkpoint_granularity") != "full":
-        return layers * full  # "selective" recomputes the scores alone
+        return layers * full  # "selective" recomputes only the scores
     group = model.get("activations_checkpoint_num_layers") or 1
     if model.get("activations_checkpoint_method") == "block":
         again = min(group, layers)

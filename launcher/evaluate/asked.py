@@ -31,8 +31,8 @@ class Asked:
     def of(cls, config: Mapping[str, Any], **changes: Any) -> Asked:
         """From a trial's config; `changes` that are None are left out."""
         known = {field.name for field in fields(cls)}
-        found = {name: value for name, value in (at(config, "evaluation.answers") or {}).items() if name in known}
-        return replace(cls(**found), **{name: value for name, value in changes.items() if value is not None})
+        given = {name: value for name, value in (at(config, "evaluation.answers") or {}).items() if name in known}
+        return replace(cls(**given), **{name: value for name, value in changes.items() if value is not None})
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -82,17 +82,17 @@ def answers(
     mask = torch.tensor([[0] * (longest - len(t)) + [1] * len(t) for _, t in prompts], device=device)
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     out = model(input_ids=batch, attention_mask=mask, position_ids=places, use_cache=True, **last_logits_only(model))
-    each = 1 + sampling.samples
+    per_prompt = 1 + sampling.samples
     cache = out.past_key_values
-    cache.batch_repeat_interleave(each)
+    cache.batch_repeat_interleave(per_prompt)
     rows = [
         _Row(_uniforms(sampling, name, sample) if sample else None, [], torch.zeros((), dtype=torch.float64))
         for name, _ in prompts
-        for sample in range(each)
+        for sample in range(per_prompt)
     ]
     live = list(range(len(rows)))
-    mask, place = mask.repeat_interleave(each, 0), places[:, -1].repeat_interleave(each)
-    logits = out.logits[:, -1].repeat_interleave(each, 0)
+    mask, place = mask.repeat_interleave(per_prompt, 0), places[:, -1].repeat_interleave(per_prompt)
+    logits = out.logits[:, -1].repeat_interleave(per_prompt, 0)
     for made in range(1, sampling.max_tokens + 1):
         chosen = _choose([rows[row] for row in live], logits.float(), made - 1, sampling.temperature)
         beat(made)
@@ -118,11 +118,11 @@ def answers(
         )  # fmt: skip
         cache, logits = out.past_key_values, out.logits[:, -1]
     done = [_generated(tokenizer, row, stop) for row in rows]
-    return [done[first : first + each] for first in range(0, len(done), each)]
+    return [done[first : first + per_prompt] for first in range(0, len(done), per_prompt)]
 
 
 def last_logits_only(model: Any) -> dict[str, int]:
-    """The argument by which a Llama computes logits of the last position alone; transformers has renamed it."""
+    """The argument by which a Llama computes logits of the last position only; transformers has renamed it."""
     names = inspect.signature(inner(model).forward).parameters
     return next(({name: 1} for name in ("logits_to_keep", "num_logits_to_keep") if name in names), {})
 
@@ -158,7 +158,7 @@ def _has_stop(tokenizer: Any, tokens: Sequence[int], texts: Sequence[str]) -> bo
 def _generated(tokenizer: Any, row: _Row, stop: Stop) -> Generated:
     """The finished answer: its text ends before a stop text."""
     text = tokenizer.decode(row.tokens, skip_special_tokens=True)
-    ends = [place for place in (text.find(found) for found in stop.texts) if place >= 0]
+    ends = [place for place in (text.find(stop_text) for stop_text in stop.texts) if place >= 0]
     if ends:
         text = text[: min(ends)]
     return Generated(row.tokens, row.ended or bool(ends), text.strip(), float(row.log_probability))
@@ -167,12 +167,12 @@ def _generated(tokenizer: Any, row: _Row, stop: Stop) -> Generated:
 @torch.inference_mode()
 def log_probabilities(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> list[float]:
     """Log-probability of each answer's tokens after its prompt's, in nats; rows are (prompt, answer), one batch."""
-    found = []
+    sums = []
     for (_, answer), logits in zip(rows, answer_logits(model, rows, pad), strict=True):
         tokens = torch.tensor(list(answer), device=logits.device)
         values = logits.float().gather(-1, tokens[:, None]).squeeze(-1) - logits.float().logsumexp(-1)
-        found.append(float(values.double().sum()))
-    return found
+        sums.append(float(values.double().sum()))
+    return sums
 
 
 def answer_logits(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> Iterator[torch.Tensor]:

@@ -32,15 +32,15 @@ class HeldOutPair:
 
 def read(file: Path, count: int, tokens: Callable[[str], list[int]], longest: int) -> list[HeldOutPair]:
     """The first `count` pairs of a file that have at most `longest` tokens a side."""
-    found: list[HeldOutPair] = []
+    pairs: list[HeldOutPair] = []
     for row in rows(file):
-        if len(found) == count:
+        if len(pairs) == count:
             break
         prompt = tokens(row["prompt"])
         sides = [tokens(row["prompt"] + row[f"{side}_response"])[len(prompt) :] for side in SIDES]
         if len(prompt) + max(map(len, sides)) <= longest and all(sides):
-            found.append(HeldOutPair(prompt, (sides[0], sides[1])))
-    return found
+            pairs.append(HeldOutPair(prompt, (sides[0], sides[1])))
+    return pairs
 
 
 def rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -55,36 +55,36 @@ def columns(
 ) -> dict[str, Any]:
     """{column: a value a pair}: log_probability_{side} (nats, of the response), tokens_{side}, entropy_top10 and
     mass_top10 (means over the chosen response's tokens). `at_once` responses are computed at a time."""
-    found: dict[str, list[float]] = {}
-    each = max(1, at_once // len(SIDES))
-    for first in range(0, len(pairs), each):
-        part = pairs[first : first + each]
+    values: dict[str, list[float]] = {}
+    pairs_at_once = max(1, at_once // len(SIDES))
+    for first in range(0, len(pairs), pairs_at_once):
+        part = pairs[first : first + pairs_at_once]
         flat = [(pair.prompt, response) for pair in part for response in pair.responses]
         logits = list(answer_logits(model, flat, pad))
         for number, pair in enumerate(part):
             for side, response, given in zip(SIDES, pair.responses, logits[2 * number : 2 * number + 2], strict=True):
                 log_probabilities = given.float().log_softmax(-1)
                 picked = log_probabilities.gather(-1, torch.tensor(response, device=given.device)[:, None])
-                _add(found, f"log_probability_{side}", float(picked.double().sum()))
-                _add(found, f"tokens_{side}", len(response))
+                _add(values, f"log_probability_{side}", float(picked.double().sum()))
+                _add(values, f"tokens_{side}", len(response))
                 if side == "chosen":
                     top = log_probabilities.topk(min(_TOP, given.shape[-1]), -1).values.double()
-                    _add(found, "entropy_top10", float(-(top.exp() * top).sum(-1).mean()))
-                    _add(found, "mass_top10", float(top.exp().sum(-1).mean()))
+                    _add(values, "entropy_top10", float(-(top.exp() * top).sum(-1).mean()))
+                    _add(values, "mass_top10", float(top.exp().sum(-1).mean()))
         beat(first + len(part))
-    return found
+    return values
 
 
-def _add(found: dict[str, list[float]], name: str, value: float) -> None:
-    found.setdefault(name, []).append(round(value, 6))
+def _add(columns: dict[str, list[float]], name: str, value: float) -> None:
+    columns.setdefault(name, []).append(round(value, 6))
 
 
 def compare(policy: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     """The columns of a trial: the policy's, with log_ratio_{side} and the reference's own entropy and mass beside."""
-    found = dict(policy)
+    columns = dict(policy)
     for side in SIDES:
         both = zip(policy[f"log_probability_{side}"], reference[f"log_probability_{side}"], strict=True)
-        found[f"log_ratio_{side}"] = [round(one - other, 6) for one, other in both]
+        columns[f"log_ratio_{side}"] = [round(own - other, 6) for own, other in both]
     for name in ("entropy_top10", "mass_top10"):
-        found[f"reference_{name}"] = reference[name]
-    return found
+        columns[f"reference_{name}"] = reference[name]
+    return columns

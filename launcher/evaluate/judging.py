@@ -40,26 +40,26 @@ class JudgeAsked:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> JudgeAsked:
         known = {field.name for field in fields(cls)}
-        asked = at(config, "evaluation.judge") or {}
-        return cls(**{name: value for name, value in asked.items() if name in known})
+        given = at(config, "evaluation.judge") or {}
+        return cls(**{name: value for name, value in given.items() if name in known})
 
 
-def make(asked: JudgeAsked, base: AnsweringModel, files: Sequence[Path], apart: set[str], cache: Path) -> Judge | None:
+def make(judge: JudgeAsked, base: AnsweringModel, files: Sequence[Path], apart: set[str], cache: Path) -> Judge | None:
     """The judge; None where none is asked for. Raises Refused where a key is missing.
 
     A probe is fitted to pairs of `files` whose prompts are not among `apart`, those that policies answer.
     """
-    if asked.kind is None:
+    if judge.kind is None:
         return None
-    needed = {"reward_model": ("folder",), "endpoint": ("url", "model")}.get(asked.kind, ())
-    if missing := [name for name in needed if not getattr(asked, name)]:
+    needed = {"reward_model": ("folder",), "endpoint": ("url", "model")}.get(judge.kind, ())
+    if missing := [name for name in needed if not getattr(judge, name)]:
         remedy = f"give {' and '.join(f'evaluation.judge.{name}' for name in missing)}"
-        raise Refused([Finding("evaluation.judge.kind", asked.kind, "needs more", remedy)])
-    if asked.kind == "reward_model":
-        return RewardModel(Path(str(asked.folder)).expanduser(), device=base.device.name)
-    if asked.kind == "endpoint":
-        return Endpoint(str(asked.url), str(asked.model), cache / "verdicts")
-    return ProbeJudge(base, files, apart, asked.pairs)
+        raise Refused([Finding("evaluation.judge.kind", judge.kind, "needs more", remedy)])
+    if judge.kind == "reward_model":
+        return RewardModel(Path(str(judge.folder)).expanduser(), device=base.device.name)
+    if judge.kind == "endpoint":
+        return Endpoint(str(judge.url), str(judge.model), cache / "verdicts")
+    return ProbeJudge(base, files, apart, judge.pairs)
 
 
 class ProbeJudge:
@@ -113,10 +113,10 @@ class ProbeJudge:
         longest = max(map(len, tokens))
         device = self._base.current.device
         with torch.inference_mode(), self._base.reference() as reference:
-            batch = torch.tensor([one + [0] * (longest - len(one)) for one in tokens], device=device)
-            mask = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in tokens], device=device)
+            batch = torch.tensor([row + [0] * (longest - len(row)) for row in tokens], device=device)
+            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens], device=device)
             hidden = inner(reference).model(input_ids=batch, attention_mask=mask).last_hidden_state
-            return [hidden[number, len(one) - 1].double().cpu().numpy() for number, one in enumerate(tokens)]
+            return [hidden[number, len(row) - 1].double().cpu().numpy() for number, row in enumerate(tokens)]
 
 
 def _joined(prompt: str, answer: str) -> str:

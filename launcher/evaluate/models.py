@@ -96,8 +96,8 @@ class AnsweringModel:
 
     def tokens(self, text: str) -> list[int]:
         """A text's tokens, none added: the data's texts hold what begins a conversation."""
-        found: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return found
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
 
     def stop(self, form: PromptForm) -> Stop:
         """The model's own end tokens, and what ends an answer in the data's form."""
@@ -115,7 +115,7 @@ class AnsweringModel:
 def own_cache(config: Mapping[str, Any], sweep: Sweep) -> Path:
     """The folder for what all trials share: in paths.cache, or in the sweep's folder where that cannot be used.
 
-    What lies in it is loaded as weights and shown as answers, so it is this user's, and nobody else can write it.
+    What lies in it is loaded as weights and shown as answers, so it is this user's, and no other user can write it.
     """
     named = (config.get("paths") or {}).get("cache")
     try:

@@ -53,9 +53,9 @@ class Generator:
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
         """Prompts in batches of similar length, so that little is padded."""
-        each = max(1, self._model.device.rows // (1 + self._sampling.samples))
+        prompts_at_once = max(1, self._model.device.rows // (1 + self._sampling.samples))
         by_length = sorted(prompts, key=lambda prompt: (len(prompt.text), prompt.prompt_id))
-        return [by_length[first : first + each] for first in range(0, len(by_length), each)]
+        return [by_length[first : first + prompts_at_once] for first in range(0, len(by_length), prompts_at_once)]
 
     def __call__(
         self, prompts: Sequence[Prompt], beat: Callable[[int], None] = lambda made: None
@@ -64,7 +64,7 @@ class Generator:
         begun = [(prompt.prompt_id, self._model.tokens(prompt.text)[-room:]) for prompt in prompts]
         tokenizer = self._model.tokenizer
         made = generation.answers(self._model.current, tokenizer, begun, self._sampling, self._stop, beat)
-        self.tokens += sum(len(one.tokens) for row in made for one in row)
+        self.tokens += sum(len(answer.tokens) for row in made for answer in row)
         ratios = self._log_ratios(begun, made)
         return [_answer(*parts) for parts in zip(prompts, made, ratios, strict=True)]
 
@@ -72,16 +72,17 @@ class Generator:
         self, begun: Sequence[tuple[str, list[int]]], made: Sequence[Sequence[Generated]]
     ) -> list[list[float]]:
         """Of each prompt's samples: their log-probability here less that under the reference policy."""
-        rows = [(prompt, one.tokens) for (_, prompt), row in zip(begun, made, strict=True) for one in row[1:]]
+        rows = [(prompt, answer.tokens) for (_, prompt), row in zip(begun, made, strict=True) for answer in row[1:]]
         if not rows or self._reference is None:
             return [[] for _ in made]
-        own = [one.log_probability for row in made for one in row[1:]]
+        own = [answer.log_probability for row in made for answer in row[1:]]
         pad = self._stop.tokens[0]
         if self._model.device.rounds:  # else the cache of keys rounds otherwise than the pass that scores
             own = generation.log_probabilities(self._model.current, rows, pad)
         with self._reference.reference() as reference:
             scored = generation.log_probabilities(reference, rows, pad)
-        ratios = iter([round(one - other, 6) for one, other in zip(own, scored, strict=True)])
+        both = zip(own, scored, strict=True)
+        ratios = iter([round(policy - reference, 6) for policy, reference in both])
         return [[next(ratios) for _ in row[1:]] for row in made]
 
     def held_out(self, pairs: Sequence[held_out.HeldOutPair], beat: Callable[[int], None]) -> dict[str, Any]:
@@ -99,9 +100,9 @@ def _answer(prompt: Prompt, made: Sequence[Generated], ratios: Sequence[float]) 
         chosen=prompt.chosen,
         greedy=greedy.text,
         greedy_ended=greedy.ended,
-        samples=[one.text for one in samples],
-        samples_ended=[one.ended for one in samples],
-        tokens=[one.tokens for one in samples],
+        samples=[sample.text for sample in samples],
+        samples_ended=[sample.ended for sample in samples],
+        tokens=[sample.tokens for sample in samples],
         kl_nats=ratios,
         instructions=prompt.instructions,
     )

@@ -20,16 +20,16 @@ def columns(answers: Sequence[PromptAnswers], reference: Mapping[str, PromptAnsw
     """Every measure that needs no judge. `reference` has the reference policy's answers by prompt id; `vocabulary` is
     the number of the tokenizer's tokens. Columns that no prompt has a value for are left out."""
     rows = [_sampled(it, vocabulary) | _followed(it) | _reference(reference.get(it.prompt_id)) for it in answers]
-    found: Columns = {
+    values_of: Columns = {
         name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)
     }
     sampled = [place for place, it in enumerate(answers) if it.samples]
     if sampled:
-        found["distinct"] = [None] * len(answers)
+        values_of["distinct"] = [None] * len(answers)
         values = diversity.distinct_across([answers[place].tokens for place in sampled], vocabulary)
         for place, value in zip(sampled, values, strict=True):
-            found["distinct"][place] = value
-    return {name: [None if it is None else _rounded(it) for it in values] for name, values in found.items()}
+            values_of["distinct"][place] = value
+    return {name: [None if it is None else _rounded(it) for it in values] for name, values in values_of.items()}
 
 
 def judged(
@@ -43,7 +43,7 @@ def judged(
     At most `most` answers of a prompt are compared; None: all. Where the judge cannot be used there are no columns, and
     `judges` has the reason.
     """
-    found: Columns = {}
+    rates: Columns = {}
     facts: dict[str, Any] = {}
     for opponent, name, wins in (
         ("reference", "win", win_rate.against_reference(judge, answers, reference, most)),
@@ -51,10 +51,10 @@ def judged(
     ):
         facts[opponent] = {"name": judge.name, "facts": dict(wins.judged.facts), "unusable": wins.judged.unusable}
         if wins.prompts:
-            found[name] = _placed(answers, wins, wins.rates)
+            rates[name] = _placed(answers, wins, wins.rates)
             if name == "win" and (controlled := win_rate.length_controlled(wins)):
-                found["win_controlled"] = _placed(answers, wins, controlled)
-    return found, facts
+                rates["win_controlled"] = _placed(answers, wins, controlled)
+    return rates, facts
 
 
 def _placed(answers: Sequence[PromptAnswers], wins: Wins, values: Sequence[float]) -> list[float | None]:
@@ -65,7 +65,7 @@ def _placed(answers: Sequence[PromptAnswers], wins: Wins, values: Sequence[float
 def _sampled(answer: PromptAnswers, vocabulary: int) -> dict[str, float]:
     if not answer.samples:
         return {}
-    found = {
+    values = {
         "length": _mean([len(tokens) for tokens in answer.tokens]),
         "unended": _mean([float(not ended) for ended in answer.samples_ended]),
         "repeated": _mean([diversity.repeated_4grams(tokens) for tokens in answer.tokens]),
@@ -73,11 +73,11 @@ def _sampled(answer: PromptAnswers, vocabulary: int) -> dict[str, float]:
         "refusals": _mean([float(diversity.is_refusal(text)) for text in answer.samples]),
     }
     if answer.kl_nats:
-        found["kl_own"] = _mean(answer.kl_nats)
+        values["kl_own"] = _mean(answer.kl_nats)
     if len(answer.samples) > 1:
-        found["distinct_input"] = diversity.distinct_ngrams(answer.tokens, vocabulary)
-        found["self_bleu"] = diversity.self_bleu(answer.samples)
-    return found
+        values["distinct_input"] = diversity.distinct_ngrams(answer.tokens, vocabulary)
+        values["self_bleu"] = diversity.self_bleu(answer.samples)
+    return values
 
 
 def _reference(answer: PromptAnswers | None) -> dict[str, float]:

@@ -43,10 +43,10 @@ class ReferenceAnswers:
         if not path.exists() or not is_own(path):
             return None
         try:
-            found = answers.parse(whole_file.read(path) or b"")
+            answer = answers.parse(whole_file.read(path) or b"")
         except ValueError:
             return None
-        return found if found.prompt == prompt.text else None
+        return answer if answer.prompt == prompt.text else None
 
     def _path(self, prompt: Prompt) -> Path:
         return self.folder / f"{prompt.prompt_id}.json"
@@ -54,38 +54,38 @@ class ReferenceAnswers:
     def all(self, batches: Iterable[Sequence[Prompt]], generate: Generate) -> dict[str, PromptAnswers]:
         """The answers to all prompts, by id. What is missing is generated, or waited for where another generates it."""
         waiting = list(batches)
-        found: dict[str, PromptAnswers] = {}
+        answered: dict[str, PromptAnswers] = {}
         while waiting:
             later = []
             for batch in waiting:
-                if not self._take(batch, generate, found):
+                if not self._take(batch, generate, answered):
                     later.append(batch)
             if later and len(later) == len(waiting):
                 time.sleep(_LOOK)
             waiting = later
-        return found
+        return answered
 
-    def _take(self, batch: Sequence[Prompt], generate: Generate, found: dict[str, PromptAnswers]) -> bool:
+    def _take(self, batch: Sequence[Prompt], generate: Generate, answered: dict[str, PromptAnswers]) -> bool:
         """Add a batch's answers to `found`. False where another process is at it."""
-        if self._known(batch, found):
+        if self._known(batch, answered):
             return True
         claim = self._claims.take(group_name({"prompts": [prompt.prompt_id for prompt in batch]}))
         if claim is None:
             return False
         try:
-            if not self._known(batch, found):  # else: it was generated just before the claim was free
+            if not self._known(batch, answered):  # else: it was generated just before the claim was free
                 missing = [prompt for prompt in batch if self.find(prompt) is None]
                 for prompt, answer in zip(missing, generate(missing), strict=True):
                     whole_file.write_text(self._path(prompt), answer.line() + "\n")
                     self.generated += 1
-                self._known(batch, found)
+                self._known(batch, answered)
         finally:
             claim.release()
         return True
 
-    def _known(self, batch: Sequence[Prompt], found: dict[str, PromptAnswers]) -> bool:
+    def _known(self, batch: Sequence[Prompt], answered: dict[str, PromptAnswers]) -> bool:
         kept = {prompt.prompt_id: answer for prompt in batch if (answer := self.find(prompt))}
-        found.update(kept)
+        answered.update(kept)
         return len(kept) == len(batch)
 
     def held_out(self, compute: Callable[[], dict[str, Any]], name: str) -> dict[str, Any]:

@@ -168,15 +168,15 @@ class Evaluator:
         whole_file.write_text(folder / "reference.jsonl", lines)
         wanted = {prompt.prompt_id for prompt in setting.prompts}
         answered = [answer for answer in answers.read(folder / "answers.jsonl") if answer.prompt_id in wanted]
-        found = scores.of(
+        scored = scores.of(
             answered,
             reference,
             held_out.compare(pairs, reference_pairs) if pairs else None,
             vocabulary=len(model.tokenizer),
         )
-        self._judge(setting, found, answered, reference)
+        self._judge(setting, scored, answered, reference)
         seconds = round(time.monotonic() - began, 3)
-        found |= {
+        scored |= {
             "made": {
                 **setting.key,
                 "beta": beta,
@@ -185,14 +185,14 @@ class Evaluator:
                 "tokens": generate.tokens,
             }
         }
-        whole_file.write_json(folder / "scores.json", found)
+        whole_file.write_json(folder / "scores.json", scored)
         self._say(f"{title}: evaluated on {len(wanted)} prompts in {seconds:.0f} s")
-        return found
+        return scored
 
     def _judge(
         self,
         setting: Setting,
-        found: dict[str, Any],
+        scored: dict[str, Any],
         answered: Sequence[PromptAnswers],
         reference: Mapping[str, PromptAnswers],
     ) -> None:
@@ -207,14 +207,14 @@ class Evaluator:
             return
         self._say(f"judged by {judge.name}")
         try:
-            wins, found["judges"] = prompt_columns.judged(
+            wins, scored["judges"] = prompt_columns.judged(
                 judge, answered, list(reference.values()), setting.judge.samples
             )
         except (JudgeFailed, ValueError) as error:
-            found["judges"] = {"reference": {"name": judge.name, "facts": {}, "unusable": str(error)}}
+            scored["judges"] = {"reference": {"name": judge.name, "facts": {}, "unusable": str(error)}}
             self._say(f"! no win rate: {error}")
         else:
-            found["per_prompt"] |= wins
+            scored["per_prompt"] |= wins
 
     def _reference(self, setting: Setting) -> tuple[dict[str, PromptAnswers], dict[str, Any]]:
         """The reference policy's answers by prompt, and its columns of the held-out pairs."""
@@ -230,10 +230,10 @@ class Evaluator:
             progress.tokens = generate.tokens
             return made
 
-        found = kept.all(generate.batches(setting.prompts), answered)
+        answered_by_id = kept.all(generate.batches(setting.prompts), answered)
         pairs = self._pairs(setting, base)
         digest = group_name({"pairs": [[pair.prompt, *pair.responses] for pair in pairs]})
-        return found, kept.held_out(lambda: generate.held_out(pairs, _beat("reference", self._say)), digest)
+        return answered_by_id, kept.held_out(lambda: generate.held_out(pairs, _beat("reference", self._say)), digest)
 
     # -- what policies share -------------------------------------------------------------------------------------------
 
@@ -259,14 +259,14 @@ class Evaluator:
 
 
 def _prompts(config: Mapping[str, Any], asked: Asked, form: PromptForm) -> list[Prompt]:
-    found = prompts.held_out(data_file(config), asked.held_out) if asked.held_out else []
+    chosen = prompts.held_out(data_file(config), asked.held_out) if asked.held_out else []
     if asked.instructions:
-        found += prompts.checkable(prompts.INSTRUCTIONS, "instructions", form, asked.instructions)
+        chosen += prompts.checkable(prompts.INSTRUCTIONS, "instructions", form, asked.instructions)
     if asked.ifeval:
-        found += prompts.checkable(Path(asked.ifeval).expanduser(), "ifeval", form)
+        chosen += prompts.checkable(Path(asked.ifeval).expanduser(), "ifeval", form)
     if asked.prompts:
-        found += prompts.users(Path(asked.prompts).expanduser(), form)
-    return list({prompt.prompt_id: prompt for prompt in found}.values())
+        chosen += prompts.users(Path(asked.prompts).expanduser(), form)
+    return list({prompt.prompt_id: prompt for prompt in chosen}.values())
 
 
 @contextlib.contextmanager

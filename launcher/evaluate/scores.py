@@ -44,14 +44,14 @@ def _checks(answer: PromptAnswers) -> list[tuple[str, bool]]:
 
 def table(rows: Mapping[str, Mapping[str, object]]) -> str:
     """The measures of what policies say: a line a measure, a column a policy, each value with its standard error."""
-    known = {title: recorded_scores.scores(found) for title, found in rows.items()}
+    known = {title: recorded_scores.scores(scored) for title, scored in rows.items()}
     lines = [["", *rows]]
     for measure in measures.REGISTRY.values():
         if measure.table != "prompts":
             continue
         values = []
-        for found in known.values():
-            columns = found.columns(measure.columns) if found else None
+        for scored in known.values():
+            columns = scored.columns(measure.columns) if scored else None
             it = measure.estimate(None, columns, None, None) if columns else None
             values.append(estimates.shown(it.value, it.error, measure.form, it.at_most) if it else "")
         if any(values):

@@ -1,7 +1,7 @@
 """Checks whether a node can train. Its first rank calls this before anything heavy starts. Standard library only.
 
 An unfit node would fail the trial minutes later with an unclear error. The checks: the node has as many GPUs as the job
-was given, nobody else uses their memory, there is room for temporary files, and the clock agrees with the shared
+was given, no other job uses their memory, there is room for temporary files, and the clock agrees with the shared
 disk's. Without nvidia-smi, GPUs are not checked.
 """
 

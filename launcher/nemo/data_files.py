@@ -24,7 +24,7 @@ def count_rows(path: Path, packed: bool) -> int:
 
 
 def count_packs(path: Path) -> int:
-    """Packs in a file that prepare_data.py --pack wrote. Reads the header alone (numpy.lib.format, version 1.0).
+    """Packs in a file that prepare_data.py --pack wrote. Reads only the header (numpy.lib.format, version 1.0).
 
     Raises OSError, and ValueError if it is not such a file.
     """

@@ -30,7 +30,7 @@ def nemo_modules(names: Sequence[str]) -> list[str]:
     """Translate HF's and NeMo's names, which may be mixed, to NeMo's four, in the model's order.
 
     Raises Refused if a name is unknown or only part of a fused module is named: NeMo's adapter on `attention_qkv`
-    covers q, k and v together, so q_proj alone has no translation.
+    covers q, k and v together, so only q_proj has no translation.
     """
     findings = []
     wanted: set[str] = set()

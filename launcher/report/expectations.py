@@ -42,7 +42,7 @@ class Judged:
     text: str
     """The estimates it rests on, with their errors."""
     chance_for: float = 1.0
-    """One-sided p-value: the probability that chance alone supports the claim at least this well."""
+    """One-sided p-value: the probability that mere chance supports the claim at least this well."""
     chance_against: float = 1.0
     """The same for contradicting it."""
     decides: Estimate | None = None

@@ -81,8 +81,8 @@ def scores(data: Mapping[str, object]) -> RecordedScores | None:
     return RecordedScores(prompts, columns, recorded.columns(data.get("per_pair")), judges, checks)
 
 
-def _checks(found: Any) -> tuple[tuple[str, bool], ...]:
-    rows = found if isinstance(found, list) else []
+def _checks(data: Any) -> tuple[tuple[str, bool], ...]:
+    rows = data if isinstance(data, list) else []
     return tuple((str(row[0]), bool(row[1])) for row in rows if isinstance(row, list) and len(row) == 2)
 
 

@@ -205,8 +205,8 @@ def sacct(jobs: Iterable[int | str], *, name: str | None = None, every_run: bool
 
     In the first seconds the accounting (22.05) may show the last element of an array as a plain job with the array's
     id, FAILED if that element failed. The accounting lags by 1 s, by 5 s on a busy machine. Jobs that were held from
-    the start are found only by id. An element that was cancelled alone before it started has no row, here or in squeue
-    (22.05). Raises SlurmError.
+    the start are found only by id. An element that was cancelled by itself before it started has no row,
+    here or in squeue (22.05). Raises SlurmError.
     """
     chosen = _chosen(jobs, name)
     if chosen is None:

@@ -212,7 +212,7 @@ def associations(text: str) -> list[Association]:
     """Rows of `sacctmgr -n -P show user NAME withassoc format=...`."""
     rows = []
     for parts in records(text, len(ASSOCIATION_FIELDS)):
-        cluster, account, partition, default, qos, default_qos, submit, wall, each, group = parts
+        cluster, account, partition, default, qos, default_qos, submit, wall, per_job, group = parts
         rows.append(
             Association(
                 cluster=cluster,
@@ -223,7 +223,7 @@ def associations(text: str) -> list[Association]:
                 default_qos=default_qos,
                 max_submit=limit(submit),
                 max_wall=math.inf if (seconds := duration(wall)) is None else seconds,
-                max_per_job=resources(each),
+                max_per_job=resources(per_job),
                 group=resources(group),
             )
         )

@@ -11,8 +11,8 @@ class State:
 
     word: str
     phase: str
-    """waiting, running, done (exit code 0) or failed (any other end). An unknown word counts as running, so that nobody
-    starts the same work a second time."""
+    """waiting, running, done (exit code 0) or failed (any other end). An unknown word counts as running, so that the
+    same work is not started a second time."""
     meaning: str
 
     @property

@@ -14,7 +14,7 @@ from launcher import whole_file
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 # Text that every reader reads as text without quotes: it begins with a letter or slash and is none of the words below.
-# PyYAML alone would leave 1e5 unquoted, which OmegaConf reads as a number.
+# PyYAML by itself would leave 1e5 unquoted, which OmegaConf reads as a number.
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./+-]*(?: [A-Za-z0-9_./+-]+)*\Z", re.ASCII)
 _NOT_TEXT = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf", "infinity"})
 

@@ -43,7 +43,7 @@ class Compute(Section):
     cut_padding: bool = Field(description="cut each micro batch to its own longest pair")
     length_multiple: int | None = Field(ge=1, description="tokens that a micro batch's length is rounded up to")
     cache_reference: bool = Field(description="keep the reference policy's log-probabilities in paths.cache")
-    skip_prompt_logits: bool = Field(description="compute logits at the response's positions alone")
+    skip_prompt_logits: bool = Field(description="compute logits only at the response's positions")
 
 
 class AnswerSettings(Section):
@@ -62,7 +62,7 @@ class AnswerSettings(Section):
 class JudgeSettings(Section):
     """`evaluation.judge`: who compares answers with the reference policy's and the chosen ones."""
 
-    kind: Literal["probe", "reward_model", "endpoint"] | None = Field(description="null: nobody, no win rate")
+    kind: Literal["probe", "reward_model", "endpoint"] | None = Field(description="null: no judge, no win rate")
     folder: Text | None = Field(description="of the reward model, a sequence classifier")
     url: Text | None = Field(description="of the endpoint, such as http://node1:8000/v1; its key is in JUDGE_API_KEY")
     model: Text | None = Field(description="the endpoint's name of the model")

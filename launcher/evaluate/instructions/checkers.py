@@ -118,7 +118,7 @@ def _postscript(answer: str, postscript_marker: str) -> bool:
 
 @_checks("detectable_format:number_bullet_lists")
 def _bullets(answer: str, num_bullets: int) -> bool:
-    """Lines that begin with `-`, or with one `*` alone."""
+    """Lines that begin with `-`, or with one `*` only."""
     stars = re.findall(r"^\s*\*[^*].*$", answer, re.MULTILINE)
     return len(stars) + len(re.findall(r"^\s*-.*$", answer, re.MULTILINE)) == num_bullets
 

@@ -2,7 +2,7 @@
 
 It is a Bradley-Terry model: P(a is better than b) = sigmoid(w . (f(a) - f(b))), with f the hidden state at the end of
 prompt and answer. It is trained on pairs that no trial was trained on, and is never shown without its own accuracy on
-pairs that it was not fitted to. Where that accuracy could be chance, it says that nothing can be told.
+pairs that it was not fitted to. Where that accuracy could be chance, it says that the comparison is inconclusive.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Probe:
         if estimates.student_tail((self.accuracy - 0.5) / self.error, self.pairs - 1) < LEVEL:
             return ""
         return (
-            f"cannot be told: the probe prefers the chosen answer in {self.accuracy:.3f} ± {self.error:.3f} of "
+            f"inconclusive: the probe prefers the chosen answer in {self.accuracy:.3f} ± {self.error:.3f} of "
             f"{self.pairs} pairs held out from it, which may be chance"
         )
 

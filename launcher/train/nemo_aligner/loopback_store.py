@@ -1,7 +1,7 @@
 """The store over which a trial's ranks meet, on the loopback interface if all of them are on one node.
 
 torch.distributed's own store listens on all interfaces of the node and asks for no password, and what ranks put into it
-are pickles: whoever can connect could run code as this user. On several nodes it has to listen on the network.
+are pickles: anybody who can connect could run code as this user. On several nodes it has to listen on the network.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Data-parallel ranks hold the same weights and add the same gradients; tensor- and pipeline-parallel ranks of one
 replica work on the same pairs. When a reduction fails without an error, as NeMo's asynchronous ones did in bf16 with
-gloo, each rank goes on alone, and every metric still looks healthy. Import only after standins.install().
+gloo, each rank goes on by itself, and every metric still looks healthy. Import only after standins.install().
 """
 
 from __future__ import annotations

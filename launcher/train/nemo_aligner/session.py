@@ -88,9 +88,9 @@ class AlignerSession:
         if listener:
             listener.keep()
         # Nothing from here to the first step draws random numbers.
-        said = self.trainer.state.restore_random()
-        if said:
-            self.trainer.progress.phase("loading model", said)
+        restored = self.trainer.state.restore_random()
+        if restored:
+            self.trainer.progress.phase("loading model", restored)
         if owed is not None:
             self.trainer.save_owed(owed)
         try:
@@ -118,7 +118,7 @@ class AlignerSession:
             checkpointing.seal(path, self.trainer.state_dict())
 
     def _lacks_nemo_file(self) -> bool:
-        """Rank 0's view, for all: it alone writes the file, and the others may look before it is there."""
+        """Rank 0's view, for all: only rank 0 writes the file, and the others may look before it is there."""
         lacks = torch.tensor([self.nemo_file() is None], dtype=torch.int32, device=torch.cuda.current_device())
         torch.distributed.broadcast(lacks, 0)
         return bool(lacks.item())
@@ -130,7 +130,7 @@ class AlignerSession:
             baseline.check(self.config, metrics)
 
     def nemo_file(self) -> str | None:
-        """The file NeMo writes at the end of training; with LoRA it holds the adapters alone."""
+        """The file NeMo writes at the end of training; with LoRA it holds only the adapters."""
         return _newest(self._checkpoints(), "*.nemo")
 
     def last_checkpoint(self) -> str | None:

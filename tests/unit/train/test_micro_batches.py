@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from omegaconf import OmegaConf  # noqa: E402
 
-from launcher.train.nemo_aligner.savings.micro_batches import cut, length_multiple, longest_first, obstacle  # noqa: E402
+from launcher.train.nemo_aligner.savings.micro_batches import cut, length_multiple, longest_first, unsupported_reason  # noqa: E402
 
 
 def batch(*lengths: tuple[int, int], padded: int = 32) -> dict[str, Any]:
@@ -59,10 +59,12 @@ def test_lengths_divide_by_what_the_parallelism_needs(keys: dict[str, Any], want
 
 
 def test_not_where_one_shape_is_needed() -> None:
-    assert obstacle(config()) == ""
-    assert "pipeline" in obstacle(config(pipeline_model_parallel_size=2))
-    assert "packed" in obstacle(OmegaConf.create({"data": {"data_impl": "packed_jsonl"}}))
-    assert "first" in obstacle(OmegaConf.create({"data": {"data_impl": "jsonl", "reset_attention_mask": True}}))
+    assert unsupported_reason(config()) == ""
+    assert "pipeline" in unsupported_reason(config(pipeline_model_parallel_size=2))
+    assert "packed" in unsupported_reason(OmegaConf.create({"data": {"data_impl": "packed_jsonl"}}))
+    assert "first" in unsupported_reason(
+        OmegaConf.create({"data": {"data_impl": "jsonl", "reset_attention_mask": True}})
+    )
 
 
 def test_longest_pairs_come_first_and_none_is_lost() -> None:

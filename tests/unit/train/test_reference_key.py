@@ -140,7 +140,7 @@ def test_code_of_the_launcher_is_part_of_it(
 def test_where_they_cannot_be_kept(config: DictConfig, changes: dict[str, Any], word: str) -> None:
     for key, value in {"paths.cache": "/cache", "model.micro_batch_size": 1, **changes}.items():
         OmegaConf.update(config, key, value, force_add=True)
-    why = reference_key.obstacle(config, config.model)
+    why = reference_key.unsupported_reason(config, config.model)
     assert word in why and bool(why) == bool(word)
 
 

@@ -87,7 +87,7 @@ def seen(lengths: Lengths, device: str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Sequences:
-    """How kernels for sequences of different lengths are told of a row."""
+    """What kernels for sequences of different lengths need to know about a row."""
 
     keys: torch.Tensor
     """[k] where in the row the keys stand, sequence after sequence; those of a beginning are there twice."""

@@ -49,7 +49,7 @@ class Split:
 
     pairs: Any
     batches: Any
-    """A data loader of this rank's share of global batches, that nobody has begun to read."""
+    """A data loader of this rank's share of global batches, that is not being read yet."""
     count: int
     """Global batches that are taken; more than the loader has where there are several epochs."""
 
@@ -59,36 +59,38 @@ def install(config: DictConfig, trainer: DPOTrainer, splits: Mapping[str, Split]
 
     `splits` are "train" and "validation". All ranks have to call it.
     """
-    asked: dict[str, Any] = {**DEFAULTS, **(config.get("compute") or {})}
+    compute: dict[str, Any] = {**DEFAULTS, **(config.get("compute") or {})}
     model = trainer.model
-    how: dict[str, object] = {"length_multiple": 0, "skip_prompt_logits": False, "attention": "", "positions": None}
-    if _wanted(asked["share_prompt"], "prompts are computed twice", shared_prompt.obstacle(model.cfg), progress):
-        multiple = _multiple(config, trainer, asked)
+    record: dict[str, object] = {"length_multiple": 0, "skip_prompt_logits": False, "attention": "", "positions": None}
+    if _wanted(
+        compute["share_prompt"], "prompts are computed twice", shared_prompt.unsupported_reason(model.cfg), progress
+    ):
+        multiple = _multiple(config, trainer, compute)
         way = attention.choose(config.trainer.accelerator, str(config.trainer.precision))
-        how |= {"length_multiple": multiple, "attention": way.name}
+        record |= {"length_multiple": multiple, "attention": way.name}
         shared_prompt.install(model, multiple, way.attend)
         _order(trainer, balance.balanced)
-        limit = positions(config, asked["positions_per_micro_batch"])
-        how["positions"] = limit
+        limit = positions(config, compute["positions_per_micro_batch"])
+        record["positions"] = limit
         if limit:
             packing.install(model, limit)
         if progress.writes:
-            rows = f"pairs share rows of {how['positions']} positions" if how["positions"] else "rows are not shared"
+            rows = f"pairs share rows of {limit} positions" if limit else "rows are not shared"
             print(f"prompts are computed once; {rows}; attention by {way.name}", flush=True)
     else:
-        _cut(config, trainer, asked, how, progress)
-    if _wanted(asked["cache_reference"], _EACH, reference_key.obstacle(config, model.cfg), progress):
-        _cached_reference(config, trainer, splits, how, progress)
+        _cut(config, trainer, compute, record, progress)
+    if _wanted(compute["cache_reference"], _EACH, reference_key.unsupported_reason(config, model.cfg), progress):
+        _cached_reference(config, trainer, splits, record, progress)
 
 
-def positions(config: DictConfig, asked: int | str | None) -> int | None:
+def positions(config: DictConfig, setting: int | str | None) -> int | None:
     """Positions of a row that pairs share; None where a row has a fixed number of pairs.
 
     `auto` stays within the memory that model.micro_batch_size may take in NeMo-Aligner. On a GPU in bf16 a row of one
     pair lets the reference be cached, which is worth more.
     """
-    if asked != "auto":
-        return int(asked) if asked else None
+    if setting != "auto":
+        return int(setting) if setting else None
     size = int(config.model.micro_batch_size)
     if size == 1 and config.trainer.accelerator == "gpu" and str(config.trainer.precision) != "32":
         return None
@@ -96,16 +98,22 @@ def positions(config: DictConfig, asked: int | str | None) -> int | None:
 
 
 def _cut(
-    config: DictConfig, trainer: DPOTrainer, asked: Mapping[str, Any], how: dict[str, object], progress: MetricsFile
+    config: DictConfig,
+    trainer: DPOTrainer,
+    compute: Mapping[str, Any],
+    record: dict[str, object],
+    progress: MetricsFile,
 ) -> None:
     model = trainer.model
-    if _wanted(asked["cut_padding"], "padding is computed", micro_batches.obstacle(model.cfg), progress):
-        multiple = micro_batches.length_multiple(model.cfg, _multiple(config, trainer, asked))
-        how["length_multiple"] = multiple
+    if _wanted(compute["cut_padding"], "padding is computed", micro_batches.unsupported_reason(model.cfg), progress):
+        multiple = micro_batches.length_multiple(model.cfg, _multiple(config, trainer, compute))
+        record["length_multiple"] = multiple
         micro_batches.install(model, multiple)
         _order(trainer, micro_batches.longest_first)
-    if _wanted(asked["skip_prompt_logits"], "prompts get logits", response_logits.obstacle(model.cfg), progress):
-        how["skip_prompt_logits"] = True
+    if _wanted(
+        compute["skip_prompt_logits"], "prompts get logits", response_logits.unsupported_reason(model.cfg), progress
+    ):
+        record["skip_prompt_logits"] = True
         response_logits.install(model)
 
 
@@ -114,23 +122,27 @@ def _order(trainer: DPOTrainer, order: Callable[[Sequence[Any]], list[Any]]) -> 
     trainer.collate_fn = lambda pairs, **options: collate(order(pairs), **options)
 
 
-def _wanted(asked: int | None, otherwise: str, obstacle: str, progress: MetricsFile) -> bool:
-    if asked and obstacle and progress.writes:
-        print(f"{otherwise}: {obstacle}", flush=True)
-    return bool(asked) and not obstacle
+def _wanted(setting: int | None, otherwise: str, reason: str, progress: MetricsFile) -> bool:
+    if setting and reason and progress.writes:
+        print(f"{otherwise}: {reason}", flush=True)
+    return bool(setting) and not reason
 
 
-def _multiple(config: DictConfig, trainer: DPOTrainer, asked: Mapping[str, Any]) -> int:
+def _multiple(config: DictConfig, trainer: DPOTrainer, compute: Mapping[str, Any]) -> int:
     """Tensor cores want lengths in steps, which NeMo-Aligner's padding respects; a CPU takes them as they are."""
-    if asked["length_multiple"]:
-        return int(asked["length_multiple"])
+    if compute["length_multiple"]:
+        return int(compute["length_multiple"])
     if config.trainer.accelerator == "gpu":
         return int(trainer.pad_seq_length_to_mult)
     return int(config.model.data.get("pad_length_to_multiple_of") or 1)
 
 
 def _cached_reference(
-    config: DictConfig, trainer: DPOTrainer, splits: Mapping[str, Split], how: dict[str, object], progress: MetricsFile
+    config: DictConfig,
+    trainer: DPOTrainer,
+    splits: Mapping[str, Split],
+    record: dict[str, object],
+    progress: MetricsFile,
 ) -> None:
     root = Path(config.paths.cache)
     described: list[Any] = [None]
@@ -138,7 +150,7 @@ def _cached_reference(
         progress.phase("reference", "looking for what is known")
         try:
             notes = private_folder(root / "files")
-            key = reference_key.of_model(config, trainer.model.cfg, how, notes)
+            key = reference_key.of_model(config, trainer.model.cfg, record, notes)
             data = {split: reference_key.of_pairs(config, split, notes) for split in splits}
             Cache(root / "reference", key)
             described = [(key, data)]

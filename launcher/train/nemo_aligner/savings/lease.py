@@ -73,7 +73,7 @@ class Claims:
         return None  # another one was faster
 
     def discard(self, names: Collection[str]) -> None:
-        """Remove the claims on work that is done, whoever's they are.
+        """Remove the claims on work that is done, whichever trial made them.
 
         An owner that is killed after it has written its work and before its release leaves its claim behind.
         """
@@ -83,14 +83,14 @@ class Claims:
 
     def _lives(self, path: Path) -> bool:
         try:
-            said = path.read_text()
+            text = path.read_text()
         except FileNotFoundError:
             return False
         now = time.monotonic()
         before = self._seen.get(path.name)
-        if before is None or before[0] != said:
-            self._seen[path.name] = before = said, now
-        owner, place, pid = (said.split("\n") + ["", "", ""])[:3]
+        if before is None or before[0] != text:
+            self._seen[path.name] = before = text, now
+        owner, place, pid = (text.split("\n") + ["", "", ""])[:3]
         if owner == self._owner and (place, pid) != (_place(), str(os.getpid())):
             return False  # ourselves, before we were stopped
         if place == _place() and pid.isdigit() and not _runs(int(pid)):

@@ -26,7 +26,7 @@ _ALONG_TOKENS = (
 )  # fmt: skip
 
 
-def obstacle(config: DictConfig) -> str:
+def unsupported_reason(config: DictConfig) -> str:
     """Why micro batches of a model config cannot be cut, "" where they can."""
     if (config.get("pipeline_model_parallel_size") or 1) > 1:
         return "pipeline parallelism needs one shape for all micro batches"

@@ -127,7 +127,7 @@ def _without_collectives(model: MegatronGPTDPOModel) -> Iterator[None]:
             model.get_reduced_masked_logps(values.detach() - reference, labels, *rest, **options)
         )
 
-    megatron_gpt_dpo_model.average_losses_across_data_parallel_group = lambda losses: [one.detach() for one in losses]
+    megatron_gpt_dpo_model.average_losses_across_data_parallel_group = lambda losses: [loss.detach() for loss in losses]
     model.gather_and_split_rewards = own
     try:
         yield

@@ -1,10 +1,10 @@
-"""The reference policy's log-probabilities once for all trials that share them, instead of once a batch of each.
+"""Computes the reference policy's log-probabilities once for all trials that share them, instead of for every batch.
 
-NeMo-Aligner runs the reference policy for every batch, though what it says depends on the pair and the base model
-alone. Before the first step the trials look for the pairs they will need in a cache (reference_cache.py);
-what is missing they compute, in groups that each takes from a common list (lease.py), so that trials that
-start together share the work, and one that dies leaves its group to the others. A pair that is not found at its batch
-after all (its file was damaged meanwhile) is computed with that batch, as NeMo-Aligner does.
+NeMo-Aligner runs the reference policy for every batch, though its answer depends only on the pair and the base model.
+Before the first step the trials look for the pairs they will need in a cache (reference_cache.py); what is missing
+they compute, in groups that each takes from a common list (lease.py), so that trials that start together share the
+work, and one that dies leaves its group to the others. A pair that is not found at its batch after all (its file was
+damaged meanwhile) is computed with that batch, as NeMo-Aligner does.
 
 Import only after launcher.train.nemo_aligner.standins.install().
 """
@@ -111,7 +111,7 @@ class Reference:
         return answer
 
     def fill(self, wanted: Sequence[Group], say: Callable[[str], None]) -> None:
-        """Compute what no trial has yet, and wait for what others are computing; `say` is told how far that is."""
+        """Compute what no trial has yet, and wait for what others are computing; `say` gets the progress."""
         left, since, total = list(wanted), time.monotonic(), sum(len(group.places) for group in wanted)
         while True:
             before = len(left)
@@ -138,7 +138,7 @@ class Reference:
             print(f"reference: {total} pairs, {self.computed} of them computed here, {self._cache.folder}", flush=True)
 
     def _look(self, left: list[Group], impatient: bool) -> tuple[list[Group], Group | None, Lease | None]:
-        """(groups that nobody has done, the one to do, the claim on it), as rank 0 sees it; the claim is its alone."""
+        """(groups not done yet, the one to do, the claim on it), as rank 0 sees it; only rank 0 has the claim."""
         lease = None
         word: list[Any] = [None]
         if self._first:

@@ -86,7 +86,7 @@ class Cache:
             whole_file.write_text(self.folder / "key.json", json.dumps(describe, sort_keys=True, indent=1))
 
     def refresh(self, names: Iterable[str] | None = None) -> None:
-        """Open the parts that others have written since; of `names` alone, where a network disk may list old ones."""
+        """Open the parts that others have written since; only of `names`, where a network disk may list old ones."""
         files = self.folder.glob("*.part") if names is None else [self.folder / f"{name}.part" for name in names]
         for path in sorted(files):
             if path.stem in self._parts:
@@ -139,7 +139,7 @@ class Cache:
 
 
 def private_folder(path: Path) -> Path:
-    """A folder of this user's that nobody else can write: `path`, or if that is another user's, `path`-UID beside it.
+    """A folder of this user's that no other user can write: `path`, or if that is another user's, `path`-UID beside it.
 
     Numbers and digests in it are believed, and a checksum is no signature. Raises OSError.
     """

@@ -34,7 +34,7 @@ _CODE = (
 )  # fmt: skip
 
 
-def obstacle(config: DictConfig, model_config: DictConfig) -> str:
+def unsupported_reason(config: DictConfig, model_config: DictConfig) -> str:
     """Why a trial's reference log-probabilities cannot be kept, "" where they can."""
     if not config.paths.get("cache"):
         return "paths.cache is not set"
@@ -55,7 +55,9 @@ def obstacle(config: DictConfig, model_config: DictConfig) -> str:
     return ""
 
 
-def of_model(config: DictConfig, model_config: DictConfig, how: dict[str, object], notes: Path) -> dict[str, object]:
+def of_model(
+    config: DictConfig, model_config: DictConfig, computed: dict[str, object], notes: Path
+) -> dict[str, object]:
     """Of the base model and the way it is run; `notes` is a folder to remember files' digests in."""
     model = OmegaConf.to_container(model_config, resolve=True)
     assert isinstance(model, dict)
@@ -73,7 +75,7 @@ def of_model(config: DictConfig, model_config: DictConfig, how: dict[str, object
         "device": _device(config.trainer.accelerator),
         "kernels": _kernels(config.trainer.accelerator),
         "code": {**result.versions(), "launcher": _own_code()},
-        **how,
+        **computed,
     }
 
 

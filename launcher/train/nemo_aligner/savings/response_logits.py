@@ -2,7 +2,7 @@
 
 A vocabulary's logits are the largest tensors of a step, and NeMo-Aligner keeps several copies of them (log-softmax, its
 exponential, a one-hot of 8 bytes an entry). Of HH-RLHF's tokens six in ten are the prompt's. The output layer is given
-the hidden states at labelled positions alone, and the log-probabilities go back to where they belong; elsewhere stands
+only the hidden states at labelled positions, and the log-probabilities go back to where they belong; elsewhere stands
 0, which the losses mask as they would mask the numbers that stood there.
 
 Import only after launcher.train.nemo_aligner.standins.install().
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 
 
-def obstacle(config: DictConfig) -> str:
+def unsupported_reason(config: DictConfig) -> str:
     """Why the logits of a model config have to be computed everywhere, "" where they have not."""
     if (config.get("pipeline_model_parallel_size") or 1) > 1 or (config.get("context_parallel_size") or 1) > 1:
         return "pipeline and context parallelism split what would have to be picked from"
@@ -69,7 +69,7 @@ def labelled(labels: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def picked(output_layer: Any, places: torch.Tensor) -> Iterator[None]:
-    """Inside this context the output layer is given hidden states at `places` of [length x sequences] alone."""
+    """Inside this context the output layer is given hidden states only at `places` of [length x sequences]."""
     places = places.cuda(non_blocking=True)
 
     def pick(layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -136,11 +136,11 @@ class LogProbability(torch.autograd.Function):
         total = shifted.exp().sum(-1, keepdim=True).float()
         torch.distributed.all_reduce(total, group=group)
         every = shifted.sub_(total.log_().to(shifted.dtype))
-        found = every.gather(-1, places)[:, 0].masked_fill_(elsewhere, 0.0)
-        torch.distributed.all_reduce(found, group=group)
+        picked = every.gather(-1, places)[:, 0].masked_fill_(elsewhere, 0.0)
+        torch.distributed.all_reduce(picked, group=group)
         if differentiate:
             ctx.save_for_backward(every.exp_(), places, elsewhere)
-        return found
+        return picked
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:

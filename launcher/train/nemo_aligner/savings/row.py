@@ -3,7 +3,7 @@
     beginning | rest of chosen | rest of rejected | beginning of the next pair | ...
 
 A pair's chosen and rejected sequence begin with the same tokens: the prompt, and at times the first words of the
-responses. What a causal model computes there depends on these tokens alone, so once is enough. The rest of the rejected
+responses. What a causal model computes there depends only on these tokens, so once is enough. The rest of the rejected
 sequence goes on from the beginning, in position and in attention, as if the rest of the chosen one were not there.
 Left out is what no loss depends on: padding, and tokens after the last label.
 """
@@ -29,7 +29,7 @@ class Row:
     positions: torch.Tensor
     """[n] where in its own sequence each token stands."""
     lengths: torch.Tensor
-    """[pairs, 3] int32, as in Lengths. Padding at the end is another pair, of a beginning alone."""
+    """[pairs, 3] int32, as in Lengths. Padding at the end is another pair, that has only a beginning."""
     places: torch.Tensor
     """[m] which positions of the row predict labelled tokens; one that predicts two is there twice."""
     labels_at: torch.Tensor

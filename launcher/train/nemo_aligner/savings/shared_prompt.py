@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Batch = dict[str, torch.Tensor]
 
 
-def obstacle(config: DictConfig) -> str:
+def unsupported_reason(config: DictConfig) -> str:
     """Why pairs of a model config cannot be rows, "" where they can."""
     if (config.get("pipeline_model_parallel_size") or 1) > 1:
         return "pipeline parallelism needs one shape for all micro batches"

@@ -27,7 +27,7 @@ def missing() -> tuple[str, ...]:
     """Which of GAPS this machine lacks, in that order. Imports torch."""
     import torch
 
-    # Apex and Transformer Engine compute on CUDA devices alone. Where CUDA does not answer, as in a CPU process inside
+    # Apex and Transformer Engine compute only on CUDA devices. Where CUDA does not answer, as in a CPU process inside
     # NVIDIA's image, they are of no use though they can be imported.
     answers = torch.cuda.is_available()
     there = {
