@@ -16,65 +16,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from data_prep.models.export import adapter_file
 from launcher import whole_file
-from launcher.evaluate import answers, held_out, judging, prompt_columns, prompts, scores
+from launcher.evaluate import answers, held_out, judging, prompt_columns, scores
 from launcher.evaluate.answers import PromptAnswers
 from launcher.evaluate.asked import Asked, data_file, pairs_file
 from launcher.evaluate.judges.endpoint import JudgeFailed
 from launcher.evaluate.judges.judge import Judge
-from launcher.evaluate.judging import JudgeAsked
-from launcher.evaluate.models import AnsweringModel, base_folder, choose_device, exported, is_adapter, own_cache
+from launcher.evaluate.models import AnsweringModel, base_folder, exported, is_adapter
 from launcher.evaluate.policy import Generator, PromptProgress, Say, fill
-from launcher.evaluate.prompts import Prompt, PromptForm
+from launcher.evaluate.prompts import Prompt
 from launcher.evaluate.reference import ReferenceAnswers
+from launcher.evaluate.setting import Setting
 from launcher.findings import Finding, LauncherError, Refused
 from launcher.plain_data import at
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 from launcher.train.nemo_aligner.savings.reference_cache import file_digest, group_name
 
-#: Raise it where answers of an older version must not be mixed with new ones.
-_VERSION = 1
-
 
 class Busy(LauncherError):
     """Another process evaluates the same policy."""
-
-
-class Setting:
-    """What all policies of one base model and one kind of data share: model, prompts, the reference's answers."""
-
-    def __init__(self, sweep: Sweep, config: Mapping[str, Any], asked: Asked) -> None:
-        """Raises Refused where a file is missing or cannot be read."""
-        self.asked = asked
-        self.cache = own_cache(config, sweep)
-        self.nemo = Path(str(at(config, "pretrained_checkpoint.restore_from_path")))
-        if not self.nemo.exists():
-            raise Refused([Finding("pretrained_checkpoint.restore_from_path", str(self.nemo), "no such file")])
-        self.form: PromptForm = prompts.form_of(data_file(config), self.nemo)
-        self.prompts: list[Prompt] = _prompts(config, asked, self.form)
-        self.pairs_files = [pairs_file(config), data_file(config)]
-        self.pairs_file, self.pairs = pairs_file(config), int(at(config, "evaluation.kl_pairs") or 0)
-        self.judge = JudgeAsked.of(config)
-        self.device = choose_device()
-        self.base = file_digest(self.nemo, self.cache / "files")
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What an answer depends on beside the prompt and the policy's adapter."""
-        return {
-            "base": self.base,
-            **self.asked.sampling,
-            "form": self.form.name,
-            "device": f"{self.device.name} {self.device.dtype}",
-            "version": _VERSION,
-            **{name: version(name) for name in ("torch", "transformers")},
-        }
 
 
 class Evaluator:
@@ -256,17 +221,6 @@ class Evaluator:
     @staticmethod
     def _pairs(setting: Setting, model: AnsweringModel) -> list[held_out.HeldOutPair]:
         return held_out.read(setting.pairs_file, setting.pairs, model.tokens, model.longest)
-
-
-def _prompts(config: Mapping[str, Any], asked: Asked, form: PromptForm) -> list[Prompt]:
-    chosen = prompts.held_out(data_file(config), asked.held_out) if asked.held_out else []
-    if asked.instructions:
-        chosen += prompts.checkable(prompts.INSTRUCTIONS, "instructions", form, asked.instructions)
-    if asked.ifeval:
-        chosen += prompts.checkable(Path(asked.ifeval).expanduser(), "ifeval", form)
-    if asked.prompts:
-        chosen += prompts.users(Path(asked.prompts).expanduser(), form)
-    return list({prompt.prompt_id: prompt for prompt in chosen}.values())
 
 
 @contextlib.contextmanager
