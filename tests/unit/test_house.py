@@ -2,7 +2,20 @@
 
 from pathlib import Path
 
-from tests.house import House, circles
+from tests.house import PACKAGES, House, circles
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_an_installation_has_every_package() -> None:
+    """pyproject.toml lists the packages one by one: a new folder would be missing where no clone is."""
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = text.partition("\npackages = [")[2].partition("]")[0]
+    folders = [path.parent.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).rglob("__init__.py")]
+    assert folders
+    for folder in folders:
+        name = ".".join(folder.parts).removeprefix("launcher.plugins.")
+        assert f'"{name}"' in listed, f"{name} is not among the packages of pyproject.toml"
 
 
 def test_circles() -> None:
