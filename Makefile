@@ -42,7 +42,7 @@ sweep: setup
 	$(PYTHON_IN) launcher/main.py -m model.dpo.ref_policy_kl_penalty=0.05,0.1,0.5 cluster=local
 
 # The tests on Slurm in one process, those with NeMo in the other, then the rest in whichever is free (tests/conftest.py).
-TWO_AT_ONCE := --numprocesses 2 --dist loadgroup --durations 25
+TWO_AT_ONCE := --numprocesses 2 --dist loadscope --durations 25
 
 test: setup models/tiny.nemo lint
 	$(PYTHON_IN) -m pytest -m "not slow" $(TWO_AT_ONCE)

@@ -7,17 +7,23 @@ import pytest
 
 _HERE = Path(__file__).parent
 _GROUPS = {"slurm": "slurm", "integration": "nemo", "benchmarks": "nemo"}
-"""Folder -> the group whose tests all run in one process, where pytest-xdist deals them out (`--dist loadgroup`).
+"""Folder -> the group whose tests all run in one process, where pytest-xdist deals them out (`--numprocesses 2`).
 
 The tests on Slurm share one cluster and mostly wait; those with NeMo share its import and use the cores.
 """
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if group := _GROUPS.get(item.path.relative_to(_HERE).parts[0]):
-            item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Deal the groups out whole. (pytest-xdist 3.8's own `xdist_group` marks have no effect with pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folder = nodeid.split("/")[1] if "/" in nodeid else ""
+            return _GROUPS.get(folder, nodeid)
+
+    return ByGroup(config, log)
 
 
 # `nohup` and a shell's `&` start a process with these ignored, which every process of the tests would inherit; the

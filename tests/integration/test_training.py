@@ -146,7 +146,7 @@ def test_an_error_in_the_evaluation_does_not_fail_a_trained_trial(train, new_tri
     trial = train(new_trial(), change=fail_in_the_evaluation)
     assert trial.exit_codes == [0], trial.said()
     assert trial.result["steps"] == 6
-    assert trial.result["evaluation"] == {"skipped": "it failed with ValueError: an odd tokenizer"}
+    assert trial.result["evaluation"] == {"failed": True, "skipped": "it failed: ValueError: an odd tokenizer"}
 
 
 def test_ranks_that_do_not_fit_the_config_are_refused(new_trial):

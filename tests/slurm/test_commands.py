@@ -85,7 +85,6 @@ def test_cancelling(own_cluster: Cluster, cluster: Existing) -> None:
     client.scancel([job])
     assert wait_until(lambda: {row.state.word for row in client.sacct([job])} == {"CANCELLED"}, 10)
     client.scancel([job])
-    client.scancel([job], "USR1")
 
 
 def test_requeueing(own_cluster: Cluster, cluster: Existing) -> None:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slurm
             ["trainer.num_nodes=7: partition main gives a job"],
         ),
         (["cluster.gpus_per_node=9"], ["cluster.gpus_per_node=9: partition main has 8 GPUs a node"]),
-        (["cluster.mem_gb=63"], ["trainer.num_nodes=1"]),
+        (["cluster.mem_gb=63"], ["cluster.mem_gb=63", "its largest have 62.5 GB"]),
         (
             ["cluster.time=99999", "cluster.account=vip", "model.micro_batch_size=3", "cluster.sbatch.array=0-7"],
             ["cluster.time=99999", "cluster.account=vip", "model.global_batch_size=4", "cluster.sbatch.array"],
