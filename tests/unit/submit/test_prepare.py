@@ -22,7 +22,9 @@ def launcher(folder: Path) -> Any:
 
 
 def trials() -> Any:
-    return [SimpleNamespace(overrides=["a=1"], config=SimpleNamespace(plain={"experiment": {"name": "x"}}))]
+    experiment = SimpleNamespace(name="x", hypotheses=[])
+    config = SimpleNamespace(plain={"experiment": {"name": "x"}}, experiment=experiment)
+    return [SimpleNamespace(overrides=["a=1"], config=config)]
 
 
 @pytest.fixture(autouse=True)
