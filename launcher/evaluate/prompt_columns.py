@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from launcher.evaluate import diversity, win_rate
@@ -66,14 +66,14 @@ def _sampled(answer: PromptAnswers, vocabulary: int) -> dict[str, float]:
     if not answer.samples:
         return {}
     values = {
-        "length": _mean([len(tokens) for tokens in answer.tokens]),
-        "unended": _mean([float(not ended) for ended in answer.samples_ended]),
-        "repeated": _mean([diversity.repeated_4grams(tokens) for tokens in answer.tokens]),
+        "length": fmean([len(tokens) for tokens in answer.tokens]),
+        "unended": fmean([float(not ended) for ended in answer.samples_ended]),
+        "repeated": fmean([diversity.repeated_4grams(tokens) for tokens in answer.tokens]),
         "compression": diversity.compression_ratio(answer.samples),
-        "refusals": _mean([float(diversity.is_refusal(text)) for text in answer.samples]),
+        "refusals": fmean([float(diversity.is_refusal(text)) for text in answer.samples]),
     }
     if answer.kl_nats:
-        values["kl_own"] = _mean(answer.kl_nats)
+        values["kl_own"] = fmean(answer.kl_nats)
     if len(answer.samples) > 1:
         values["distinct_input"] = diversity.distinct_ngrams(answer.tokens, vocabulary)
         values["self_bleu"] = diversity.self_bleu(answer.samples)
@@ -83,7 +83,7 @@ def _sampled(answer: PromptAnswers, vocabulary: int) -> dict[str, float]:
 def _reference(answer: PromptAnswers | None) -> dict[str, float]:
     if answer is None or not answer.samples:
         return {}
-    return {"reference_length": _mean([len(tokens) for tokens in answer.tokens])}
+    return {"reference_length": fmean([len(tokens) for tokens in answer.tokens])}
 
 
 def _followed(answer: PromptAnswers) -> dict[str, float]:
@@ -98,10 +98,6 @@ def _followed(answer: PromptAnswers) -> dict[str, float]:
         "followed_loosely": sum(loose),
         "all_followed_loosely": float(all(loose)),
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _rounded(value: float) -> float:

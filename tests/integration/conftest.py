@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from tests.integration.minimal_trial import write_pairs, write_trial
+from tests.integration.stock import stock
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 600
@@ -175,3 +176,22 @@ def _rank(folder: Path, variables: Mapping[str, Any], change: Change | None) -> 
         traceback.print_exc()
         sys.stdout.flush()
         os._exit(1)  # as an exception ends a process: not waiting for what its threads still do
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Any]:
+    """Stock's trials so far, of which several tests need the same."""
+    return {}
+
+
+@pytest.fixture
+def stock_trial(train: Any, new_trial: Callable[..., Path], made: dict[str, Any]) -> Callable[..., Any]:
+    """stock_trial(ranks=1, **overrides) -> a trial by NeMo-Aligner's own trainer."""
+
+    def run(ranks: int = 1, **overrides: Any) -> Any:
+        key = repr((ranks, overrides))
+        if key not in made:
+            made[key] = train(new_trial("stock", trainer__devices=ranks, **overrides), ranks, stock)
+        return made[key]
+
+    return run

@@ -32,25 +32,6 @@ def new_trial(new_trial: Callable[..., Path]) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture(scope="module")
-def made() -> dict[str, Any]:
-    """Stock's trials so far, of which several tests need the same."""
-    return {}
-
-
-@pytest.fixture
-def stock_trial(train: Any, new_trial: Callable[..., Path], made: dict[str, Any]) -> Callable[..., Any]:
-    """stock_trial(ranks=1, **overrides) -> a trial by NeMo-Aligner's own trainer."""
-
-    def run(ranks: int = 1, **overrides: Any) -> Any:
-        key = repr((ranks, overrides))
-        if key not in made:
-            made[key] = train(new_trial("stock", trainer__devices=ranks, **overrides), ranks, stock)
-        return made[key]
-
-    return run
-
-
 def same(ours: Any, stock: Any, within: float = 1e-5) -> None:
     """Figures of every step, and trained weights."""
     from tests.integration.lora_reference import read_adapters

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from tests.integration.stock import stock
 from tests.integration.test_savings import PAIRS, computed, same
 
 pytest.importorskip("nemo_aligner")
@@ -20,25 +19,6 @@ RECOMPUTED = {
     "full": {"granularity": "full", "method": "uniform", "num_layers": 1},
     "selective": {"granularity": "selective", "method": None, "num_layers": None},
 }
-
-
-@pytest.fixture(scope="module")
-def made() -> dict[str, Any]:
-    """Stock's trials so far, of which several tests need the same."""
-    return {}
-
-
-@pytest.fixture
-def stock_trial(train: Any, new_trial: Callable[..., Path], made: dict[str, Any]) -> Callable[..., Any]:
-    """stock_trial(ranks=1, **overrides) -> a trial by NeMo-Aligner's own trainer."""
-
-    def run(ranks: int = 1, **overrides: Any) -> Any:
-        key = repr((ranks, overrides))
-        if key not in made:
-            made[key] = train(new_trial("stock", trainer__devices=ranks, **overrides), ranks, stock)
-        return made[key]
-
-    return run
 
 
 @pytest.fixture

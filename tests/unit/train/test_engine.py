@@ -18,18 +18,13 @@ from tests.integration.minimal_trial import write_pairs
 
 pytest.importorskip("torch")
 ROOT = Path(__file__).resolve().parents[3]
+SECOND_ENGINE = {"engine": "tests.unit.train.second_engine", "lr": 0.5, "batch": 4, "epochs": 2}
 
 
 def test_a_second_engine_trains_a_sweep_through_the_local_runner(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pairs = write_pairs(tmp_path / "train.jsonl", 16)
-    own = {
-        "engine": "tests.unit.train.second_engine",
-        "lr": 0.5,
-        "batch": 4,
-        "epochs": 2,
-        "data": {"train": str(pairs)},
-    }
+    own = {**SECOND_ENGINE, "data": {"train": str(pairs)}}
     shape = {"trainer": {"devices": 1, "num_nodes": 1}}
     trials = [([f"beta={beta}"], {**own, **shape, "beta": beta}) for beta in (0.1, 0.5)]
     sweep = Sweep.create(tmp_path / "sweep", command=[], experiment={}, trials=trials)
@@ -52,10 +47,7 @@ def test_a_rank_that_fails_alone_in_the_evaluation_fails_no_trial(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pairs = write_pairs(tmp_path / "train.jsonl", 16)
     config = {
-        "engine": "tests.unit.train.second_engine",
-        "lr": 0.5,
-        "batch": 4,
-        "epochs": 2,
+        **SECOND_ENGINE,
         "beta": 0.1,
         "data": {"train": str(pairs)},
         "trainer": {"devices": 2, "num_nodes": 1},
