@@ -14,7 +14,7 @@ from launcher.compose import hydra_app  # noqa: F401  # which lets Hydra find th
 from launcher.compose.config_files import config_root
 from launcher.compose.resolvers import register_resolvers
 from launcher.compose.trials import ComposedConfig, checked
-from launcher.plain_data import at
+from launcher.dotted_keys import at
 from launcher.trial_config.config import TrialConfig
 from launcher.trial_config.validate import validate
 

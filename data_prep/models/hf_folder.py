@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from data_prep import what_it_is
+from data_prep import mistaken_paths
 from data_prep.models.llama_shape import LlamaShape, read_shape
 from launcher.findings import Finding, Refused
 
@@ -107,7 +107,7 @@ def open_folder(path: Path) -> HFFolder:
     """Check everything that can be checked without reading a weight. Raises Refused with every finding."""
     if not path.is_dir():
         raise Refused([_missing_folder(path)])
-    if (known := what_it_is.describe(path)) is not None:
+    if (known := mistaken_paths.describe(path)) is not None:
         raise Refused([Finding("SOURCE", str(path), *known)])
     shape = read_shape(path)
     findings = list(_tokenizer_findings(path))
@@ -119,7 +119,7 @@ def open_folder(path: Path) -> HFFolder:
 
 def _missing_folder(path: Path) -> Finding:
     if path.exists():
-        known = what_it_is.describe(path) or ("is a file", "give the folder of a Hugging Face checkpoint")
+        known = mistaken_paths.describe(path) or ("is a file", "give the folder of a Hugging Face checkpoint")
         return Finding("SOURCE", str(path), *known)
     remedy = "give the folder of a Hugging Face Llama, or tiny or smollm2_135m"
     return Finding("SOURCE", str(path), "no such folder", remedy)
@@ -191,7 +191,7 @@ class TensorEntry(TypedDict):
 def read_header(file: Path) -> dict[str, TensorEntry]:
     """A safetensors file's header, by the tensors' names. Raises Refused if missing or truncated."""
     again = "fetch it again"
-    if what_it_is.is_lfs_pointer(file):
+    if mistaken_paths.is_lfs_pointer(file):
         why = "is a git-lfs pointer, not the file itself"
         raise Refused([Finding(str(file), "", why, "run `git lfs pull` in its folder")])
     try:

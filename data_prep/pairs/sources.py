@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep import what_it_is
+from data_prep import mistaken_paths
 from data_prep.pairs import containers, hub, tables
 from data_prep.pairs.containers import ENDS
 from data_prep.pairs.forms import KEYS
@@ -75,7 +75,7 @@ def find(
         return _local("sample", [("all", [SAMPLE])], Reading(), {"note": note}, sizes=(32, 40))
     if name == "hh_rlhf":
         return _hh_rlhf(subsets or HH_SUBSETS, revision or HH_REVISION)
-    if path.exists() and (known := what_it_is.describe(path)) is not None:
+    if path.exists() and (known := mistaken_paths.describe(path)) is not None:
         raise Refused([Finding("SOURCE", word, *known)])
     if path.is_dir():
         return _folder(path, subsets, only, reading)

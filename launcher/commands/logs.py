@@ -20,7 +20,7 @@ from launcher.slurm.rows import array_spec
 from launcher.status import states
 from launcher.status.trial_state import ENDED_BADLY, TrialState
 from launcher.sweep import find, starts
-from launcher.sweep.elements import elements
+from launcher.sweep.array_elements import elements
 from launcher.sweep.folder import Sweep
 from launcher.sweep.logs import StartLogs, by_start, failure, srun_log, tail
 from launcher.sweep.trial import Trial

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import argparse
 
-from launcher.submit import for_commands, pipeline
+from launcher.submit import compose_only, pipeline
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    for_commands.add_words(parser)
+    compose_only.add_words(parser)
     add_sources(parser)
 
 
@@ -34,7 +34,7 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     pipeline.refuse_here()
     sources = pipeline.Sources(args.pairs, args.checkpoint)
-    line = for_commands.words(args, multirun=True)
-    return for_commands.trials(
+    line = compose_only.words(args, multirun=True)
+    return compose_only.trials(
         line, ["launcher", "pipeline", *line], lambda launcher, jobs: pipeline.submit(launcher, jobs, sources)
     )

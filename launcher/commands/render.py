@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from launcher.commands.pipeline import add_sources
 from launcher.compose.hydra_state import HydraLauncher
-from launcher.submit import for_commands
+from launcher.submit import compose_only
 from launcher.submit.pipeline import Sources
 from launcher.submit.rendering import STAGES, stage_text
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stage", metavar="STAGE", choices=STAGES, help=", ".join(STAGES))
-    for_commands.add_words(parser)
+    compose_only.add_words(parser)
     add_sources(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    line = for_commands.words(args, multirun=args.stage == "sweep" or args.multirun)
+    line = compose_only.words(args, multirun=args.stage == "sweep" or args.multirun)
     if not any(word.lstrip("+").startswith("cluster=") for word in args.overrides):
         line.append("cluster=slurm")  # also on a machine without Slurm: the script is for a cluster
     sources = Sources(args.pairs, args.checkpoint)
@@ -45,6 +45,6 @@ def run(args: argparse.Namespace) -> int:
         texts.extend(stage_text(args.stage, launcher, job_overrides, line, sources))
         return []
 
-    code = for_commands.trials(line, ["launcher", "render", args.stage, *line], take)
+    code = compose_only.trials(line, ["launcher", "render", args.stage, *line], take)
     print("\n".join(texts), end="")
     return code

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launcher import whole_file
+from launcher.dotted_keys import at
 from launcher.findings import Finding, Refused
-from launcher.plain_data import at
 from launcher.report import gather, markdown, recorded, table_csv, text, trial_files
 from launcher.status import states
 from launcher.sweep import find

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             print("nothing was started")
             return 0
         from launcher.submit import evaluation
-        from launcher.submit.again import code_to_run, submit_again
+        from launcher.submit.resubmit import code_to_run, submit_again
 
         if evaluations:
             array = evaluation.submit(sweep, [trial.number for trial in evaluations])

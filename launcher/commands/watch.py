@@ -68,7 +68,7 @@ class Keys:
                 return f"it ran on this machine; in a shell: python -m launcher retry {trial.number}"
             if not actions.to_retry(states.look(sweep), [trial], only_failed=False).chosen:
                 return "it already waits, runs or is done"
-            from launcher.submit.again import code_to_run, submit_again
+            from launcher.submit.resubmit import code_to_run, submit_again
 
             code = code_to_run(sweep, [trial], current=False)
             return f"submitted as array {', '.join(submit_again(sweep, [trial], code))}"

@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launcher.compose.command_line import plain
+from launcher.dotted_keys import at
 from launcher.findings import Finding, Refused
 from launcher.nemo import lora
-from launcher.plain_data import at
 from launcher.trial_config.config import TrialConfig
 from launcher.trial_config.types import NO_VALUE
 from launcher.trial_config.validate import validate

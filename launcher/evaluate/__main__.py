@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher.evaluate.run import evaluate
 from launcher.findings import LauncherError
-from launcher.local.parent import die_with_parent
+from launcher.local.end_with_parent import die_with_parent
 from launcher.sweep import find
 from launcher.sweep.folder import Sweep
 

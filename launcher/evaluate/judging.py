@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from launcher.dotted_keys import at
 from launcher.evaluate import held_out
 from launcher.evaluate.generation import inner
 from launcher.evaluate.judges.endpoint import Endpoint
@@ -16,7 +17,6 @@ from launcher.evaluate.judges.probe import Probe, fit, judge
 from launcher.evaluate.judges.reward_model import RewardModel
 from launcher.evaluate.models import AnsweringModel
 from launcher.findings import Finding, Refused
-from launcher.plain_data import at
 
 KINDS = ("probe", "reward_model", "endpoint")
 

@@ -10,9 +10,9 @@ from typing import Any
 from launcher import whole_file
 from launcher.evaluate import answers, generation, held_out
 from launcher.evaluate.answers import PromptAnswers
-from launcher.evaluate.asked import Asked
 from launcher.evaluate.generation import Generated, Sampling, Stop
 from launcher.evaluate.models import AnsweringModel
+from launcher.evaluate.options import Asked
 from launcher.evaluate.prompts import Prompt
 from launcher.units import clock
 

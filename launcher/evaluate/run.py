@@ -21,18 +21,18 @@ from typing import Any
 
 from data_prep.models.export import adapter_file
 from launcher import whole_file
+from launcher.dotted_keys import at
 from launcher.evaluate import answers, held_out, judging, prompt_columns, scores
 from launcher.evaluate.answers import PromptAnswers
-from launcher.evaluate.asked import Asked, data_file, pairs_file
+from launcher.evaluate.common_setup import Setting
 from launcher.evaluate.judges.endpoint import JudgeFailed
 from launcher.evaluate.judges.judge import Judge
 from launcher.evaluate.models import AnsweringModel, base_folder, exported, is_adapter
+from launcher.evaluate.options import Asked, data_file, pairs_file
 from launcher.evaluate.policy import Generator, PromptProgress, Say, fill
 from launcher.evaluate.prompts import Prompt
 from launcher.evaluate.reference import ReferenceAnswers
-from launcher.evaluate.setting import Setting
 from launcher.findings import Finding, LauncherError, Refused
-from launcher.plain_data import at
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 from launcher.train.nemo_aligner.savings.reference_cache import file_digest, group_name

@@ -5,8 +5,8 @@
 
 `begin` takes the trial over, records how the previous start ended if that start could not, and gives up a trial that
 was started too often. `end` finds out how this start ended and continues the trial: it requeues the job, or submits a
-new one where a requeue is not allowed. launcher.job.policy has the rules; launcher.sweep.starts keeps the history.
-Standard library only.
+new one where a requeue is not allowed. The rules are in launcher.job.restart_rule, the history in
+launcher.sweep.starts. Standard library only.
 
 Trials that share a job (cluster.trials_per_node) each `begin` with `beside`, and `end` without a script. After the last
 one has ended, one call continues those that are not done:
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from launcher.job import slurm_job
 from launcher.job.how_it_ended import MARK, cluster_of, ending_of, last_step
-from launcher.job.policy import Decision, Ending, decide
+from launcher.job.restart_rule import Decision, Ending, decide
 from launcher.job.slurm_job import JobRecord, OwnJob
 from launcher.sweep import bad_nodes, result_file
 from launcher.sweep import starts as history

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from launcher.job.node_check import UNFIT
-from launcher.job.policy import REPEATABLE, Ending
+from launcher.job.restart_rule import REPEATABLE, Ending
 from launcher.job.slurm_job import JobRecord, OwnJob
 from launcher.sweep import checkpoints, logs, metrics, rank_errors, starts
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from submitit.local.local import Controller
 
 from launcher import whole_file
-from launcher.local.parent import PARENT, die_with_parent
+from launcher.local.end_with_parent import PARENT, die_with_parent
 from launcher.sweep import result_file
 
 JOB_ID = "SUBMITIT_LOCAL_JOB_ID"

@@ -17,7 +17,7 @@ from submitit.local.local import LocalExecutor, LocalJob
 
 import launcher
 from launcher.local.controller import GRACE, JOB_ID
-from launcher.local.parent import PARENT
+from launcher.local.end_with_parent import PARENT
 from launcher.sweep.logs import log_of
 
 _FOR_EVER_MIN = 60 * 24 * 365

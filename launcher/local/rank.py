@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.local.parent import die_with_parent
+from launcher.local.end_with_parent import die_with_parent
 from launcher.sweep import metrics, rank_errors
 
 if TYPE_CHECKING:

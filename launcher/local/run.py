@@ -13,16 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.dotted_keys import at
 from launcher.engines import ENGINES
 from launcher.findings import LauncherError
 from launcher.job import ports
-from launcher.local import behind, process
+from launcher.local import evaluation_queue, process
+from launcher.local.capacity import Need, check, slots_for
 from launcher.local.controller import BUSY
 from launcher.local.rank import TRAIN, RunRank
-from launcher.local.room import Need, check, slots_for
 from launcher.local.stop_signals import stop_signals
 from launcher.machine import Machine, look
-from launcher.plain_data import at
 from launcher.status.local_states import died, ended
 from launcher.status.slurm_states import finished
 from launcher.status.trial_state import TrialState
@@ -64,7 +64,7 @@ def run(
     machine: Machine | None = None,
     entry: str = TRAIN,
     code: int | None = None,
-    evaluation: str = behind.MODULE,
+    evaluation: str = evaluation_queue.MODULE,
 ) -> list[TrialState]:
     """Run `trials` (default: all) of a sweep and wait for them. A trial that has its result is not run again.
 
@@ -134,11 +134,11 @@ class _Runner:
         machine: Machine,
         entry: str,
         code: Mapping[int, str],
-        evaluation: str = behind.MODULE,
+        evaluation: str = evaluation_queue.MODULE,
     ) -> None:
         self.trials, self.job, self.slots, self.on_update = trials, job, slots, on_update
         self.grace_s, self.machine, self.entry, self.code = grace_s, machine, entry, code
-        self.evaluations = behind.Queue(machine, evaluation, grace_s)
+        self.evaluations = evaluation_queue.Queue(machine, evaluation, grace_s)
         self.running: list[_Running] = []
         self.waiting: list[Trial] = []
         self.states: dict[int, TrialState] = {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from launcher.plain_data import at
+from launcher.dotted_keys import at
 from launcher.report import costs, measures, recorded, recorded_scores, trial_files
 from launcher.report.costs import Course
 from launcher.report.measure import Measure

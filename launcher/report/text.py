@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 
 from launcher import estimates, units
+from launcher.dotted_keys import at
 from launcher.estimates import LEVEL
-from launcher.plain_data import at
 from launcher.report import costs, measures, recorded
 from launcher.report.gather import Report
 from launcher.report.judge import Judgement

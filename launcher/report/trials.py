@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from launcher import redact
+from launcher.dotted_keys import at
 from launcher.estimates import Estimate
-from launcher.plain_data import at
 from launcher.report import measures, recorded
 from launcher.report.costs import Course, TrialCost
 from launcher.report.measure import Measure

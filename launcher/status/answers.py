@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from launcher.slurm import client, run
 from launcher.slurm.rows import AccountRow, QueueRow
 from launcher.sweep import evaluation
-from launcher.sweep.elements import Element, Job, elements, evaluations
+from launcher.sweep.array_elements import Element, Job, elements, evaluations
 from launcher.sweep.folder import Sweep
 
 # A job was submitted when sweep.json says so, give or take this: clocks differ, and sbatch may wait for its controller.

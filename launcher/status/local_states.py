@@ -11,7 +11,7 @@ from pathlib import Path
 from launcher import whole_file
 from launcher.status.trial_state import TrialState
 from launcher.sweep import logs
-from launcher.sweep.elements import Job
+from launcher.sweep.array_elements import Job
 from launcher.sweep.trial import Trial
 
 

@@ -12,7 +12,7 @@ from launcher.slurm.rows import AccountRow, QueueRow
 from launcher.status.answers import Answers
 from launcher.status.trial_state import TrialState
 from launcher.sweep import logs, starts
-from launcher.sweep.elements import Element
+from launcher.sweep.array_elements import Element
 from launcher.sweep.trial import Trial
 
 

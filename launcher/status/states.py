@@ -14,7 +14,7 @@ from launcher.status import local_states, slurm_states
 from launcher.status.answers import Answers, ask
 from launcher.status.trial_state import ENDED_BADLY, LIVE, Look, TrialState
 from launcher.sweep import evaluation, logs, starts
-from launcher.sweep.elements import Element, elements, evaluations
+from launcher.sweep.array_elements import Element, elements, evaluations
 from launcher.sweep.folder import Sweep
 from launcher.sweep.metrics import TrialProgress, read_progress
 from launcher.sweep.starts import Start

@@ -16,7 +16,7 @@ from launcher.slurm.rows import array_spec
 from launcher.status import local_states
 from launcher.status.trial_state import LIVE, Look, TrialState
 from launcher.sweep import evaluation
-from launcher.sweep.elements import elements, evaluations
+from launcher.sweep.array_elements import elements, evaluations
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 

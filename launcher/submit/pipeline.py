@@ -19,7 +19,7 @@ from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, Refused
 from launcher.slurm import client, script
 from launcher.submit import prepare, stages, to_slurm
-from launcher.submit.for_commands import refuse_without_slurm
+from launcher.submit.compose_only import refuse_without_slurm
 from launcher.submit.stages import Stage
 from launcher.sweep.folder import Sweep
 from launcher.trial_config.cluster import Cluster

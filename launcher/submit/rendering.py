@@ -15,7 +15,7 @@ from launcher.findings import Finding, Refused
 from launcher.slurm import client, container, script, template
 from launcher.slurm.script import ArrayRequest
 from launcher.submit import node_share, prepare, stages, to_slurm
-from launcher.submit.for_commands import refuse_without_slurm
+from launcher.submit.compose_only import refuse_without_slurm
 from launcher.submit.pipeline import Sources
 from launcher.sweep.folder import Sweep
 from launcher.trial_config.cluster import Cluster

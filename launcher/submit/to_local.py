@@ -13,7 +13,7 @@ from launcher.compose import hydra_state
 from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding
-from launcher.local import room, run
+from launcher.local import capacity, run
 from launcher.report.ending_table import render
 from launcher.status.live import live_view
 from launcher.submit.prepare import checked_trials, job_return
@@ -38,4 +38,4 @@ def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> S
 
 def _check(trials: Sequence[PlannedTrial]) -> list[Finding]:
     here = machine.look()
-    return list(dict.fromkeys(finding for trial in trials for finding in room.check(trial.config.plain, here)))
+    return list(dict.fromkeys(finding for trial in trials for finding in capacity.check(trial.config.plain, here)))

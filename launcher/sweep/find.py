@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from launcher.findings import Finding, Refused
-from launcher.sweep.elements import elements
+from launcher.sweep.array_elements import elements
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import cast
 
 from launcher import whole_file
+from launcher.dotted_keys import at
 from launcher.findings import Finding, Refused
-from launcher.plain_data import at
 from launcher.slurm import client
 from launcher.sweep import kept_code, new_folder, origin
-from launcher.sweep.elements import Job
+from launcher.sweep.array_elements import Job
 from launcher.sweep.records import ExperimentRecord, Kind, NewTrial, PlainConfig, SweepRecord, TrialRecord
 from launcher.sweep.trial import BETA, Trial, labels
 

@@ -12,7 +12,7 @@ Kind = Literal["slurm", "local", "stage", "evaluation"]
 
 
 class SubmissionRecord(TypedDict, total=False):
-    """A submission; see launcher.sweep.elements.Job."""
+    """A submission; see launcher.sweep.array_elements.Job."""
 
     kind: Kind
     id: str

@@ -1,4 +1,4 @@
-"""`model` and `pretrained_checkpoint`: the policy, its adapter, DPO's loss, the optimizer, the data."""
+"""`model` and `pretrained_checkpoint`: the policy, its adapter, the optimizer, the data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from launcher.trial_config.preference_loss import Loss
 from launcher.trial_config.types import AlwaysTrue, FreeKeys, Layers, OneFile, Rates, Section, Text, Texts
 
 Initialization = Literal["xavier", "zero", "normal", "kaiming"]
@@ -15,19 +16,6 @@ class PretrainedCheckpoint(Section):
     """`pretrained_checkpoint`."""
 
     restore_from_path: Text = Field(description="the base model, a .nemo file")
-
-
-class Loss(Section):
-    """`model.dpo`."""
-
-    ref_policy_kl_penalty: float = Field(gt=0, description="beta, weight of the KL term (Rafailov et al. 2023, eq. 7)")
-    log_prob_forward_micro_batch_size: int = Field(ge=1, description="pairs the reference policy computes at once")
-    preference_average_log_probs: bool
-    sft_average_log_probs: bool
-    gt_reward_scale: float
-    preference_loss: Literal["dpo", "ipo", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl"]
-    preference_loss_weight: float = Field(ge=0)
-    sft_loss_weight: float = Field(ge=0)
 
 
 class LoraTuning(Section):

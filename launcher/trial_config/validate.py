@@ -14,8 +14,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from launcher.dotted_keys import at
 from launcher.findings import Finding, Refused
-from launcher.plain_data import at
 from launcher.trial_config.config import TrialConfig
 from launcher.trial_config.types import NO_VALUE, Section, allowed
 

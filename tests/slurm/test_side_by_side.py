@@ -10,7 +10,7 @@ import pytest
 from launcher.findings import Refused
 from launcher.status import states
 from launcher.submit import actions
-from launcher.submit.again import submit_again
+from launcher.submit.resubmit import submit_again
 from launcher.sweep import starts
 from launcher.sweep.folder import Sweep
 from tests.slurm.cluster import Cluster

@@ -16,8 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from launcher.compose.config_files import config_root
 from launcher.compose.resolvers import register_resolvers
 from launcher.compose.trials import ComposedConfig, UnresolvedError, checked, unresolved
+from launcher.dotted_keys import at
 from launcher.findings import Finding, Refused
-from launcher.plain_data import at
 from launcher.trial_config.config import TrialConfig
 from launcher.trial_config.validate import validate
 from tests.unit.prepare_tools import Prepare, Refusal

@@ -11,7 +11,7 @@ import pytest
 
 from launcher import machine
 from launcher.job import ports
-from launcher.local.room import Need, check, slots_for
+from launcher.local.capacity import Need, check, slots_for
 from launcher.machine import Machine
 
 MACHINE = Machine(cores=4, memory_gb=64.0)

@@ -18,7 +18,7 @@ FIRST_STEPS = 3
 
 
 class RanksDiffer(Exception):
-    """Ranks that must agree do not. A trial that ends with it is not started again (launcher.job.policy.REPEATABLE)."""
+    """Ranks that must agree do not. The trial is not started again (launcher.job.restart_rule.REPEATABLE)."""
 
 
 def compare_facts(facts: Mapping[str, object]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from launcher.job import begin_end, how_it_ended, slurm_job
-from launcher.job.policy import Ending
+from launcher.job.restart_rule import Ending
 from launcher.job.slurm_job import JobRecord, OwnJob
 from launcher.slurm import client
 from launcher.sweep import bad_nodes, result_file, starts

@@ -14,7 +14,7 @@ import pytest
 
 from launcher.findings import Refused
 from launcher.slurm.script import text
-from launcher.submit import again, to_slurm
+from launcher.submit import resubmit, to_slurm
 from launcher.sweep import kept_code
 from launcher.sweep.folder import Sweep
 from tests.unit.conftest import changed
@@ -72,14 +72,14 @@ def test_requests_name_the_copy_of_each_trial(tmp_path: Path, composed: Any) -> 
 
 def test_a_retry_runs_the_kept_code_or_todays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     sweep = create(tmp_path / "s")
-    assert again.code_to_run(sweep, sweep.trials, current=False) is None and capsys.readouterr().err == ""
-    assert again.code_to_run(sweep, sweep.trials, current=True) == 0, "it is the same"
+    assert resubmit.code_to_run(sweep, sweep.trials, current=False) is None and capsys.readouterr().err == ""
+    assert resubmit.code_to_run(sweep, sweep.trials, current=True) == 0, "it is the same"
     files = {**kept_code._today(), "launcher/__init__.py": b"updated = True\n"}
     monkeypatch.setattr(kept_code, "_today", lambda: files)
-    assert again.code_to_run(sweep, sweep.trials, current=False) is None
+    assert resubmit.code_to_run(sweep, sweep.trials, current=False) is None
     assert "code/0" in (note := capsys.readouterr().err) and "--code current" in note
-    assert again.code_to_run(sweep, sweep.trials, current=True) == 1
-    assert again.code_to_run(sweep, sweep.trials, current=True) == 1, "one copy is enough"
+    assert resubmit.code_to_run(sweep, sweep.trials, current=True) == 1
+    assert resubmit.code_to_run(sweep, sweep.trials, current=True) == 1, "one copy is enough"
     stored = json.loads((sweep.folder / "sweep.json").read_text())["code"]
     assert len(stored) == 2 and stored[1] == kept_code.sha256_of(sweep.folder, 1) == kept_code.sha256_today()
     assert imported(sweep.folder, 1, "import launcher; print(launcher.updated)") == "True"
@@ -91,10 +91,10 @@ def test_a_changed_copy_is_not_run(tmp_path: Path) -> None:
     functions.chmod(0o600)
     functions.write_text(functions.read_text() + "touch ran\n")
     with pytest.raises(Refused, match="--code current"):
-        again.code_to_run(sweep, sweep.trials, current=False)
+        resubmit.code_to_run(sweep, sweep.trials, current=False)
     shutil.rmtree(functions.parent)
     with pytest.raises(Refused, match="--code current"):
-        again.code_to_run(sweep, sweep.trials, current=False)
+        resubmit.code_to_run(sweep, sweep.trials, current=False)
 
 
 def test_a_sweep_of_before_gets_todays_code(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_sweep_of_before_gets_todays_code(tmp_path: Path) -> None:
     shutil.rmtree(sweep.folder / "code")
     sweep = Sweep.load(sweep.folder)
     assert sweep.code_of(0) is None
-    assert again.code_to_run(sweep, sweep.trials, current=False) == 0
+    assert resubmit.code_to_run(sweep, sweep.trials, current=False) == 0
     assert kept_code.sha256_of(sweep.folder, 0) == Sweep.load(sweep.folder).data["code"][0]
 
 

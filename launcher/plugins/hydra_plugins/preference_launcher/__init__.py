@@ -95,7 +95,7 @@ class HandedOverTrials(_Trials):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from launcher.compose import hydra_state
 
-        assert hydra_state.take is not None, "preference_handover is for launcher/submit/for_commands.py"
+        assert hydra_state.take is not None, "preference_handover is for launcher/submit/compose_only.py"
         return hydra_state.take(self, job_overrides)
 
 

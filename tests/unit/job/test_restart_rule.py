@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launcher.job.policy import INNOCENT, MOST_INNOCENT, Decision, Ending, decide
+from launcher.job.restart_rule import INNOCENT, MOST_INNOCENT, Decision, Ending, decide
 from launcher.sweep.starts import Kind, Start
 
 CLUSTER = {"max_restarts": 3, "max_timeouts": 2, "max_node_failures": 1}

@@ -7,13 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from launcher.dotted_keys import at
 from launcher.evaluate import prompts
-from launcher.evaluate.asked import Asked, data_file, pairs_file
 from launcher.evaluate.judging import JudgeAsked
 from launcher.evaluate.models import choose_device, own_cache
+from launcher.evaluate.options import Asked, data_file, pairs_file
 from launcher.evaluate.prompts import Prompt, PromptForm
 from launcher.findings import Finding, Refused
-from launcher.plain_data import at
 from launcher.sweep.folder import Sweep
 from launcher.train.nemo_aligner.savings.reference_cache import file_digest
 

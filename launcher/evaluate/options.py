@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.plain_data import at
+from launcher.dotted_keys import at
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from launcher.dotted_keys import at
 from launcher.findings import Finding
 from launcher.machine import Machine
-from launcher.plain_data import at
 
 MEMORY_GB_PER_RANK = 3.0
 

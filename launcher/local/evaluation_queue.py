@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.local import process
-from launcher.local.parent import PARENT
+from launcher.local.end_with_parent import PARENT
 from launcher.machine import Machine
 from launcher.sweep import evaluation
 from launcher.sweep.trial import Trial
