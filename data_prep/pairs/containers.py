@@ -196,6 +196,10 @@ def _csv(stream: io.BufferedReader, path: Path, report: Callable[[], None], deli
     text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
     reader = csv.DictReader(_bounded(text, path), delimiter=delimiter, strict=True)
     try:
+        names = [name for name in reader.fieldnames or () if name]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            why = f"has the column {twice[0]!r} more than once"
+            raise Refused([Finding(str(path), "", why, "give every column a name of its own")])
         for number, row in enumerate(reader, 1):
             where = f"{path}:{reader.line_num}"
             if number % 256 == 0:

@@ -112,6 +112,14 @@ def implicit(row: Row) -> Preference | Drop:
     return Preference(prompt, chosen[len(prompt) :], (rejected[len(prompt) :],), _system(row), *_rewards(row))
 
 
+def step(row: Row) -> Preference:
+    """Step-DPO: both responses go on from the same first steps, which are part of what is answered."""
+    begun, chosen, rejected = (_given(row, key) for key in ("initial_reason_steps", "chosen", "rejected"))
+    if not all(isinstance(text, str) for text in (begun, chosen, rejected)):
+        raise BadRow("'initial_reason_steps', 'chosen' and 'rejected' are not all text")
+    return Preference(_given(row, "prompt"), begun + chosen, (begun + rejected,))
+
+
 def alpaca_prompt(row: Row) -> object:
     """Joins instruction and input with a line end, as LLaMA-Factory does, and puts its `history` before them."""
     instruction, given, history = _given(row, "instruction"), row.get("input") or "", row.get("history") or []
@@ -153,9 +161,14 @@ def two_responses(prompt: str, first: str, second: str, preferred: Callable[[Row
     return read
 
 
-def label(key: str, values: Mapping[object, int]) -> Callable[[Row], float | None]:
-    """A function that maps the value of `key` to -1 or 1, and unlisted values to 0, a tie."""
-    return lambda row: values.get(row[key] if isinstance(row[key], str) else number(row[key]), 0)
+def label(key: str, values: Mapping[float, int]) -> Callable[[Row], float | None]:
+    """A function that maps the number under `key` (text in CSV files) to -1 or 1, and unlisted numbers to 0, a tie."""
+
+    def read(row: Row) -> float | None:
+        value = number(row[key])
+        return None if value is None else values.get(value, 0)
+
+    return read
 
 
 def _ranked(prompt: object, answers: Iterable[tuple[object, object]], row: Row, rewards: bool) -> Preference | Drop:

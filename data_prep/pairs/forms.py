@@ -35,6 +35,7 @@ FORMS = (
         ("prompt", "conversations", "messages", "context"),
     ),
     Form("hh", ("chosen", "rejected"), read.whole_texts, lambda row: is_conversation(row["chosen"])),
+    Form("step", ("prompt", "initial_reason_steps", "chosen", "rejected"), read.step),
     Form("sharegpt", ("conversations", "chosen", "rejected"), read.columns("conversations")),
     Form("prompt", ("prompt", "chosen", "rejected"), read.columns("prompt")),
     Form("chat", ("messages", "chosen", "rejected"), read.columns("messages")),
@@ -119,7 +120,7 @@ _NOT_MAPPED = frozenset((*TARGETS, *(key for pair in REWARDS for key in pair)))
 KEYS = frozenset(
     [key for form in FORMS for key in (*form.needs, *form.optional)]
     + [key for pair in REWARDS for key in pair]
-    + ["system", "system_prompt", "tools"]
+    + ["system", "system_prompt", "tools", "status"]
 )
 
 
@@ -156,15 +157,18 @@ def _what_is_missing(keys: tuple[str, ...]) -> str:
     held = next((what for some, what in _NO_PAIRS if all(key in keys for key in some)), None)
     if held and "rejected" not in keys:
         return f"there is no rejected response, but {held}"
-    nearest = max(FORMS[1:], key=lambda form: (sum(key in keys for key in form.needs), -len(form.needs)))
-    missing = next((key for key in nearest.needs if key not in keys), "chosen")
+    nearest = max(FORMS[1:], key=lambda form: sum(key in keys for key in form.needs))
+    wanted = sorted(nearest.needs, key=lambda key: key not in ("chosen", "rejected"))
+    missing = next((key for key in wanted if key not in keys), "chosen")
     return f"there is no key {missing!r}"
 
 
 def _remedy(keys: tuple[str, ...]) -> str:
     """What to do if no known form matches: use --map. Lists the most similar forms."""
     shared = {form: sum(key in keys for key in form.needs) for form in FORMS[1:-1]}
-    near = sorted((form for form in shared if shared[form]), key=lambda form: (-shared[form], len(form.needs)))[:3]
+    near = sorted(
+        (form for form in shared if shared[form]), key=lambda form: (-shared[form], abs(len(form.needs) - 3))
+    )[:3]
     known = "; ".join(f"{form.name} has {', '.join(form.needs)}" for form in near)
     remedy = "name the columns with --map prompt=KEY,chosen=KEY,rejected=KEY"
     return f"{remedy} (of the known forms, {known})" if near else f"{remedy}; --help lists the known forms"
@@ -198,6 +202,8 @@ class RowReader:
         """The row's Conversations (or reasons to drop them), one per selected rejected response. Raises BadRow."""
         if "tools" in row and row["tools"] not in (None, "", "[]", []):
             return [Drop.TOOLS]
+        if row.get("status") == "tie":  # distilabel's judge preferred neither
+            return [Drop.TIE]
         if self._mapping:
             kept = {key: value for key, value in row.items() if key in _NOT_MAPPED}
             row = {**kept, **{target: _at(row, path) for target, path in self._mapping.items()}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import cycle
 from typing import NamedTuple
@@ -80,6 +81,9 @@ def _conversation(
 ) -> Conversation | Drop:
     prompt, chosen = preference.prompt, preference.chosen
     system = _system(preference.system)
+    if _is_encoded(prompt) or (_is_encoded(chosen) and _is_encoded(rejected)):
+        why = f"{'prompt' if _is_encoded(prompt) else 'chosen'!r} is a list of messages written as text"
+        raise BadRow(why, "write JSON Lines or Parquet from the lists themselves")
     if isinstance(chosen, str) and isinstance(rejected, str) and (prompt is None or isinstance(prompt, str)):
         if prompt is None and is_conversation(chosen):
             return hh_format.read_texts(chosen, rejected, system, rewards)
@@ -89,6 +93,11 @@ def _conversation(
             in_turns = is_conversation(rejected) or "\n\nAssistant:" in hh_format.as_text(chosen)
             return Drop.TURN_ORDER if in_turns or not chosen.strip() else Drop.NO_PROMPT
     return _turns(preference, rejected, system, rewards)
+
+
+def _is_encoded(value: object) -> bool:
+    """Whether a text is a list of messages in JSON, or as Python prints it."""
+    return isinstance(value, str) and value[:2] == "[{" and re.search(r"""["'](role|from)["']:""", value) is not None
 
 
 def _rendered(
@@ -191,7 +200,8 @@ def _read_messages(messages: list[object], key: str) -> _Turns | Drop:
     for number, message in enumerate(messages):
         where = f"{key}[{number}]"
         if not isinstance(message, Mapping):
-            raise BadRow(f"{where} is {type(message).__name__}, not a message")
+            remedy = f"if it is one of several texts, name it: --map {key}={key}.{number}"
+            raise BadRow(f"{where} is {type(message).__name__}, not a message", remedy * isinstance(message, str))
         role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
         if message.get("tool_calls"):
             return Drop.TOOLS

@@ -144,6 +144,7 @@ def test_other_encodings_are_named_and_read_on_request(prepare: Prepare, refused
         ("pairs.jsonl.gz", b"{}\n", ["is named .gz but is not gzip"]),
         ("pairs.csv", b'prompt,chosen,rejected\n"q"x,a,b\n', ["is not CSV"]),
         ("pairs.csv", b"prompt,chosen,rejected\nq,a,b,c\n", ["more cells than the header"]),
+        ("pairs.csv", b"prompt,chosen,chosen,rejected\nq,a,b,c\n", ["column 'chosen' more than once"]),
         ("pairs.arrow", b"ARROW1\0\0nothing", ["is not a Parquet or Arrow file"]),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,15 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("shp", {"history": "q", "human_ref_A": "yes", "human_ref_B": "no", "labels": 1, "score_A": 9, "score_B": 2}),
     ("shp", {"history": "q", "human_ref_A": "no", "human_ref_B": "yes", "labels": 0, "score_A": 2, "score_B": 9}),
+    ("shp", {"history": "q", "human_ref_A": "yes", "human_ref_B": "no", "labels": "1"}),  # as CSV files have it
+    ("input", {"input": "q", "chosen": "yes", "rejected": "no", "status": "swapped"}),
     ("helpsteer2", {"prompt": "q", "response_1": "yes", "response_2": "no", "preference_strength": -1}),
     ("helpsteer2", {"prompt": "q", "response_1": "no", "response_2": "yes", "preference_strength": 3}),
     ("helpsteer3", {"context": user("q"), "response1": "no", "response2": "yes", "overall_preference": 2}),
     ("stack_exchange", {"question": "q", "response_j": "yes", "response_k": "no"}),
     ("saferlhf", {"prompt": "q", "response_0": "no", "response_1": "yes", "better_response_id": 1}),
+    ("saferlhf", {"prompt": "q", "response_0": "yes", "response_1": "no", "better_response_id": "0"}),
+    ("step", {"prompt": "q", "initial_reason_steps": "", "chosen": "yes", "rejected": "no", "full_chosen": "yes so"}),
     ("arena", {"conversation_a": user("q", "no"), "conversation_b": user("q", "yes"), "winner": "model_b"}),
     (
         "nemo_rl",
@@ -113,6 +118,9 @@ def test_forms_with_more_than_a_prompt() -> None:
     (chat_row,) = read({"messages": chat, "chosen": assistant("yes"), "rejected": assistant("no")})
     assert isinstance(chat_row, Conversation)
     assert (chat_row.system, chat_row.turns) == ("Be brief.", ("q", "a", "r"))
+    (steps,) = read({"prompt": "q", "initial_reason_steps": "First. ", "chosen": "Yes.", "rejected": "No."})
+    assert isinstance(steps, Conversation)
+    assert (steps.turns, steps.chosen, steps.rejected) == (("q",), "First. Yes.", "First. No.")
     summaries = [{"text": "no"}, {"text": "yes"}]
     (summary,) = read({"info": {"post": " A story. "}, "summaries": summaries, "choice": 1})
     assert isinstance(summary, Conversation)
@@ -125,6 +133,7 @@ def test_forms_with_more_than_a_prompt() -> None:
         ({"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": 0}, Drop.TIE),
         ({"conversation_a": user("q", "a"), "conversation_b": user("q", "b"), "winner": "tie"}, Drop.TIE),
         ({"prompt": "q", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]}, Drop.TIE),
+        ({"input": "q", "chosen": "yes", "rejected": "no", "status": "tie"}, Drop.TIE),
         ({"tools": [{"type": "function"}], "prompt": "q", "chosen": "a", "rejected": "b"}, Drop.TOOLS),
         (
             {
@@ -140,6 +149,30 @@ def test_forms_with_more_than_a_prompt() -> None:
 )
 def test_rows_without_a_pair_are_dropped_by_reason(row: dict[str, Any], reason: Drop) -> None:
     assert read(row) == [reason]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": json.dumps(user("q", "yes")), "rejected": json.dumps(user("q", "no"))},
+        {"prompt": "q", "chosen": str(user("q", "yes")), "rejected": str(user("q", "no"))},
+        {"prompt": json.dumps([shared("q")]), "chosen": "yes", "rejected": "no"},
+    ],
+)
+def test_messages_written_as_text_are_not_trained_on(row: dict[str, Any]) -> None:
+    with pytest.raises(BadRow, match="a list of messages written as text"):
+        read(row)
+
+
+def test_a_text_may_quote_messages() -> None:
+    (found,) = read({"prompt": "Show a chat in JSON.", "chosen": json.dumps(user("hi")), "rejected": "No."})
+    assert isinstance(found, Conversation)
+    assert found.chosen == json.dumps(user("hi"))
+
+
+def test_a_label_that_is_no_number_is_no_tie() -> None:
+    with pytest.raises(BadRow, match="not a number"):
+        read({"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": "first"})
 
 
 # -- rewards -----------------------------------------------------------------------------------------------------------
