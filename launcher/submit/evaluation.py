@@ -6,9 +6,11 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from launcher.findings import Refused
+from launcher.check import cluster_limits
+from launcher.findings import Finding, Refused
 from launcher.slurm import client, container, script, template
 from launcher.slurm.script import ArrayRequest
 from launcher.submit import stages
@@ -85,6 +87,29 @@ def own_shape(config: TrialConfig) -> Cluster:
         "sbatch": free,
     }
     return config.cluster.model_copy(update=changes)
+
+
+#: Keys of a trial's request -> those of its evaluation, which stand in their place.
+_OWN_KEYS = {"cluster.gpus_per_node": "evaluation.slurm.gpus", "cluster.cpus_per_task": "evaluation.slurm.cpus"} | {
+    f"cluster.{name}": f"evaluation.slurm.{name}" for name in ("partition", "account", "qos", "time", "mem_gb")
+}
+
+
+def findings(site: cluster_limits.Site, config: TrialConfig, trials: int) -> list[Finding]:
+    """Parts of `evaluation.slurm` that this cluster would refuse, or accept and never start."""
+    one_process = config.trainer.model_copy(update={"num_nodes": 1, "devices": 1})
+    own = config.model_copy(update={"cluster": own_shape(config), "trainer": one_process})
+    return [_of_evaluation(finding, config) for finding in cluster_limits.findings(site, own, trials)]
+
+
+def _of_evaluation(finding: Finding, config: TrialConfig) -> Finding:
+    """The finding about a trial of this shape, with the key and the value that the user can change."""
+    key = _OWN_KEYS.get(finding.where)
+    value = config.at(key) if key else None
+    if key is None or value is None:  # as under `cluster`
+        return replace(finding, why=f"for the evaluation: {finding.why}")
+    remedy = "0 on nodes without" if key == "evaluation.slurm.gpus" else finding.remedy
+    return Finding(key, str(value), finding.why, f"{remedy}; or another evaluation.slurm.partition")
 
 
 def submit(sweep: Sweep, trials: Sequence[int], *, share: int = 1, behind: int | None = None) -> int | None:

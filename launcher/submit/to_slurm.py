@@ -204,6 +204,8 @@ def _check(site: cluster_limits.Site, trials: Sequence[PlannedTrial], folder: Pa
             unfit = cluster_limits.findings(site, trial.config, len(trials))
             unfit += script.findings(trial.config.cluster)
             unfit += container.findings(trial.config, folder)
+            if not unfit and trial.config.evaluated_after_training:
+                unfit = evaluation.findings(site, trial.config, len(trials))
             unique.update(dict.fromkeys(unfit))
     return list(unique)
 

@@ -13,6 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+import launcher.compose.hydra_app  # noqa: F401  so that Hydra finds the launcher's plugins, whichever test runs first
 from launcher.compose.config_files import config_root
 from launcher.compose.resolvers import register_resolvers
 from launcher.compose.trials import ComposedConfig, UnresolvedError, checked, unresolved

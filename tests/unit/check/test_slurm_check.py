@@ -14,6 +14,7 @@ from launcher.slurm import client
 from launcher.slurm import site as slurm_site
 from launcher.slurm.run import Answer
 from launcher.slurm.site import SlurmCluster
+from launcher.submit import evaluation
 from launcher.trial_config.config import TrialConfig
 from tests.unit.conftest import changed
 from tests.unit.slurm.test_slurm import said
@@ -188,6 +189,27 @@ def test_accounts_that_cannot_be_seen_are_sbatchs_affair(
         assert found(where, trial()) == []
         (finding,) = warned(where, workspace, trial())
         assert finding.startswith("cluster.account: your accounts and their limits were not checked") and why in finding
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"gpus": 3}, "evaluation.slurm.gpus=3: partition main has 2 GPUs a node; 0 on nodes without; or another"),
+        ({"partition": "nope"}, "evaluation.slurm.partition=nope: no such partition; there are: dead, main, short"),
+        ({"partition": "short"}, "evaluation.slurm.time=60: partition short allows 5 minutes; write at most 5 minutes"),
+        ({"mem_gb": 100}, "evaluation.slurm.mem_gb=100: 0 nodes of partition main with 1 GPUs have that much memory"),
+        ({"qos": "gold"}, "evaluation.slurm.qos=gold: account research may not use it"),
+    ],
+)
+def test_an_evaluation_that_this_cluster_never_runs(trial: Any, keys: dict[str, Any], said: str) -> None:
+    """sbatch would take the trials, and refuse their evaluation or keep it waiting for ever."""
+    good = trial()
+    assert evaluation.findings(site(), good, 3) == []
+    (finding,) = evaluation.findings(site(), changed(good, {f"evaluation.slurm.{k}": v for k, v in keys.items()}), 3)
+    assert str(finding).startswith(said)
+    inherited = trial(partition="short", time=5)
+    (finding,) = evaluation.findings(site(), inherited, 3)
+    assert str(finding).startswith("evaluation.slurm.time=60: partition short allows 5 minutes")
 
 
 def test_a_profile_names_the_partition_and_the_account(trial: Any, monkeypatch: pytest.MonkeyPatch) -> None:
