@@ -50,6 +50,9 @@ def prepare(argv: Sequence[str], config_root: Path) -> CommandLine:
         findings.append(
             Finding("-m", "", "cannot be combined with --cfg or --info", "drop it, and give one value a key")
         )
+    if args.shell_completion:
+        why, remedy = "completes no commands of the launcher", 'run: eval "$(dpo-launcher completion bash)"'
+        findings.append(Finding("--shell-completion", "", why, remedy))
     rewritten: list[str] = []
     forced: set[str] = set()
     for word in overrides:
@@ -58,11 +61,13 @@ def prepare(argv: Sequence[str], config_root: Path) -> CommandLine:
         raise Refused(findings)
 
     note = ""
-    if not any(word.lstrip("+").startswith("cluster=") for word in overrides):
+    if args.hydra_help:  # Hydra composes its own config alone, in which the launcher's keys do not exist
+        rewritten = [word for word in rewritten if word.startswith(("hydra.", "hydra/"))]
+    elif not any(word.lstrip("+").startswith("cluster=") for word in overrides):
         cluster, why = default_cluster()
         rewritten.append(f"cluster={cluster}")
         note = f"cluster={cluster} ({why})"
-    shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
+    shows = args.help or args.hydra_help or args.cfg or args.info
     if not shows and not args.multirun:  # one trial is a sweep of one: same folder, checks and launcher
         rewritten.append("hydra/sweeper=preference_single")
         options = [*options, "--multirun"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import sys
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None, program: str = "") -> int:
     from launcher.compose import command_line
 
     words = sys.argv[1:] if argv is None else argv
+    _let_hydra_name_its_options()
     terminal.prepare_streams()
     try:
         terminal.refuse_deleted_folder()
@@ -34,6 +36,15 @@ def main(argv: list[str] | None = None, program: str = "") -> int:
         return _refuse(refused)
     except BrokenPipeError:
         return terminal.after_broken_pipe()
+
+
+def _let_hydra_name_its_options() -> None:
+    """Turn off a check in argparse of Python 3.14 and newer, which Hydra up to 1.3.8 fails.
+
+    It refuses a help text that is no string, such as Hydra's for --shell-completion (facebookresearch/hydra#3121).
+    """
+    if hasattr(argparse.ArgumentParser, "_check_help"):
+        argparse.ArgumentParser._check_help = lambda self, action: None
 
 
 def _run_hydra(argv: list[str]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from launcher.compose import command_line
 from launcher.compose.config_files import config_root
 from launcher.findings import Finding, Refused
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def prepared(*words: str) -> command_line.CommandLine:
@@ -66,6 +70,20 @@ def test_options_of_hydras_own_launchers_are_not_ignored(plus: str) -> None:
 
 def test_the_names_of_trials_folders_are_fixed() -> None:
     assert refused("hydra.sweep.subdir=x").where == "hydra.sweep.subdir"
+
+
+@pytest.mark.parametrize(
+    "words", [("--hydra-help",), ("--hydra-help", "cluster=local", "model.seed=1"), ("--info", "all")]
+)
+def test_hydras_own_options_answer(words: tuple[str, ...]) -> None:
+    """Hydra composes its own config for --hydra-help, in which no key of the launcher exists."""
+    answer = subprocess.run([sys.executable, "launcher/main.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0 and "error:" not in answer.stderr, answer.stderr
+    assert "hydra" in answer.stdout.lower()
+
+
+def test_completion_is_the_launchers_own() -> None:
+    assert "dpo-launcher completion" in refused("--shell-completion", "install=bash").remedy
 
 
 def test_a_config_is_shown_for_one_value_of_each_key() -> None:
