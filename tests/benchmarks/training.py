@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks import flops
 from tests.benchmarks import training_parts as parts
 from tests.integration.conftest import REPOSITORY, Ranks, Trial
 from tests.integration.minimal_trial import write_trial
@@ -110,6 +111,12 @@ def tokens(bench: Bench) -> Iterator[Line]:
             ratio = 2 * SWEEP * stock_ / ((SWEEP + 1) * ours)
             what = f"positions of {SWEEP} betas, {way}, {share} pairs a rank"
             yield bench.line(what, f"{ratio:.2f} times fewer", f">= {bar:g}", ratio >= bar)
+    for share in found["widths"]:
+        theirs = sum((flops.of_sequences(2 * int(share), width) for width in found["widths"][share]), flops.Work())
+        rows = flops.of_rows(found["lengths"][share], found["labels"][share])
+        ratio = SWEEP * flops.of_pass(theirs, train=False) + SWEEP * flops.of_pass(theirs, train=True)
+        ratio /= flops.of_pass(rows, train=False) + SWEEP * flops.of_pass(rows, train=True)
+        yield f"FLOPs of {SWEEP} betas at Llama-3-8B's shape, shared, {share}", f"{ratio:.2f} times fewer", "", True
     share = found["labelled"] / found["tokens"]
     yield "positions that need logits", f"{share:.0%} of a pair's own", "", True
     size = (4 * found["labelled"] / found["pairs"] + 32) * WHOLE_SET / 1e6

@@ -59,21 +59,27 @@ def count(session: Any, folder: Path) -> None:
     rows = [pairs[place] for place in range(len(pairs))]
     multiple, eos = trainer.pad_seq_length_to_mult, session.model.tokenizer.eos_id
     found: dict[str, Any] = {"pairs": len(rows), "labelled": 0, "tokens": 0, "stock": {}, "cut": {}, "shared": {}}
+    found |= {"widths": {}, "lengths": {}, "labels": {}}
     for row in rows:
         sides = [row["chosen_labels"], row["rejected_labels"]]
         found["labelled"] += sum(int((labels > -1).sum()) for labels in sides)
         found["tokens"] += row["chosen_length"] + row["rejected_length"]
     for share in (8, 16, 64):
-        stock = cut = shared = 0
+        stock = cut = shared = labels = 0
+        widths, lengths = [], []
         for start in range(0, len(rows) // share * share, share):
             some = rows[start : start + share]
             batch = dpo_custom_collate(some, eos, pad_length_to_multiple_of=multiple)
             stock += 2 * batch["chosen"].numel()
             shared += int(row_lengths(batch).sum())
+            widths.append(batch["chosen"].shape[1])
+            lengths += row_lengths(batch).tolist()
+            labels += sum(int((batch[f"{side}_labels"] > -1).sum()) for side in ("chosen", "rejected"))
             ordered = dpo_custom_collate(micro_batches.longest_first(some), eos, pad_length_to_multiple_of=multiple)
             for micro in get_iterator_k_split(ordered, share):
                 cut += 2 * micro_batches.cut(micro, 1)["chosen"].numel()
         found["stock"][share], found["cut"][share], found["shared"][share] = stock, cut, shared
+        found["widths"][share], found["lengths"][share], found["labels"][share] = widths, lengths, labels
     (folder / "bench.json").write_text(json.dumps(found))
 
 
