@@ -95,12 +95,9 @@ def batching(config: TrialConfig) -> Batching:
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not config.cluster.gpus)
     ours = compute.cut_padding or compute.share_prompt
     usual = _CPU_MULTIPLE if ours and on_cpu else _STOCK_MULTIPLE
-    model = config.model
-    whole = config.model_keys.get("context_parallel_size") in (None, 1) and not model.sequence_parallel
-    rows = (
-        compute.share_prompt and whole and model.pipeline_model_parallel_size == 1 and model.data.data_impl == "jsonl"
+    return Batching(
+        compute.cut_padding, compute.cache_reference, compute.length_multiple or usual, config.shares_prompts
     )
-    return Batching(compute.cut_padding, compute.cache_reference, compute.length_multiple or usual, rows)
 
 
 def estimate(

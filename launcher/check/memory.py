@@ -45,7 +45,7 @@ class Memory:
     activations: float
     logits: float
     scores: float = 0.0
-    """Attention scores, kept only where attention is not fused."""
+    """Attention scores, kept only where Megatron's own attention computes them."""
     other: float = OVERHEAD_GIB
 
     @property
@@ -95,16 +95,19 @@ def _stage(vocabulary: int, model: GptConfig, trial: TrialConfig, stage: int) ->
     in_flight = min(pipeline - stage, max(1, trial.global_batch_size // (micro * trial.data_parallel_ranks)))
     trained = length * _SEQUENCES * micro  # positions of a micro batch; a pair may have nothing to share
     referred = length * _SEQUENCES * max(micro, trial.model.dpo.log_prob_forward_micro_batch_size)
-    if trial.compute.share_prompt and isinstance(trial.compute.positions_per_micro_batch, int):
+    if trial.shares_prompts and isinstance(trial.compute.positions_per_micro_batch, int):
         trained = referred = max(trial.compute.positions_per_micro_batch, length * _SEQUENCES)
     fused = attention_is_fused(trial)
     kept = _over_layers(model, _layer_bytes(model, trial, trained, fused), _checkpoint_bytes(model, trained))
-    # A layer keeps its probabilities; their gradient, one layer's at a time, and Megatron's buffer are as large.
-    layer = 0.0 if fused else 2.0 * model["num_attention_heads"] / tensor * length * trained
+    # A layer keeps its probabilities; their gradient, one layer's at a time, and Megatron's buffer are as large. Rows
+    # of pairs do not come to Megatron's attention, and on a GPU to none that keeps them.
+    layer = 0.0 if fused or trial.shares_prompts else 2.0 * model["num_attention_heads"] / tensor * length * trained
     selective = model.get("activations_checkpoint_granularity") == "selective"
     scores = (layer if selective else _over_layers(model, layer, 0.0) * in_flight) + 2 * layer
     last = stage == pipeline - 1
-    picked = trial.compute.skip_prompt_logits and pipeline == 1 and not (trial.model.sequence_parallel or trial.packed)
+    picked = trial.shares_prompts or (
+        trial.compute.skip_prompt_logits and pipeline == 1 and not (trial.model.sequence_parallel or trial.packed)
+    )
     bytes_per_logit = _PICKED_LOGITS if picked else _STOCK_LOGITS
     logits = bytes_per_logit * referred * rows / tensor if last else 0.0
     return Memory(

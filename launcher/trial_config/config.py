@@ -140,6 +140,12 @@ class TrialConfig(Section):
         """Whether the data are packs of pairs (.npy) and not pairs (.jsonl)."""
         return self.model.data.data_impl == "packed_jsonl"
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether pairs are computed as rows, prompts once: compute.share_prompt, where the parallelism lets it."""
+        whole = self.model_keys.get("context_parallel_size") in (None, 1) and not self.model.sequence_parallel
+        return self.compute.share_prompt and whole and self.model.pipeline_model_parallel_size == 1 and not self.packed
+
     # -- files ---------------------------------------------------------------------------------------------------------
 
     @property

@@ -184,7 +184,12 @@ def estimate(monkeypatch):
     monkeypatch.setattr(memory, "attention_is_fused", lambda trial: False)
 
     def of(layers: int, length: int = 2048, dropout: float = 0.0, keys: dict[str, Any] | None = None, **more: Any):
-        changes = {"model.encoder_seq_length": length, "model.peft.lora_tuning.adapter_dropout": dropout, **more}
+        changes = {
+            "compute.share_prompt": False,
+            "model.encoder_seq_length": length,
+            "model.peft.lora_tuning.adapter_dropout": dropout,
+            **more,
+        }
         trial = configs.typed(("cluster=slurm", "model=llama3_8b", "data=sample"), changes)
         base = BaseModel(Path("m.nemo"), {**LLAMA3_8B, "num_layers": layers}, VOCABULARY, {})
         found = memory.per_gpu(base, trial, keys)

@@ -53,18 +53,21 @@ def test_llama_3_8b(llama: Any) -> None:
 def test_without_transformer_engine_scores_are_kept(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """32 heads x 2,048 x 2,048 probabilities of 2 bytes in each of 2 sequences: 0.5 GiB a layer."""
     monkeypatch.setattr(memory, "attention_is_fused", lambda trial: False)
-    kept, half = memory.per_gpu(BASE, llama()), memory.per_gpu(BASE, llama("model.encoder_seq_length=1024"))
+    assert parts(llama()) == [15.0, 1.2, 32.8, 5.9, 56.8]  # rows have attention of their own
+    apart = "compute.share_prompt=false"
+    kept = memory.per_gpu(BASE, llama(apart))
+    half = memory.per_gpu(BASE, llama(apart, "model.encoder_seq_length=1024"))
     assert kept and half
     assert kept.scores == 34 * 0.5 and half.scores == kept.scores / 4  # of 32 layers; the gradient of one; a buffer
     assert "attention scores 17.0 (no Transformer Engine)" in str(kept)
-    full = memory.per_gpu(BASE, llama(), memory._FULL)
-    selective = memory.per_gpu(BASE, llama(), {"activations_checkpoint_granularity": "selective"})
+    full = memory.per_gpu(BASE, llama(apart), memory._FULL)
+    selective = memory.per_gpu(BASE, llama(apart), {"activations_checkpoint_granularity": "selective"})
     assert full and selective and full.scores == selective.scores == 1.5
     assert full.activations < 3 < kept.activations == selective.activations
 
 
 def test_where_logits_are_computed_everywhere_they_take_more(llama: Any) -> None:
-    picked, stock = parts(llama()), parts(llama("compute.skip_prompt_logits=false"))
+    picked, stock = parts(llama()), parts(llama("compute.share_prompt=false", "compute.skip_prompt_logits=false"))
     assert stock[3] == pytest.approx(picked[3] * 20 / 12, abs=0.1)
     together = ("model.tensor_model_parallel_size=2", "++model.sequence_parallel=true")
     assert parts(llama(*together))[3] == pytest.approx(stock[3] / 2, abs=0.1)
