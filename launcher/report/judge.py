@@ -10,13 +10,14 @@ several: with one seed per beta, it is not known how much another seed would dif
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from launcher import estimates
 from launcher.report import expectations, measures
 from launcher.report.expectations import Judged, Outcome
 from launcher.report.gather import Report
+from launcher.report.measure import Measure
 from launcher.report.pools import Pool, difference
 from launcher.report.trials import TrialReport
 
@@ -53,7 +54,8 @@ class Judgement:
     verdicts: tuple[Verdict, ...]
     """One for each hypothesis of the experiment and each set of other overrides."""
     theory: tuple[Judged, ...]
-    """Whether a smaller beta drifts further, as DPO's theory says: one finding for each set of other overrides."""
+    """Whether a smaller beta drifts further, as DPO's theory says: on held-out pairs and, where the policies have
+    answered prompts, in their own answers; for each set of other overrides."""
 
     @property
     def findings(self) -> list[Judged]:
@@ -68,7 +70,12 @@ def judge(report: Report) -> Judgement:
         for hypothesis in report.sweep.experiment.get("hypotheses") or ()
         for group in groups
     ]
-    theory = [_theory(report, group) for group in groups if len({pool.beta for pool in group}) > 1]
+    theory = [
+        _falls(report, group, measure, claim)
+        for group in groups
+        if len({pool.beta for pool in group}) > 1
+        for measure, claim in _drifts(report, group)
+    ]
     first = Judgement(tuple(raw), tuple(theory))
     family = len(first.findings)
     adjusted = iter(estimates.holm([finding.chance for finding in first.findings]))
@@ -124,9 +131,16 @@ def _verdict(report: Report, hypothesis: Mapping[str, object], group: Sequence[P
     return replace(verdict, findings=tuple(expectations.findings(report, expect, own, group)))
 
 
-def _theory(report: Report, group: Sequence[Pool]) -> Judged:
-    about = " ".join(filter(None, (group[0].label, "the drift from the reference falls as beta rises")))
-    measure = report.drift_measure
+def _drifts(report: Report, group: Sequence[Pool]) -> Iterator[tuple[Measure, str]]:
+    yield report.drift_measure, "the drift from the reference falls as beta rises"
+    own = measures.REGISTRY["kl_own"]
+    if any(own.key in pool.estimates for pool in group):
+        yield own, "the drift of the policy's own answers falls as beta rises"
+
+
+def _falls(report: Report, group: Sequence[Pool], measure: Measure, claim: str) -> Judged:
+    """Whether a measure falls with every step of beta in a group."""
+    about = " ".join(filter(None, (group[0].label, claim)))
     done = [pool for pool in group if pool.done and measure.key in pool.estimates]
     steps = [
         (low, high, difference(measure, low, high))

@@ -212,3 +212,18 @@ def test_what_is_gained_for_kl_is_drawn(sweep):
         pyplot.close(figure)
     assert drawn["win-frontier"] and drawn["following-frontier"] and drawn["kl_own-beta"]
     assert not drawn["diversity-frontier"]
+
+
+@pytest.mark.parametrize(
+    ("drifts", "outcome"), [((4, 3, 1), "supported"), ((4, 4, 1), "inconclusive"), ((1, 3, 4), "contradicted")]
+)
+def test_whether_the_drift_of_answers_falls_as_beta_rises(sweep, drifts, outcome):
+    """The second finding of the theory; without answers it is not there."""
+    assert len(judge.judge(gather.gather(sweep)).theory) == 1
+    for number, (trial, drift) in enumerate(zip(sweep.trials, drifts, strict=True)):
+        data = content(0.3)
+        data["per_prompt"]["kl_own"] = [drift + 0.5 * (prompt % (number + 2) == 0) for prompt in range(PROMPTS)]
+        write(trial, data)
+    found = judge.judge(gather.gather(sweep)).theory[1]
+    assert "own answers falls as beta rises" in found.about and f"{PROMPTS} prompts" in found.text
+    assert found.outcome == outcome
