@@ -22,7 +22,7 @@ from typing import Any
 from data_prep.models.export import adapter_file
 from launcher import whole_file
 from launcher.dotted_keys import at
-from launcher.evaluate import answers, held_out, judging, prompt_columns, scores
+from launcher.evaluate import answers, held_out, judging, prompt_columns, scores, trackers
 from launcher.evaluate.answers import PromptAnswers
 from launcher.evaluate.common_setup import Setting
 from launcher.evaluate.judges.endpoint import JudgeFailed
@@ -73,7 +73,10 @@ class Evaluator:
                 return known
             base = base_folder(setting.nemo, setting.base, setting.cache)
             with exported(self._sweep, trial, base) as policy:
-                return self._evaluate(folder, setting, policy, f"trial {trial.name}", trial.beta)
+                scored = self._evaluate(folder, setting, policy, f"trial {trial.name}", trial.beta)
+            for problem in trackers.send(trial, trial.config(), scored):
+                self._say(problem)
+            return scored
 
     def beside(self, path: Path) -> dict[str, Any]:
         """Evaluate another adapter or Hugging Face folder on the prompts of the sweep's first trial; see `trial`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,11 @@ class Trial:
     def progress(self, now: float | None = None) -> TrialProgress:
         """How far the trial is, from the last lines of metrics.jsonl. `now`: seconds since 1970."""
         return metrics.read_progress(self.folder / "metrics.jsonl", now)
+
+
+def tracker_name(folder: Path) -> str:
+    """The name of a trial's run at W&B and MLflow: the same at every start, and for the evaluation after them."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", "-".join(folder.parts[-3:]))[-64:]
 
 
 def labels(trials: Sequence[Trial]) -> dict[int, str]:

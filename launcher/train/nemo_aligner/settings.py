@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from launcher.check.steps import Plan, plan
 from launcher.findings import Finding, Refused
 from launcher.nemo import data_files
+from launcher.sweep.trial import tracker_name
 from launcher.train import deterministic
 from launcher.train.ranks import Device, Ranks
 
@@ -40,6 +41,7 @@ def configure(config: DictConfig, trial_dir: Path, ranks: Ranks, device: Device)
     trainer.dpo.save_interval = steps.save_interval
     if not config.exp_manager.explicit_log_dir:
         config.exp_manager.explicit_log_dir = str(trial_dir / "results")
+    _name_runs(config.exp_manager, tracker_name(trial_dir))
     # With megatron_amp_O2, NeMo starts an asynchronous all-reduce for every micro batch and drops its handle
     # (nemo/core/optim/optimizer_with_main_params.py): nothing waits for it before clipping reads the gradients, and
     # where it fails, as gloo does in bf16, no error is raised and each rank trains on its own share. Without it,
@@ -47,6 +49,16 @@ def configure(config: DictConfig, trial_dir: Path, ranks: Ranks, device: Device)
     model.async_grad_allreduce = False
     config.exp_manager.seconds_to_sleep = 0  # by all ranks but the first, which they wait for soon after anyway
     return steps
+
+
+def _name_runs(manager: DictConfig, name: str) -> None:
+    """W&B continues one run over all starts of a trial. At MLflow each start is a run, which has the name as a tag."""
+    with open_dict(manager):
+        if manager.create_wandb_logger:
+            manager.wandb_logger_kwargs.setdefault("id", name)
+        if manager.create_mlflow_logger:
+            tags = manager.mlflow_logger_kwargs.get("tags") or {}
+            manager.mlflow_logger_kwargs.tags = {**tags, "trial": name}
 
 
 def _plan(config: DictConfig) -> Plan:
