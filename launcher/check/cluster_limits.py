@@ -11,7 +11,8 @@ from pathlib import Path
 from launcher.check import disk
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding
-from launcher.slurm import client, script
+from launcher.slurm import client, profile, script
+from launcher.slurm.run import SlurmMissing
 from launcher.slurm.site import Association, Partition, SlurmCluster
 from launcher.trial_config.cluster import Cluster
 from launcher.trial_config.config import TrialConfig
@@ -29,6 +30,8 @@ class Site:
         """What sacctmgr lists for this user, or why that is not known: it may be forbidden, absent or list nothing."""
         try:
             rows = client.associations()
+        except SlurmMissing:
+            return None, "sacctmgr is not on the PATH"
         except client.SlurmError as error:
             return None, error.message or str(error)
         except KeyError:
@@ -52,8 +55,14 @@ class Site:
         return bool({"limits", "safe", "all"} & set(enforced.split(",")))
 
 
+def _with_profile(config: TrialConfig) -> TrialConfig:
+    cluster = config.cluster.model_copy(update=profile.filled(dict(config.cluster)))
+    return config.model_copy(update={"cluster": cluster})
+
+
 def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
     """Parts of `cluster` and the trial's shape that this cluster would not run. `trials`: number in the whole sweep."""
+    config = _with_profile(config)
     cluster = config.cluster
     if _other_clusters(cluster):
         return []
@@ -124,7 +133,7 @@ def warnings(site: Site, trials: Sequence[PlannedTrial], folder: Path) -> list[F
     places: dict[tuple[str, Path], None] = {("paths.runs", folder): None}
     largest = 1
     for trial in trials:
-        config = trial.config
+        config = _with_profile(trial.config)
         unique.update(dict.fromkeys(_warned_late(config.cluster)))
         if others := _other_clusters(config.cluster):
             why = "partition, account and limits were not checked: they are those of other clusters"
@@ -153,7 +162,7 @@ def _warned_late(cluster: Cluster) -> list[Finding]:
 def _asked_for(site: Site, config: TrialConfig) -> str | None:
     """The partition (or several, separated by commas) that a trial asks for; by default the cluster's default one."""
     default = site.cluster.default_partition
-    return config.cluster.partition or os.environ.get("SBATCH_PARTITION") or (default.name if default else None)
+    return config.cluster.partition or (default.name if default else None)
 
 
 def _down_now(partition: Partition, config: TrialConfig, together: int) -> list[Finding]:
@@ -244,8 +253,7 @@ def _account(associations: list[Association], partition: Partition, cluster: Clu
 
 def _account_name(associations: list[Association], cluster: Cluster) -> str:
     default = next((row.account for row in associations if row.default), None)
-    named = cluster.account or os.environ.get("SBATCH_ACCOUNT")
-    return str(named or default or min(row.account for row in associations))
+    return str(cluster.account or default or min(row.account for row in associations))
 
 
 def _association(associations: list[Association], partition: Partition, cluster: Cluster) -> Association:

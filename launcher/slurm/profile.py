@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Mapping
 
+from launcher.units import parse_time_limit
+
 # Slurm variables that do not describe a job; commands started inside a job need them too.
 _LASTING = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_DEBUG_FLAGS")
 #: Prefixes of variables that Slurm, srun and its MPI plugins set for a job, a step or a task.
@@ -23,6 +25,24 @@ _VARIABLES = {
 #: Options that no profile may set: standard error has to go where standard output goes, sbatch has to return at
 #: once, and the job needs the environment of the shell that submits it.
 _NEVER = ("ERROR", "INPUT", "WAIT", "EXPORT")
+
+#: Keys of `cluster` -> the variable that fills them where they are null, since the script then has no line for it.
+_FILLED = {
+    "partition": "SBATCH_PARTITION",
+    "account": "SBATCH_ACCOUNT",
+    "qos": "SBATCH_QOS",
+    "time": "SBATCH_TIMELIMIT",
+}
+
+
+def filled(cluster: Mapping[str, object]) -> dict[str, str]:
+    """What sbatch takes from the user's environment for keys of `cluster` that are null."""
+    given = {key: os.environ.get(variable, "") for key, variable in _FILLED.items() if cluster[key] is None}
+    try:
+        parse_time_limit(given.get("time", 1))
+    except ValueError:
+        given["time"] = ""  # UNLIMITED, or a text that sbatch refuses
+    return {key: value for key, value in given.items() if value}
 
 
 def without_job(env: Mapping[str, str]) -> dict[str, str]:

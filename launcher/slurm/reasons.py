@@ -19,7 +19,7 @@ WAITS: dict[str, str] = {
     "DependencyNeverSatisfied": "never starts: the job it depends on failed; cancel it, then retry",
     "JobArrayTaskLimit": "waits for other trials of its array (cluster.array_parallelism)",
     "JobHeldUser": "held by its user; `scontrol release` lets it go",
-    "JobHeldAdmin": "held by an administrator",
+    "JobHeldAdmin": "held by an administrator, who alone can release it",
     "JobLaunchFailure": "could not be started; held or tried again",
     "launch_failed_requeued_held": "could not be started and is held; `scontrol release` lets it go",
     "PartitionDown": "does not start while its partition is down",

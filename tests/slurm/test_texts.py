@@ -64,9 +64,12 @@ def test_a_backslash_in_the_folder_is_refused(desk: Desk) -> None:
 
 
 def test_secrets(desk: Desk) -> None:
-    """They reach every rank, and are in no file of the sweep and on no command line at any time."""
+    """They reach every rank, and are in no file of the sweep and on no command line at any time.
+
+    Also where a site's profile sets SBATCH_EXPORT=NONE, with which srun would export nothing.
+    """
     tokens = {"HF_TOKEN": secrets.token_hex(16), "WANDB_API_KEY": secrets.token_hex(20)}
-    desk.env |= {**tokens, "STANDIN_SECONDS": "1"}
+    desk.env |= {**tokens, "STANDIN_SECONDS": "1", "SBATCH_EXPORT": "NONE"}
     seen: list[str] = []
     over = threading.Event()
 

@@ -220,6 +220,15 @@ def test_a_profile_names_the_partition_and_the_account(trial: Any, monkeypatch: 
     monkeypatch.delenv("SBATCH_PARTITION")
     monkeypatch.setenv("SBATCH_ACCOUNT", "vip")
     assert "vip: you have no association" in found(site(), trial())[0]
+    monkeypatch.delenv("SBATCH_ACCOUNT")
+    monkeypatch.setenv("SBATCH_QOS", "gold")
+    assert "cluster.qos=gold: account research may not use it" in found(site(), trial())[0]
+    assert found(site(), trial(qos="high")) == []
+    monkeypatch.delenv("SBATCH_QOS")
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "30")
+    assert "cluster.time=30: partition short allows 5" in found(site(), trial(partition="short", time=None))[0]
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "UNLIMITED")
+    assert found(site(), trial(partition="short", time=None)) == []
 
 
 def test_a_cluster_without_arrays(trial: Any) -> None:
