@@ -2,6 +2,7 @@
   python -m launcher evaluate                        all trials of the last sweep that are done
   python -m launcher evaluate runs/tune 1            trial 1 of this sweep
   python -m launcher evaluate --beside my_adapter    another peft adapter or Hugging Face folder as well
+  python -m launcher evaluate --suite ifeval,truthfulqa_mc1 --lm-eval lm/bin/lm_eval    standard suites as well
   python -m launcher evaluate --prompts mine.jsonl --samples 8 --max-tokens 512
 The trained policies answer prompts (transformers and peft; no NeMo): greedily once, and some samples a prompt. Answers
 and scores go to evaluation/ in each trial's folder, and from there into the report. What is there is not made again; an
@@ -33,6 +34,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=_positive, metavar="T", help="of the samples")
     parser.add_argument("--max-tokens", type=_one_or_more, metavar="N", help="the longest answer")
     parser.add_argument("--seed", type=int, metavar="N", help="of the samples")
+    parser.add_argument(
+        "--suite", metavar="TASKS", help="also run these tasks of lm-eval, such as ifeval,truthfulqa_mc1"
+    )
+    parser.add_argument("--lm-eval", metavar="PROGRAM", help="lm-eval, where it is not lm_eval on the PATH")
     parser.add_argument("--again", action="store_true", help="generate anew what is there")
 
 
@@ -48,10 +53,13 @@ def run(args: argparse.Namespace) -> int:
         remedy = "pip install -e '.[train]', or run this where the trials run"
         raise Refused([Finding("evaluate", "", f"needs {' and '.join(missing)}, not installed here", remedy)])
     from launcher.evaluate.run import evaluate
+    from launcher.evaluate.suites import Suites
+
+    suites = Suites.of(args.suite, args.lm_eval) if args.suite else None
 
     names = ("prompts", "ifeval", "samples", "temperature", "max_tokens", "seed")
     changes = {name: getattr(args, name) for name in names}
-    failed = evaluate(sweep, trials, args.beside, changes, again=args.again)
+    failed = evaluate(sweep, trials, args.beside, changes, again=args.again, suites=suites)
     for title, error in failed.items():
         print(f"error: {title} could not be evaluated: {error}", file=sys.stderr)
     return 1 if failed else 0
