@@ -16,6 +16,8 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 def printable(text: str) -> str:
     """The text in one line with control characters replaced: overrides, names and errors may contain anything."""
+    if not text or (text.isascii() and text.isalnum()):
+        return text  # most cells of a table
     return printable_line(" ".join(text.split()))
 
 

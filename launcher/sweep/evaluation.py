@@ -36,6 +36,8 @@ class EvaluationState:
 def read(trial: Path) -> EvaluationState:
     """The state of the evaluation in a trial's folder."""
     folder = trial / FOLDER
+    if not folder.is_dir():  # one question in place of four: a sweep may have thousands of trials
+        return EvaluationState(0, None, False, "")
     settings, error = whole_file.read_json(folder / SETTINGS), whole_file.read_json(folder / ERROR)
     prompts = settings.get("prompts") if isinstance(settings, dict) else None
     return EvaluationState(

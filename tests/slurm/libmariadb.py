@@ -1,6 +1,6 @@
 """Debian 12's libmariadb, for a slurmdbd that ends at its start with this machine's.
 
-With libmariadb 11.8.9 (Debian 13 and sid) slurmdbd 24.11 and 26.05 end with "Number of columns in result set". The
+With libmariadb 11.8.9 (Debian 13 and sid) slurmdbd 24.11 and 26.05 end with "Number of columns in result". The
 older library is unpacked into the cache of the tests and not installed: nothing on this machine changes.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.roots import build
 
-SYMPTOM = "Number of columns in result set"
+SYMPTOM = "Number of columns in result"
 """In slurmdbd's log, where the library is the one that does not work."""
 
 
