@@ -26,7 +26,7 @@ from launcher.nemo import versions
 OK, WARNING, MISSING = "ok", "warning", "missing"
 
 #: The packages needed to submit, in versions known to work together (pyproject.toml says why).
-LIGHT = {"hydra-core": "1.3.2", "omegaconf": "2.3.0", "submitit": "1.5.4", "hydra-submitit-launcher": "1.2.0"}
+LIGHT = {"hydra-core": "1.3.8", "omegaconf": "2.3.0", "submitit": "1.5.4", "hydra-submitit-launcher": "1.2.0"}
 _IMPORTED = ("torch", "nemo", "nemo_aligner", "megatron")
 _INSTALL = "pip install -e '.[train]' in the clone, or run trials in NVIDIA's container: cluster=slurm_pyxis"
 _IMPORT_PATIENCE_S = 300.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -251,3 +252,8 @@ def test_containers_are_asked_for_without_a_cluster_too(bench: Fakes) -> None:
     found, usable = doctor_slurm.containers()
     assert len(found) == 1 and not usable
     assert list(doctor_slurm.cluster(Site()))[0].state == "warning"
+
+
+def test_the_versions_known_to_work_are_those_that_are_installed() -> None:
+    pins = set(re.findall(r'"([a-z-]+==[0-9.]+)"', (Path(__file__).parents[3] / "pyproject.toml").read_text()))
+    assert {f"{name}=={version}" for name, version in health.LIGHT.items()} <= pins
