@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 _USER, _UID = "alice", 12345
 rows: list[str] = []
-"""Of this test run: runtime, image's manners, result, seconds to the first step."""
+"""Of this test run: runtime, image's manners, result, seconds from start to first step; for docs/gpu.md."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
