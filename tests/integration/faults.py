@@ -38,6 +38,24 @@ def kill_at(step: int, rank: int = 0) -> None:
     signal_after(step, rank, signal.SIGKILL)
 
 
+def another_base_model(rank: int = 0) -> None:
+    """The rank loads one that differs in a norm."""
+    import torch
+
+    from launcher.train.nemo_aligner import base_model
+
+    load = base_model.load_from_nemo
+
+    def load_another(*args: Any, **kwargs: Any) -> Any:
+        model = load(*args, **kwargs)
+        if _mine(rank):
+            with torch.no_grad():
+                next(p for name, p in model.named_parameters() if "norm" in name)[5] += 1.0
+        return model
+
+    base_model.load_from_nemo = load_another
+
+
 def stand_still_at(step: int, rank: int = 0) -> None:
     """The rank is stopped, as by a debugger."""
     signal_after(step, rank, signal.SIGSTOP)

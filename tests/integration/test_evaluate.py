@@ -158,6 +158,18 @@ def test_what_cannot_be_evaluated_is_refused(new_trial, tmp_path):
         evaluate.check(folder)
 
 
+def test_an_unsupported_set_of_versions_is_refused(new_trial, monkeypatch):
+    """NeMo-Aligner 0.6 evaluates without an error, at the wrong tokens."""
+    from launcher.findings import Refused
+    from launcher.nemo import versions
+    from launcher.train.nemo_aligner import evaluate
+
+    there = {"nemo-aligner": "0.6.0", "nemo_toolkit": "2.1.0", "megatron-core": "0.10.0"}
+    monkeypatch.setattr(versions, "installed", lambda: there)
+    with pytest.raises(Refused, match=r"nemo-aligner 0\.6\.0 does not work"):
+        evaluate.evaluate_trial(new_trial())
+
+
 def test_parallelism_that_it_does_not_know_is_said():
     from omegaconf import OmegaConf
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import types
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.integration import faults
 from tests.integration.minimal_trial import write_pairs, write_trial
 from tests.integration.test_training import in_file_order
 
@@ -36,12 +39,13 @@ def recorded() -> None:
 
     reduce = torch.distributed.all_reduce
     pending: set[int] = set()
+    numbers = itertools.count()
 
     def watched(*args, **kwargs):
         handle = reduce(*args, **kwargs)
         if not kwargs.get("async_op"):
             return handle
-        wait, number = handle.wait, len(pending)
+        wait, number = handle.wait, next(numbers)
         pending.add(number)
 
         def waited() -> None:  # Megatron's layers start one in backward, and wait for it there
@@ -205,32 +209,21 @@ def test_ranks_that_differ_stop_the_trial(train, new_trial):
     assert not (folder / "result.json").exists()
 
 
-def another_base_model_on_rank_1() -> None:
-    import torch
-
-    from launcher.train.nemo_aligner import base_model
-
-    load = base_model.load_from_nemo
-
-    def load_another(*args, **kwargs):
-        model = load(*args, **kwargs)
-        if os.environ["RANK"] == "1":
-            with torch.no_grad():
-                next(model.parameters()).view(-1)[5] += 1.0
-        return model
-
-    base_model.load_from_nemo = load_another
-
-
 def an_older_data_file_on_rank_1() -> None:
+    """Of the same size, as where a word was corrected."""
     from launcher.train.nemo_aligner import session
 
     facts = session.facts
 
-    def older(*args):
-        known = facts(*args)
+    def older(config, steps):
+        known = facts(config, steps)
         if os.environ["RANK"] == "1":
-            known["data"] = {name: size - 10 for name, size in known["data"].items()}
+            (file,) = config.model.data.data_prefix.train
+            other = Path(os.environ["OLDER"])
+            other.write_text(Path(file).read_text().replace("a fine subject", "a FINE subject", 1))
+            elsewhere = config.copy()
+            elsewhere.model.data.data_prefix.train = [str(other)]
+            known["data"][file] = facts(elsewhere, steps)["data"][str(other)]
         return known
 
     session.facts = older
@@ -239,13 +232,13 @@ def an_older_data_file_on_rank_1() -> None:
 @pytest.mark.parametrize(
     "change, reason",
     [
-        (another_base_model_on_rank_1, "after step 0 the weights of the data-parallel ranks differ"),
+        (partial(faults.another_base_model, 1), "after step 0 the weights of the data-parallel ranks differ"),
         (an_older_data_file_on_rank_1, "data: rank 1 has {"),
     ],
     ids=["another base model", "older data"],
 )
-def test_ranks_that_differ_before_the_first_step_stop_the_trial(train, new_trial, change, reason):
-    trial = train(new_trial(trainer__devices=2), ranks=2, change=change)
+def test_ranks_that_differ_before_the_first_step_stop_the_trial(train, new_trial, tmp_path, change, reason):
+    trial = train(new_trial(trainer__devices=2), 2, change, {"OLDER": tmp_path / "older.jsonl"})
     assert all(trial.exit_codes), trial.exit_codes
     assert f"RanksDiffer: {reason}" in trial.said()
     assert not trial.values("train/loss")

@@ -210,6 +210,22 @@ def test_full_disk_and_what_comes_after_training(chain, whole):
     assert_same(cut.done(), whole())
 
 
+def test_files_replaced_between_two_starts_stop_the_trial(chain, pairs, tmp_path):
+    """Under their names, the pairs with the same size: the checkpoint would go on with them without an error."""
+    own = {split: tmp_path / f"{split}.jsonl" for split in pairs}
+    for split, path in own.items():
+        path.write_bytes(pairs[split].read_bytes())
+    cut = chain(model__data__data_prefix={split: [str(path)] for split, path in own.items()})
+    cut.stopped(partial(faults.signal_after, 2), 2)
+    text = own["train"].read_text()
+    own["train"].write_text(text.replace("a fine subject", "a FINE subject", 1))
+    trial = cut.killed(faults.another_base_model, 2)
+    for what in ("its weights are", "the pairs are"):
+        assert f"{what} not what this trial has started with" in trial.said()
+    own["train"].write_text(text)
+    assert cut.done().result["steps"] == 9
+
+
 @pytest.mark.slow
 def test_killed_while_nemo_writes_the_adapters(chain, whole):
     cut = chain()

@@ -21,6 +21,7 @@ from launcher.sweep import checkpoints
 from launcher.sweep.checkpoints import Checkpoint
 from launcher.train import ownership
 from launcher.train.nemo_aligner import random_state
+from launcher.train.nemo_aligner.origin import Origin
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -34,7 +35,10 @@ class CheckpointExtras(Callback):
 
     state_key = "TrialState"  # the class's former name: existing checkpoints use it
 
-    def __init__(self) -> None:
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+        self.restored_origin: Origin | None = None
+        """That of the restored checkpoint."""
         self.latest: dict[str, float] = {}
         """The newest metrics, under the names that can be monitored: train_loss, val_loss, ..."""
         self.validation_owed = False
@@ -45,12 +49,18 @@ class CheckpointExtras(Callback):
     def state_dict(self) -> dict[str, object]:
         """Every rank has to call it."""
         states = random_state.of_all_ranks()
-        return {"latest": dict(self.latest), "validation_owed": self.validation_owed, "random": states}
+        return {
+            "latest": dict(self.latest),
+            "validation_owed": self.validation_owed,
+            "random": states,
+            "origin": self.origin,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.latest = dict(state_dict["latest"])
         self.validation_owed = state_dict["validation_owed"]
         self.random = state_dict["random"]
+        self.restored_origin = state_dict.get("origin")
 
     def restore_random(self) -> str:
         """Restore this rank's random states, once. Returns why they cannot be used, "" if there is no problem."""

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from launcher import estimates, whole_file
 from launcher.findings import Finding, Refused
+from launcher.nemo import versions
 from launcher.train import result as results
 from launcher.train.device import choose_device
 from launcher.train.metrics_file import MetricsFile, SpokenProgress
@@ -186,6 +187,7 @@ def evaluate_trial(trial_dir: Path) -> dict[str, object]:
     Ranks are started as in training, but exactly tensor_model_parallel_size of them. Raises Refused if their number
     is different or the trial cannot be evaluated.
     """
+    versions.check()  # NeMo-Aligner 0.6's labels stand one position further: all numbers would be others
     trial_dir = trial_dir.absolute()
     result, config = check(trial_dir)
     ranks = Ranks.from_environment()

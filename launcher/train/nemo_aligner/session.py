@@ -45,12 +45,14 @@ from launcher.train.nemo_aligner import (
     baseline,
     checkpointing,
     event_files,
+    origin,
     random_state,
     recompute,
     replicas,
     settings,
 )
 from launcher.train.nemo_aligner.savings import install
+from launcher.train.nemo_aligner.savings.reference_cache import file_digest
 from launcher.train.nemo_aligner.trainer import PreferenceTrainer
 from launcher.train.timer import RunTimer, Stopped
 
@@ -159,10 +161,11 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> AlignerSess
         o2 = config.model.get("megatron_amp_O2", False)
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=o2)
     init_distributed(lightning, model, config.model.get("transformer_engine", False))
-    replicas.compare_facts(facts(config, steps))
+    known = facts(config, steps)
+    replicas.compare_facts(known)
     replicas.compare_weights(model, 0, frozen=True)
     restored = checkpointing.resume_point(config.exp_manager)
-    state = checkpointing.CheckpointExtras()
+    state = checkpointing.CheckpointExtras(origin.of(config, model, known["data"]))
     lightning.callbacks.append(state)
     lightning.ckpt_path = str(restored.path) if restored else None
 
@@ -172,6 +175,9 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> AlignerSess
     validation_batches = batches(config, validation_pairs, 0, use_random_sampler=False)
     progress.phase("loading model", "optimizer")
     init_using_ptl(lightning, model, train_batches, train_pairs)
+    if restored is not None:
+        own = restored.path.is_relative_to(config.exp_manager.explicit_log_dir)
+        origin.check(state.restored_origin, state.origin, config, own)
     optimizer, scheduler = extract_optimizer_scheduler_from_ptl_model(model)
     callback = add_custom_checkpoint_callback(lightning, model)
     if progress.writes:
@@ -211,7 +217,7 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> AlignerSess
     return AlignerSession(config, model, trainer, pairs, validation_pairs, *base_model.count_parameters(model))
 
 
-def facts(config: DictConfig, steps: Plan) -> dict[str, object]:
+def facts(config: DictConfig, steps: Plan) -> dict[str, Any]:
     """What every rank has read from its disk or decided by its hardware, and must have like the others."""
     trainer = config.trainer
     return {
@@ -219,7 +225,7 @@ def facts(config: DictConfig, steps: Plan) -> dict[str, object]:
         "trainer.precision": str(trainer.precision),
         "steps": dataclasses.asdict(steps),
         "config.yaml": hashlib.sha256(OmegaConf.to_yaml(config, sort_keys=True).encode()).hexdigest()[:16],
-        "data": {name: Path(name).stat().st_size for name in _files(config.model.data.data_prefix)},
+        "data": {name: file_digest(Path(name)) for name in _files(config.model.data.data_prefix)},
         "packages": results.versions(),
     }
 
