@@ -127,7 +127,7 @@ def _is_row(start: bytes) -> bool:
         row = json.loads(start.partition(b"\n")[0])
     except ValueError:
         return False
-    return isinstance(row, dict) and len(row) > 1
+    return isinstance(row, dict) and len(row) > 1 and not json_array.rows_of_columns(row)
 
 
 def _table(stream: io.BufferedReader, path: Path, at: At | None, columns: frozenset[str]) -> Iterator[Record]:

@@ -33,7 +33,28 @@ def read(stream: io.BufferedReader, path: Path, report: Callable[[], None], firs
         number += 1
         if number % 256 == 0:
             report()
-        yield jsonl.checked(f"{path}, row {number}", elements.next_value(number))
+        value = elements.next_value(number)
+        if number == 1 and (rows := rows_of_columns(value)) and elements.at_end(closing):
+            yield from (jsonl.Record(f"{path}, row {place}", row) for place, row in enumerate(rows, 1))
+            return
+        yield jsonl.checked(f"{path}, row {number}", value)
+
+
+def rows_of_columns(value: object) -> list[dict[str, object]]:
+    """The rows of a file that is one object of columns: {"prompt": [...], ...}, or pandas' {"prompt": {"0": ...}, ...}.
+
+    A conversation is a list as well, but one of objects.
+    """
+    columns = list(value.values()) if isinstance(value, dict) else []
+    if len(columns) > 1 and all(isinstance(it, dict) and all(map(str.isdigit, it)) for it in columns):
+        same = len({tuple(it) for it in columns}) == 1
+        columns = [list(it.values()) for it in columns] if same else []
+    elif not all(isinstance(it, list) and not any(isinstance(entry, dict) for entry in it) for it in columns):
+        return []
+    if len(columns) < 2 or len({len(it) for it in columns}) != 1 or len(columns[0]) < 2:
+        return []
+    assert isinstance(value, dict)
+    return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 class _Elements:

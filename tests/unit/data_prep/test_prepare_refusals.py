@@ -26,6 +26,13 @@ def test_bad_files_are_refused_in_one_line(refused: Refusal, tmp_path: Path) -> 
     (tmp_path / "folder").mkdir()
     assert "contains no .jsonl" in refused(tmp_path / "folder")
     assert "no pairs left of 0 rows" in refused(write(tmp_path / "empty.jsonl", []))
+    (tmp_path / "head.csv").write_text("prompt,chosen,rejected\n")
+    assert "no pairs left of 0 rows" in refused(tmp_path / "head.csv")
+    number = {"prompt": "q", "chosen": "yes", "rejected": 3}
+    assert "'rejected' is int" in refused(write(tmp_path / "number.jsonl", [number]))
+    answered = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    turns = [{"prompt": answered, "chosen": [answered[1]], "rejected": [answered[1]]}]
+    assert "1 broken turn order" in refused(write(tmp_path / "turns.jsonl", turns))
     whole = "\n\nAssistant: no question"
     bad = [{"chosen": whole, "rejected": whole}] * 2
     assert "2 broken turn order" in refused(write(tmp_path / "none.jsonl", bad))

@@ -54,6 +54,18 @@ def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("pandas", [False, True])
+def test_an_object_of_columns_is_rows(prepare: Prepare, tmp_path: Path, pandas: bool, indent: int | None) -> None:
+    columns: dict[str, Any] = {"prompt": [f"q{n}" for n in range(60)], "chosen": ["yes"] * 60, "rejected": ["no"] * 60}
+    if pandas:
+        columns = {key: {str(n): value for n, value in enumerate(values)} for key, values in columns.items()}
+    (tmp_path / "columns.json").write_text(json.dumps(columns, indent=indent))
+    rows = [{"prompt": f"q{n}", "chosen": "yes", "rejected": "no"} for n in range(60)]
+    same = prepare(write(tmp_path / "rows.jsonl", rows), out="rows")
+    assert rows_of(prepare(tmp_path / "columns.json", out="columns"), "train") == rows_of(same, "train")
+
+
 def test_parquet_gives_the_same_files_as_jsonl(prepare: Prepare, tmp_path: Path) -> None:
     rows = ultrafeedback(700)
     one = prepare(parquet(tmp_path / "a" / "pairs.parquet", rows), out="one")
