@@ -30,6 +30,7 @@ TIMES, TEMPERATURE = 4, 0.3
 ANSWERS = {"held_out": 20, "instructions": 0, "samples": 2, "max_tokens": 48}
 RECIPE = [
     *("model=smollm2_135m", "cluster=local", "model.dpo.ref_policy_kl_penalty=0.1", "evaluation.after_training=false"),
+    *("trainer.dpo.max_steps=16", "trainer.dpo.val_check_interval=8", "trainer.dpo.save_interval=8"),
     *(f"evaluation.answers.{key}={value}" for key, value in ANSWERS.items()),
     *("evaluation.kl_pairs=40", "evaluation.samples=0", "evaluation.judge.pairs=80", "evaluation.judge.samples=null"),
 ]
