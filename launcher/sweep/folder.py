@@ -12,7 +12,6 @@ SWEEP/code/<n>/          the launcher's code that the trials run (see kept_code)
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import re
@@ -176,11 +175,6 @@ class Sweep:
     @property
     def trials(self) -> list[Trial]:
         """All trials, by number."""
-        return list(self._trials)
-
-    @functools.cached_property
-    def _trials(self) -> list[Trial]:
-        """They never change; a sweep may have thousands."""
         return [
             Trial(entry["number"], tuple(entry["overrides"]), entry["beta"], self.folder / str(entry["number"]))
             for entry in self.data["trials"]

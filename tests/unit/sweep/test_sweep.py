@@ -124,7 +124,9 @@ def test_jobs_of_many_writers_are_all_recorded(tmp_path: Path) -> None:
 
 def test_more_trials_are_numbered_on(tmp_path: Path) -> None:
     sweep = create(tmp_path / "s")
+    before = len(sweep.trials)  # asked for before, as a sweeper's first batch does
     added = sweep.add_trials([(["x=1"], config(0.7))])
+    assert len(added) == 1 and sweep.trials[before:] == added
     assert [trial.number for trial in added] == [3]
     assert Sweep.load(sweep.folder).trials[3].config() == config(0.7)
 
