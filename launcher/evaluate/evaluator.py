@@ -66,14 +66,15 @@ class Evaluator:
             raise Refused([Finding(f"trial {trial.name}", "", why, "wait for it, or `retry` it; see `status`")])
         folder = trial.folder / "evaluation"
         with _working(folder, f"trial {trial.name}"):
-            setting = self._setting(trial.config())
+            config = trial.config()
+            setting = self._setting(config)
             digest = whole_file.sha256(adapter_file(trial, result))
             if known := self._known(folder, setting, digest, f"trial {trial.name}"):
                 return known
             base = base_folder(setting.nemo, setting.base, setting.cache)
             with exported(self._sweep, trial, base) as policy:
                 scored = self._evaluate(folder, setting, policy, f"trial {trial.name}", trial.beta)
-            for problem in trackers.send(trial, trial.config(), scored):
+            for problem in trackers.send(trial, config, scored):
                 self._say(problem)
             return scored
 

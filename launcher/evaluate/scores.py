@@ -51,11 +51,16 @@ def table(rows: Mapping[str, Mapping[str, object]]) -> str:
             continue
         values = []
         for scored in known.values():
-            columns = scored.columns(measure.columns) if scored else None
+            columns = scored.columns_for(measure) if scored else None
             it = measure.estimate(None, columns, None, None) if columns else None
             values.append(estimates.shown(it.value, it.error, measure.form, it.at_most) if it else "")
         if any(values):
             lines.append([measure.title, *values])
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table as text: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [
         [line[0].ljust(widths[0]), *(word.rjust(width) for word, width in zip(line[1:], widths[1:], strict=True))]

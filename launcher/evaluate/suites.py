@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import whole_file
+from launcher.evaluate import scores
 from launcher.findings import Finding, LauncherError, Refused
 
 #: In a policy's folder evaluation/: {task: {metric: [value, standard error or null]}}, and what it was made with.
@@ -60,11 +61,10 @@ class Suites:
 
     def _run(self, tasks: Sequence[str], folder: Path, base: Path, policy: Path | None, device: str) -> Results:
         name, dtype = device.split()
-        arguments = f"pretrained={base},dtype={dtype.removeprefix('torch.')}"
-        if policy is not None:
-            adapter = (policy / "adapter_config.json").is_file()
-            arguments += f",peft={policy}" if adapter else ""
-            arguments = arguments if adapter else arguments.replace(str(base), str(policy), 1)
+        adapter = policy if policy and (policy / "adapter_config.json").is_file() else None
+        model = base if adapter else policy or base
+        arguments = f"pretrained={model},dtype={dtype.removeprefix('torch.')}"
+        arguments += f",peft={adapter}" if adapter else ""
         out = folder / ".lm_eval"
         shutil.rmtree(out, ignore_errors=True)
         command = [self.program, "--model", "hf", "--model_args", arguments, "--tasks", ",".join(tasks)]
@@ -92,9 +92,8 @@ def read(data: Any) -> Results:
         results[task] = {}
         for key, value in values.items():
             metric, comma, filtered = key.partition(",")
-            if (
-                not comma or metric.endswith("_stderr") or not _number(value)
-            ):  # without a comma: sample_len and the like
+            # A key without a comma is no metric: alias, sample_len.
+            if not comma or metric.endswith("_stderr") or not _number(value):
                 continue
             error = values.get(f"{metric}_stderr,{filtered}")
             shown = metric if filtered in ("none", "") else f"{metric} ({filtered})"
@@ -115,8 +114,7 @@ def table(rows: Mapping[str, Results]) -> str:
     for task, metric in keys:
         values = [results.get(task, {}).get(metric) for results in rows.values()]
         lines.append([f"{task}: {metric}", *(shown(value) for value in values)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return scores.aligned(lines)
 
 
 def shown(value: Sequence[float | None] | None) -> str:

@@ -36,7 +36,7 @@ def measured(scored: Mapping[str, object]) -> dict[str, float]:
     for measure in measures.REGISTRY.values():
         if measure.table == "evaluation":
             continue
-        columns = recorded.columns(measure.columns) if measure.table == "prompts" else recorded.per_pair
+        columns = recorded.columns_for(measure)
         if columns and (known := measure.estimate(None, columns, None, None)):
             values[f"evaluation/{measure.key}"] = known.value
     return values

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.report import recorded
+from launcher.report.measure import Measure
 from launcher.report.recorded import Pairs
 
 FILE = "evaluation/scores.json"
@@ -43,6 +44,10 @@ class RecordedScores:
     judges: tuple[RecordedJudge, ...]
     checks: Mapping[str, Sequence[tuple[str, bool]]]
     """By prompt: (id of each instruction, whether the greedy answer follows it)."""
+
+    def columns_for(self, measure: Measure) -> Pairs | None:
+        """The columns that a measure of the evaluation's answers, or of its held-out pairs, is computed from."""
+        return self.columns(measure.columns) if measure.table == "prompts" else self.per_pair
 
     def columns(self, names: Sequence[str]) -> Pairs | None:
         """Some columns of `per_prompt`, with PROMPT beside, for the prompts that have them all; None if none has."""

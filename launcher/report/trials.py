@@ -103,10 +103,8 @@ class TrialReport:
 
     def columns_for(self, measure: Measure) -> Pairs | None:
         """The columns of the measure's table, if they describe this measure."""
-        if measure.table == "prompts":
-            return self.scores.columns(measure.columns) if self.scores else None
-        if measure.table == "pairs":
-            return self.scores.per_pair if self.scores else None
+        if measure.table != "evaluation":
+            return self.scores.columns_for(measure) if self.scores else None
         return self.pairs if measure.logged is None or (self.plain and self.beta is not None) else None
 
     @cached_property

@@ -55,7 +55,7 @@ def _name_runs(manager: DictConfig, name: str) -> None:
     """W&B continues one run over all starts of a trial. At MLflow each start is a run, which has the name as a tag."""
     with open_dict(manager):
         if manager.create_wandb_logger:
-            manager.wandb_logger_kwargs.setdefault("id", name)
+            manager.wandb_logger_kwargs.id = manager.wandb_logger_kwargs.get("id") or name
         if manager.create_mlflow_logger:
             tags = manager.mlflow_logger_kwargs.get("tags") or {}
             manager.mlflow_logger_kwargs.tags = {**tags, "trial": name}
