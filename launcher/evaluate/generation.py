@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,7 +46,7 @@ class Generated:
     """One answer."""
 
     tokens: list[int]
-    """With the token that ended it, where one did."""
+    """With the token or the stop text that ended it, where one did, and nothing after it."""
     ended: bool
     """False: it was cut off at max_tokens."""
     text: str
@@ -57,8 +59,8 @@ class _Row:
     """An answer in the making. `uniforms` choose its tokens; None: the most likely ones."""
 
     uniforms: torch.Tensor | None
-    tokens: list[int]
-    log_probability: torch.Tensor
+    tokens: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
     ended: bool = False
 
 
@@ -86,7 +88,7 @@ def answers(
     cache = out.past_key_values
     cache.batch_repeat_interleave(per_prompt)
     rows = [
-        _Row(_uniforms(sampling, name, sample) if sample else None, [], torch.zeros((), dtype=torch.float64))
+        _Row(_uniforms(sampling, name, sample) if sample else None)
         for name, _ in prompts
         for sample in range(per_prompt)
     ]
@@ -135,7 +137,7 @@ def _uniforms(sampling: Sampling, prompt: str, sample: int) -> torch.Tensor:
 
 
 def _choose(rows: Sequence[_Row], logits: torch.Tensor, place: int, temperature: float) -> torch.Tensor:
-    """The next token of each row, from its logits [rows, vocabulary]; adds up the rows' log-probabilities."""
+    """The next token of each row, from its logits [rows, vocabulary]; notes the tokens' log-probabilities."""
     chosen = logits.argmax(-1)
     sampled = [position for position, row in enumerate(rows) if row.uniforms is not None]
     if sampled:
@@ -145,8 +147,8 @@ def _choose(rows: Sequence[_Row], logits: torch.Tensor, place: int, temperature:
         drawn = torch.searchsorted(sums, uniforms[:, None] * sums[:, -1:], right=True)
         chosen[positions] = drawn.squeeze(-1).clamp(max=logits.shape[-1] - 1)
     log_probabilities = logits.gather(-1, chosen[:, None]).squeeze(-1).double() - logits.logsumexp(-1).double()
-    for row, value in zip(rows, log_probabilities.cpu(), strict=True):
-        row.log_probability = row.log_probability + value
+    for row, value in zip(rows, log_probabilities.tolist(), strict=True):
+        row.log_probabilities.append(value)
     return chosen
 
 
@@ -156,12 +158,19 @@ def _has_stop(tokenizer: Any, tokens: Sequence[int], texts: Sequence[str]) -> bo
 
 
 def _generated(tokenizer: Any, row: _Row, stop: Stop) -> Generated:
-    """The finished answer: its text ends before a stop text."""
-    text = tokenizer.decode(row.tokens, skip_special_tokens=True)
-    ends = [place for place in (text.find(stop_text) for stop_text in stop.texts) if place >= 0]
-    if ends:
-        text = text[: min(ends)]
-    return Generated(row.tokens, row.ended or bool(ends), text.strip(), float(row.log_probability))
+    """The finished answer. Its text ends before a stop text, its tokens with it: what was generated until somebody
+    looked for a stop text is no part of the answer.
+    """
+    length = len(row.tokens)
+    stopped = _has_stop(tokenizer, row.tokens, stop.texts)
+    if stopped:
+        length = 1 + bisect_left(
+            range(length), True, key=lambda last: _has_stop(tokenizer, row.tokens[: last + 1], stop.texts)
+        )
+    text = tokenizer.decode(row.tokens[:length], skip_special_tokens=True)
+    text = text[: min((place for it in stop.texts if (place := text.find(it)) >= 0), default=len(text))]
+    log_probability = math.fsum(row.log_probabilities[:length])
+    return Generated(row.tokens[:length], row.ended or stopped, text.strip(), log_probability)
 
 
 @torch.inference_mode()

@@ -289,6 +289,11 @@ def test_an_answer_ends_at_the_humans_next_turn(tiny):
     stop = text[len(text) // 2 : len(text) // 2 + 4]
     (cut,) = generation.answers(model, tokenizer, BEGUN[:1], Sampling(0, 1.0, 20, 1), Stop((2,), (stop,)))
     assert cut[0].ended and stop not in cut[0].text and first[0].text.startswith(cut[0].text)
+    tokens = cut[0].tokens
+    assert stop in tokenizer.decode(tokens) and stop not in tokenizer.decode(tokens[:-1]), "nothing after its end"
+    assert tokens == first[0].tokens[: len(tokens)] and len(tokens) % 8, "looked for every 8 tokens"
+    (passed,) = generation.log_probabilities(model, [(BEGUN[0][1], tokens)], 0)
+    assert cut[0].log_probability == pytest.approx(passed, abs=1e-4)
 
 
 def test_held_out_columns(tiny):
