@@ -21,6 +21,7 @@ from typing import Any
 from launcher.status.trial_state import Look
 from launcher.sweep import metrics
 from launcher.sweep.trial import Trial
+from tests.slurm.existing import Existing
 from tests.slurm.victim import SAVE, Sweeping, trained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,6 +123,8 @@ class Row:
     troubles: list[str] = field(default_factory=list)
     """Orphans, jobs left, trials run twice or called done too early, figures that differ."""
     note: str = ""
+    slurm: str = ""
+    """The version of Slurm that it was measured on."""
 
 
 def row(fault: str, sweep: Sweeping, look: Look, reference: Result, trial: int = 0, note: str = "") -> Row:
@@ -147,7 +150,13 @@ def row(fault: str, sweep: Sweeping, look: Look, reference: Result, trial: int =
         seconds = sum(away(attempts, since) for since in faults) - hold
     before = max((max(trained(until(lines, faults[0])), default=0) for lines in attempts), default=0) if faults else 0
     result = "equal" if done and not differences else f"{len(differences)} differ" if done else state.state
-    return Row(fault, before, lost, state.restarts, seconds, hold, result, troubles, note)
+    slurm = version(sweep.desk.cluster)
+    return Row(fault, before, lost, state.restarts, seconds, hold, result, troubles, note, slurm)
+
+
+def version(cluster: Existing) -> str:
+    """As `sinfo --version` says it: 26.05.1."""
+    return ".".join(map(str, cluster.version))
 
 
 def lost_steps(attempts: Sequence[list[dict[str, Any]]]) -> tuple[int, list[str]]:
@@ -219,15 +228,15 @@ def kept() -> list[Row]:
     return sorted(rows, key=lambda row: (row.lost > 0, row.restarts > 0, row.fault.lower()))
 
 
-_ABOUT = f"""\
+_ABOUT = """\
 # What faults cost a trial
 
 By `tests/slurm/test_faults*.py`: real NeMo-Aligner trains `model=tiny` (fp32, or bf16 where the row says so, dropout
-0.05, 24 steps or 120, a checkpoint every {SAVE}) on 2 nodes of a real Slurm 22.05, all of it on one machine of 2 cores.
-Rows are of several runs of the tests, some of them side by side.
+0.05, 24 steps or 120, a checkpoint every {save}) on 2 nodes of a real Slurm {slurm}, all of it on one machine of
+2 cores. Rows are of several runs of the tests, some of them side by side.
 
 - **before**: steps done when the fault came; **lost**: steps done again: by the tests' bar none after a warning, at
-  most {SAVE} after a sudden death
+  most {save} after a sudden death
 - **seconds**: from the fault to the next step trained, less **hold**, for which Slurm itself kept the requeued job from
   starting (10 s here, 120 s by Slurm's default). NeMo's import is 15 of them on an idle machine, 60 and more beside
   other trials
@@ -238,7 +247,8 @@ _CLEAN = "No process or job was left over, no trial ran in two places, none was 
 
 def markdown(rows: Sequence[Row]) -> str:
     """docs/faults.md."""
-    lines = [_ABOUT] if any(row.troubles for row in rows) else [_ABOUT, _CLEAN, ""]
+    about = _ABOUT.format(save=SAVE, slurm=" and ".join(sorted({row.slurm for row in rows})))
+    lines = [about] if any(row.troubles for row in rows) else [about, _CLEAN, ""]
     lines += ["| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
     lines += ["| " + " | ".join(cell.replace("|", "/") for cell in cells(row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"

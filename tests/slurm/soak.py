@@ -26,7 +26,7 @@ from launcher.sweep import checkpoints, starts
 from tests.slurm import inject
 from tests.slurm.cluster import Cluster
 from tests.slurm.desk import Desk
-from tests.slurm.faults import Result, lost_steps
+from tests.slurm.faults import Result, lost_steps, version
 from tests.slurm.inject import KILL, Fault
 from tests.slurm.victim import SAVE, Sweeping, ranks, trained
 
@@ -175,8 +175,8 @@ def figures(soak: Soak, look: Look, reference: Result, asked: argparse.Namespace
         "",
         f"`python -m tests.slurm.soak --minutes {asked.minutes:g} --seed {asked.seed}`: {asked.trials} trials of real",
         f"NeMo-Aligner (`model=tiny`, fp32, dropout 0.05, {asked.steps} steps, a checkpoint every {SAVE}) in one",
-        f"sweep, {AT_ONCE} at a time, each on 2 of 6 nodes of a Slurm 22.05 on 2 cores; {sum(hits.values())} faults in",
-        f"{sweep.seconds / 60:.1f} minutes.",
+        f"sweep, {AT_ONCE} at a time, each on 2 of 6 nodes of a Slurm {version(sweep.desk.cluster)} on 2 cores;",
+        f"{sum(hits.values())} faults in {sweep.seconds / 60:.1f} minutes.",
         "",
         f"- results equal to the uninterrupted run's, bit for bit: **{done} of {len(look.trials)}**",
         f"- restarts: {starts_all}; steps done again: {lost_all} of {asked.steps * asked.trials}",
