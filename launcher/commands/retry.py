@@ -56,23 +56,26 @@ def run(args: argparse.Namespace) -> int:
         if not args.yes and not agreed(f"start {what} again?"):
             print("nothing was started")
             return 0
-        from launcher.submit import evaluation
-        from launcher.submit.resubmit import code_to_run, submit_again
+        from launcher.submit.resubmit import code_to_run, evaluate_again, submit_again
 
         if evaluations:
-            array = evaluation.submit(sweep, [trial.number for trial in evaluations])
-            if array is not None:
-                print(f"array {array}: {_named('the evaluation of ', evaluations)}", flush=True)
+            arrays = evaluate_again(sweep, evaluations)
+            if arrays:
+                print(f"{_arrays(arrays)}: {_named('the evaluation of ', evaluations)}", flush=True)
+            elif not trials:
+                return 1
         if not trials:
             return 0
         code = code_to_run(sweep, trials, args.code == "current")
         if on_slurm:
             ids = submit_again(sweep, on_slurm, code)
-            print(
-                f"array{'s' if len(ids) > 1 else ''} {', '.join(ids)}: trial {array_spec([t.number for t in on_slurm])}"
-            )
+            print(f"{_arrays(ids)}: trial {array_spec([trial.number for trial in on_slurm])}")
             print(f"  status:  python -m launcher status {sweep.folder}", flush=True)
         return run_here(sweep, here, code) if here else 0
+
+
+def _arrays(ids: Sequence[object]) -> str:
+    return f"array{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}"
 
 
 def _named(what: str, trials: Sequence[Trial]) -> str:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from launcher.slurm import client, run
 from launcher.slurm.rows import AccountRow, QueueRow
-from launcher.sweep import evaluation
+from launcher.sweep import evaluation, result_file
 from launcher.sweep.array_elements import Element, Job, elements, evaluations
 from launcher.sweep.folder import Sweep
+from launcher.sweep.trial import Trial
 
 # A job was submitted when sweep.json says so, give or take this: clocks differ, and sbatch may wait for its controller.
 _SUBMITTED_SLACK_S = 900.0
@@ -34,6 +35,8 @@ class Answers:
     """The sweep's elements whose job ids Slurm has since given to other jobs."""
     cluster: str = ""
     """This machine's cluster; set only if a job may be on another cluster of a multi-cluster site."""
+    done: Mapping[int, float | None] = field(default_factory=dict)
+    """The trials that had a result when Slurm was asked: the seconds that it names, by the trial's number."""
 
     def jobs(self, sweep: Sweep) -> list[Job]:
         """The jobs recorded in sweep.json, with the ids that were found since."""
@@ -53,19 +56,18 @@ def ask(sweep: Sweep) -> Answers:
     Another squeue asks by the job name of the sweep if an sbatch left no id, or if the time of submission does not tell
     whether a job is the sweep's.
     """
-    claimed = _claim(sweep)
-    now = time.time()
-    answers = Answers(now, claimed=claimed)
+    now, trials = time.time(), sweep.trials
+    answers = Answers(now, claimed=_claim(sweep), done=_done(trials))
     jobs = answers.jobs(sweep)
     if any(job.cluster for job in jobs):
-        answers = Answers(now, claimed=claimed, cluster=_cluster_name())
+        answers = replace(answers, cluster=_cluster_name())
     elements_of = elements(jobs)
     parts_by_trial = [
         [part for part in elements_of.get(trial.number, []) if part.in_slurm and not answers.on_other_cluster(part)]
-        for trial in sweep.trials
-        if trial.result() is None
+        for trial in trials
+        if trial.number not in answers.done
     ]
-    ids = sorted({int(part.job.id) for parts in parts_by_trial for part in parts} | _evaluations(sweep, jobs))
+    ids = sorted({int(part.job.id) for parts in parts_by_trial for part in parts} | _evaluations(trials, jobs))
     if not ids:
         return answers
     troubles = []
@@ -84,13 +86,19 @@ def ask(sweep: Sweep) -> Answers:
             account = {row.name: row for row in client.sacct(ids, name=_job_name(sweep)) if row.name not in reused}
         except run.SlurmError as error:
             troubles.append(f"sacct {_trouble(error)}: it is not fully known how trials ended")
-    return Answers(now, queue, account, tuple(troubles), claimed, frozenset(reused), answers.cluster)
+    return replace(answers, queue=queue, account=account, troubles=tuple(troubles), reused=frozenset(reused))
 
 
-def _evaluations(sweep: Sweep, jobs: Sequence[Job]) -> set[int]:
+def _done(trials: Iterable[Trial]) -> dict[int, float | None]:
+    """Each result is read once: a sweep may have thousands."""
+    results = ((trial.number, trial.result()) for trial in trials)
+    return {number: result_file.seconds(result) for number, result in results if result is not None}
+
+
+def _evaluations(trials: Iterable[Trial], jobs: Sequence[Job]) -> set[int]:
     """The arrays with an evaluation that is not complete."""
     parts = evaluations(jobs)
-    pending = [trial for trial in sweep.trials if parts.get(trial.number)]
+    pending = [trial for trial in trials if parts.get(trial.number)]
     return {int(parts[it.number][-1].job.id) for it in pending if not evaluation.read(it.folder).complete}
 
 

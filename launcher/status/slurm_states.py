@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from launcher.slurm import reasons
 from launcher.slurm.rows import AccountRow, QueueRow
 from launcher.status.answers import Answers
 from launcher.status.trial_state import TrialState
-from launcher.sweep import logs, starts
+from launcher.sweep import logs, result_file, starts
 from launcher.sweep.array_elements import Element
 from launcher.sweep.trial import Trial
 
@@ -21,9 +20,13 @@ def state(trial: Trial, parts: Sequence[Element], answers: Answers) -> TrialStat
 
     `parts`: the elements that were submitted for the trial, oldest first.
     """
-    done = finished(TrialState(trial=trial, state="UNSUBMITTED", job=_last_name(parts)))
-    if done:
+    job = _last_name(parts)
+    if trial.number in answers.done:
+        done = TrialState(trial=trial, state="DONE", job=job, elapsed=answers.done[trial.number])
         return _with_row(done, parts, answers)
+    since = finished(TrialState(trial=trial, state="UNSUBMITTED", job=job))  # since Slurm was asked
+    if since:
+        return _with_row(since, parts, answers)
     if not parts:
         return TrialState(trial=trial, state="UNSUBMITTED", reason="was never submitted")
     for part in reversed(parts):  # an earlier array's element may have been requeued by hand
@@ -61,12 +64,7 @@ def finished(state: TrialState) -> TrialState | None:
     result = state.trial.result()
     if result is None:
         return None
-    return replace(state, state="DONE", reason="", elapsed=result_seconds(result))
-
-
-def result_seconds(result: dict[str, object]) -> float | None:
-    seconds = result.get("seconds")
-    return float(seconds) if isinstance(seconds, (int, float)) and math.isfinite(seconds) else None
+    return replace(state, state="DONE", reason="", elapsed=result_file.seconds(result))
 
 
 def beside_others(state: TrialState, parts: Sequence[Element]) -> TrialState:

@@ -16,9 +16,8 @@ from launcher.status.trial_state import ENDED_BADLY, LIVE, Look, TrialState
 from launcher.sweep import evaluation, logs, starts
 from launcher.sweep.array_elements import Element, elements, evaluations
 from launcher.sweep.folder import Sweep
-from launcher.sweep.metrics import TrialProgress, read_progress
+from launcher.sweep.metrics import HEAD, TrialProgress, read_progress
 from launcher.sweep.starts import Start
-from launcher.sweep.trial import Trial
 
 _LARGE = 100  # with more trials, only the end of each trial's metrics is read
 _SHORT = 4096  # bytes, about eight steps
@@ -83,7 +82,7 @@ def _with_folder(state: TrialState, large: bool) -> TrialState:
         state,
         reason=_reason(state, known),
         restarts=max(state.restarts, len(printed) - 1),
-        progress=_progress(state.trial, large),
+        progress=_progress(state, large),
         log=state.log or last.logs[min(last.logs)],
         starts=tuple(known),
     )
@@ -98,17 +97,19 @@ def _with_evaluation(state: TrialState, parts: Sequence[Element], answers: Answe
         if ended and not there.complete:
             log = slurm_states.batch_output(state.trial.folder.parent, parts[-1].name)
             return replace(state, evaluation=f"evaluation ended early, log {log}")
-        return replace(state, evaluation=there.text)
+        return replace(state, evaluation=there.text) if there.text else state
     waits = row.state.phase == "waiting"
     words = "evaluation waits" if waits else there.text or "evaluation starts"
     return replace(state, evaluation=words, evaluation_job=row.name)
 
 
-def _progress(trial: Trial, large: bool) -> TrialProgress:
+def _progress(state: TrialState, large: bool) -> TrialProgress:
     """Read the progress; in a large sweep from the last lines of the metrics only, unless those have no step."""
-    path = trial.folder / "metrics.jsonl"
-    progress = read_progress(path, tail_size=_SHORT) if large else None
-    return progress if progress and progress.step else read_progress(path)
+    path = state.trial.folder / "metrics.jsonl"
+    if not large:
+        return read_progress(path)
+    progress = read_progress(path, tail_size=_SHORT, head_size=0 if state.state == "DONE" else HEAD)
+    return progress if progress.step and progress.max_steps else read_progress(path)
 
 
 def _reason(state: TrialState, known: Sequence[Start]) -> str:

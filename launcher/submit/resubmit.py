@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from launcher.check.cluster_limits import Site
-from launcher.submit import to_slurm
+from launcher.findings import Refused
+from launcher.submit import evaluation, to_slurm
 from launcher.sweep import kept_code
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
@@ -41,3 +44,25 @@ def submit_again(sweep: Sweep, trials: Sequence[Trial], code: int | None = None)
     requests = list(to_slurm.arrays(sweep, configs, Site(), code=code))
     to_slurm.submit(sweep, requests)
     return [job.id for job in Sweep.load(sweep.folder).submitted() if job.has_array_id][-len(requests) :]
+
+
+def evaluate_again(sweep: Sweep, trials: Sequence[Trial]) -> list[int]:
+    """Submit the evaluation of these trials again, as an array for each request to Slurm. Returns the arrays' ids.
+
+    Raises Refused, and submits nothing, if this cluster would refuse one of them or never start it.
+    """
+    alike: dict[str, list[int]] = {}
+    for trial in trials:
+        alike.setdefault(to_slurm.slurm_shape(load(trial.folder)), []).append(trial.number)
+    site = Site()
+    unfit = [
+        finding
+        for numbers in alike.values()
+        for finding in evaluation.findings(site, load(sweep.folder / str(numbers[0])), len(numbers))
+    ]
+    if unfit:
+        here = f"or evaluate on this machine: python -m launcher evaluate {shlex.quote(sweep.shown)}"
+        remedy = f"write it into the trials' config.yaml, {here}"
+        raise Refused([replace(finding, remedy=f"{finding.remedy}; {remedy}") for finding in dict.fromkeys(unfit)])
+    arrays = [evaluation.submit(sweep, numbers) for numbers in alike.values()]
+    return [array for array in arrays if array is not None]

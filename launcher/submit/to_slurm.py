@@ -74,7 +74,7 @@ def arrays(
         return code if code is not None else sweep.code_of(trial) or 0
 
     def shape(number: int) -> str:
-        return f"{_slurm_shape(configs[number])} {code_of(number)}"
+        return f"{slurm_shape(configs[number])} {code_of(number)}"
 
     for _, alike in itertools.groupby(sorted(configs, key=shape), key=shape):
         numbers = sorted(alike)
@@ -84,9 +84,10 @@ def arrays(
             yield _request(sweep, chunk, configs[chunk[0]], site, after, code_of(chunk[0]))
 
 
-def _slurm_shape(config: TrialConfig) -> str:
-    """What the trials of one array must have in common: `cluster`, nodes and ranks."""
-    return repr([config.cluster, config.nodes, config.ranks_per_node])
+def slurm_shape(config: TrialConfig) -> str:
+    """What the trials of one array must have in common: `cluster`, nodes and ranks, what the evaluation asks for."""
+    asked = config.evaluation.slurm if config.evaluated_after_training else None
+    return repr([config.cluster, config.nodes, config.ranks_per_node, asked])
 
 
 def _request(
@@ -198,7 +199,7 @@ def _check(site: cluster_limits.Site, trials: Sequence[PlannedTrial], folder: Pa
     unique: dict[Finding, None] = {}
     seen = set()
     for trial in trials:
-        shape = _slurm_shape(trial.config)
+        shape = slurm_shape(trial.config)
         if shape not in seen:
             seen.add(shape)
             unfit = cluster_limits.findings(site, trial.config, len(trials))

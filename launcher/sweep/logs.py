@@ -90,8 +90,9 @@ class StartLogs:
 def by_start(trial_folder: Path) -> list[StartLogs]:
     """The logs of a trial's starts, in order; [] where it has not started. Local starts come first."""
     starts: dict[str, StartLogs] = {}
+    folder = trial_folder / "log"
     try:
-        names = os.listdir(trial_folder / "log")
+        names = os.listdir(folder)
     except OSError:
         return []
     for name in names:
@@ -100,7 +101,7 @@ def by_start(trial_folder: Path) -> list[StartLogs]:
             job = int(match["job"]) if match["job"] else None
             number = int(match["local"] or match["restart"] or 0)
             start = starts.setdefault(match["name"], StartLogs(match["name"], job, number))
-            start.logs[int(match["rank"])] = trial_folder / "log" / name
+            start.logs[int(match["rank"])] = folder / name
     return sorted(starts.values(), key=lambda start: (start.job_id or 0, start.number))
 
 

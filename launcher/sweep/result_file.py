@@ -6,6 +6,7 @@ an evaluation can be repeated without training (`python -m launcher report --eva
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +26,12 @@ def write_result(trial: Path, outcome: Mapping[str, object], evaluation: Mapping
     finished = datetime.now().astimezone().isoformat(timespec="seconds")
     whole_file.write_json(trial / RESULT, {**outcome, "evaluation": evaluation, "finished": finished})
     (trial / TRAINED).unlink(missing_ok=True)
+
+
+def seconds(result: Mapping[str, object]) -> float | None:
+    """How long a trial took, as its result says; None if it does not."""
+    value = result.get("seconds")
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def finish_without_evaluation(trial: Path, why: str) -> bool:

@@ -3,7 +3,8 @@
     make bench        or        python -m tests.benchmarks.submit [--trials 3 100 1000]
 
 Both compose the same configs and submit the same trials to the same recording sbatch. The time is from the start of the
-process to its call of sbatch, the best of a few repetitions. Exit code 1 if a bar is missed.
+process to its call of sbatch, the best of a few repetitions. Then a sweep of 5,000 trials that are done is shown. Exit
+code 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tests.benchmarks import done_sweep
 from tests.benchmarks.login_node import ROOT, LoginNode, Submission, login_node
 
 MOST_SECONDS = 1.5  # for three trials, on two idle cores
 MOST_MB = 300.0  # for the largest sweep
 MOST_QUESTIONS = 3  # Slurm commands besides sbatch
+MOST_STATUS_CPU_S = 1.0  # of 5,000 trials
+MOST_REPORT_S = 10.0  # of 5,000 trials, in Markdown
 FASTER = {3: 1.0, 100: 6.0, 1000: 8.0}
 REPETITIONS = {3: (8, 8), 100: (3, 2), 1000: (3, 1)}  # ours, stock
 #: What must not be imported on a login node.
@@ -88,6 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
         node.ours(1)  # reads what the disk has to read into memory, compiles
         heavy = imported(node)
         measured = [measure(node, trials) for trials in sizes]
+        sweep = str(done_sweep.make(node))
+        status = min((done_sweep.show(node, "status", sweep) for _ in range(5)), key=lambda one: one.cpu_seconds)
+        report = done_sweep.show(node, "report", sweep, "--format", "md")
     print(table(measured))
     last = measured[-1].ours
     peak = max(one.ours.peak_mb for one in measured)
@@ -96,9 +103,21 @@ def main(arguments: list[str] | None = None) -> int:
         (f"peak memory of {sizes[-1]} trials", f"{peak:.0f} MB", f"< {MOST_MB:g} MB", peak < MOST_MB),
         ("Slurm commands besides sbatch", f"{questions}", f"<= {MOST_QUESTIONS}", questions <= MOST_QUESTIONS),
         ("of torch, nemo, numpy imported", " ".join(heavy) or "none", "none", not heavy),
+        (
+            f"status, {done_sweep.TRIALS} trials",
+            f"{status.cpu_seconds:.2f} CPU s",
+            f"<= {MOST_STATUS_CPU_S:g} s",
+            status.cpu_seconds <= MOST_STATUS_CPU_S,
+        ),
+        (
+            f"report in Markdown, {done_sweep.TRIALS} trials",
+            f"{report.seconds:.1f} s",
+            f"<= {MOST_REPORT_S:g} s",
+            report.seconds <= MOST_REPORT_S,
+        ),
     ]
     for what, figure, bar, good in checks:
-        print(f"{what:32} {figure:>12}   bar {bar}{'' if good else '   MISSED'}")
+        print(f"{what:34} {figure:>12}   bar {bar}{'' if good else '   MISSED'}")
     return 0 if all(good for *_, good in checks) and all(passes(one) for one in measured) else 1
 
 

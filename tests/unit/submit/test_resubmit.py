@@ -1,0 +1,51 @@
+"""`retry` submits an evaluation that ended early again, once its request is held against the cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.findings import Refused
+from launcher.slurm import client
+from launcher.submit import resubmit
+from launcher.sweep.folder import Sweep
+from tests.unit.check.test_slurm_check import site
+from tests.unit.conftest import changed
+
+
+@pytest.fixture
+def sweep(composed: Any, tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """sweep(asked, ...): a trial for each, with this under evaluation.slurm; sbatch takes every script."""
+    config, _ = composed("cluster=slurm", "model=tiny", "data=sample", "evaluation.after_training=true")
+    monkeypatch.setattr(resubmit, "Site", site)
+    taken = iter(range(70, 80))
+    monkeypatch.setattr(client, "submit", lambda path, receipt: next(taken))
+
+    def make(*asked: dict[str, Any]) -> Sweep:
+        changes = [{f"evaluation.slurm.{key}": value for key, value in keys.items()} for keys in asked]
+        trials = [([], changed(config, each).plain) for each in changes]
+        made = Sweep.create(tmp_path / "s", command=["main.py"], experiment={"name": "x"}, trials=trials)
+        (made.folder / "slurm").mkdir()
+        return made
+
+    return make
+
+
+def test_trials_whose_evaluations_ask_for_the_same_share_an_array(sweep: Any) -> None:
+    made = sweep({}, {"time": 5}, {})
+    assert resubmit.evaluate_again(made, made.trials) == [70, 71]
+    assert [job.trials for job in Sweep.load(made.folder).jobs] == [[0, 2], [1]]
+    scripts = [(made.folder / "slurm" / f"evaluate{number}.sbatch").read_text() for number in (0, 1)]
+    assert ["#SBATCH --time=5\n" in text for text in scripts] == [False, True]
+
+
+def test_what_this_cluster_would_never_start_is_refused(sweep: Any) -> None:
+    made = sweep({}, {"partition": "gone"})
+    with pytest.raises(Refused) as refused:
+        resubmit.evaluate_again(made, made.trials)
+    (finding,) = refused.value.findings
+    assert str(finding).startswith("evaluation.slurm.partition=gone: no such partition")
+    assert "config.yaml" in finding.remedy and "python -m launcher evaluate" in finding.remedy
+    assert Sweep.load(made.folder).jobs == [] and not list((made.folder / "slurm").glob("*")), "nothing was submitted"
