@@ -36,7 +36,7 @@ class PromptAnswers:
     tokens: Sequence[Sequence[int]] = ()
     """Token ids of each sample."""
     kl_nats: Sequence[float] = ()
-    """log pi(y|x) - log pi_ref(y|x) of each sample y, summed over its tokens, in nats. Empty for the reference."""
+    """KL(pi || pi_ref) of the next token, summed over the tokens of each sample, in nats. Empty for the reference."""
     instructions: Sequence[Mapping[str, Any]] | None = None
     """[{"id", "kwargs"}], the checks of an instruction that a program can check."""
 

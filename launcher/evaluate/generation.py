@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -50,8 +49,8 @@ class Generated:
     ended: bool
     """False: it was cut off at max_tokens."""
     text: str
-    log_probability: float
-    """Of its tokens under the policy that made it, at temperature 1, in nats."""
+    logits: torch.Tensor | None = None
+    """The policy's own, [tokens, vocabulary], where they were asked for and it is a sample."""
 
 
 @dataclass
@@ -60,7 +59,7 @@ class _Row:
 
     uniforms: torch.Tensor | None
     tokens: list[int] = field(default_factory=list)
-    log_probabilities: list[float] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
     ended: bool = False
 
 
@@ -72,10 +71,12 @@ def answers(
     sampling: Sampling,
     stop: Stop,
     beat: Callable[[int], None] = lambda made: None,
+    *,
+    keep_logits: bool = False,
 ) -> list[list[Generated]]:
     """Answer prompts, given as (id, tokens), in one batch; for each the greedy answer first, then the samples.
 
-    `beat` is called with the number of tokens that each row has.
+    `beat` is called with the number of tokens that each row has. `keep_logits` keeps those of the samples.
     """
     device = model.device
     longest = max(len(tokens) for _, tokens in prompts)
@@ -98,9 +99,11 @@ def answers(
     for made in range(1, sampling.max_tokens + 1):
         chosen = _choose([rows[row] for row in live], logits.float(), made - 1, sampling.temperature)
         beat(made)
-        for row, token in zip(live, chosen.tolist(), strict=True):
+        for row, token, given in zip(live, chosen.tolist(), logits, strict=True):
             rows[row].tokens.append(token)
             rows[row].ended = token in stop.tokens
+            if keep_logits and rows[row].uniforms is not None:
+                rows[row].logits.append(given)
         if stop.texts and made % _LOOK_EVERY == 0:
             for row in live:
                 rows[row].ended = rows[row].ended or _has_stop(tokenizer, rows[row].tokens, stop.texts)
@@ -137,7 +140,7 @@ def _uniforms(sampling: Sampling, prompt: str, sample: int) -> torch.Tensor:
 
 
 def _choose(rows: Sequence[_Row], logits: torch.Tensor, place: int, temperature: float) -> torch.Tensor:
-    """The next token of each row, from its logits [rows, vocabulary]; notes the tokens' log-probabilities."""
+    """The next token of each row, from its logits [rows, vocabulary]."""
     chosen = logits.argmax(-1)
     sampled = [position for position, row in enumerate(rows) if row.uniforms is not None]
     if sampled:
@@ -146,9 +149,6 @@ def _choose(rows: Sequence[_Row], logits: torch.Tensor, place: int, temperature:
         uniforms = torch.stack([u[place] for row in rows if (u := row.uniforms) is not None]).to(logits.device)
         drawn = torch.searchsorted(sums, uniforms[:, None] * sums[:, -1:], right=True)
         chosen[positions] = drawn.squeeze(-1).clamp(max=logits.shape[-1] - 1)
-    log_probabilities = logits.gather(-1, chosen[:, None]).squeeze(-1).double() - logits.logsumexp(-1).double()
-    for row, value in zip(rows, log_probabilities.tolist(), strict=True):
-        row.log_probabilities.append(value)
     return chosen
 
 
@@ -169,19 +169,40 @@ def _generated(tokenizer: Any, row: _Row, stop: Stop) -> Generated:
         )
     text = tokenizer.decode(row.tokens[:length], skip_special_tokens=True)
     text = text[: min((place for it in stop.texts if (place := text.find(it)) >= 0), default=len(text))]
-    log_probability = math.fsum(row.log_probabilities[:length])
-    return Generated(row.tokens[:length], row.ended or stopped, text.strip(), log_probability)
+    logits = torch.stack(row.logits[:length]) if row.logits else None
+    return Generated(row.tokens[:length], row.ended or stopped, text.strip(), logits)
 
 
 @torch.inference_mode()
-def log_probabilities(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> list[float]:
-    """Log-probability of each answer's tokens after its prompt's, in nats; rows are (prompt, answer), one batch."""
-    sums = []
-    for (_, answer), logits in zip(rows, answer_logits(model, rows, pad), strict=True):
-        tokens = torch.tensor(list(answer), device=logits.device)
-        values = logits.float().gather(-1, tokens[:, None]).squeeze(-1) - logits.float().logsumexp(-1)
-        sums.append(float(values.double().sum()))
-    return sums
+def next_token_logits(model: Any, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The logits that predict each token of the answers to one prompt, [answers, tokens of the longest, vocabulary].
+
+    The prompt is read once for all answers. What stands after a shorter answer's end means nothing.
+    """
+    longest = max(map(len, answers))
+    given = torch.tensor([list(prompt)], device=model.device)
+    out = model(input_ids=given, use_cache=True, **last_logits_only(model))
+    first: torch.Tensor = out.logits[:, -1:].expand(len(answers), -1, -1)
+    if longest == 1:
+        return first
+    cache = out.past_key_values
+    cache.batch_repeat_interleave(len(answers))
+    rows = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens in answers], device=model.device)
+    rest = model(input_ids=rows[:, :-1], past_key_values=cache, use_cache=True).logits
+    return torch.cat([first, rest], 1)
+
+
+@torch.inference_mode()
+def divergence(policy: torch.Tensor, reference: torch.Tensor) -> float:
+    """The KL divergence of the policy's next token from the reference's, summed over an answer's tokens, in nats.
+
+    Both are logits, [tokens, vocabulary]. Over answers that the policy draws, its mean is that of their log-ratio, with
+    a smaller spread: for each token the mean over all that might have been drawn is taken (Amini et al. 2025, arXiv
+    2504.10637).
+    """
+    size = min(policy.shape[-1], reference.shape[-1])  # a model may have rows of its vocabulary that stand for nothing
+    own, other = (logits.float().log_softmax(-1)[:, :size] for logits in (policy, reference))
+    return float((own.exp() * (own - other)).sum(-1).double().sum())
 
 
 def answer_logits(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> Iterator[torch.Tensor]:

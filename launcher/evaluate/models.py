@@ -36,11 +36,6 @@ class ModelDevice:
     rows: int
     """Answers that are generated at once."""
 
-    @property
-    def rounds(self) -> bool:
-        """Whether sums of log-probabilities are off by tenths of a nat, depending on how they are computed."""
-        return self.dtype is not torch.float32
-
 
 def choose_device() -> ModelDevice:
     """A GPU in bf16 where there is one, else the CPU in fp32: greedy answers then equal NeMo's in fp32."""

@@ -19,6 +19,10 @@ from launcher.units import clock
 Say = Callable[[str], None]
 #: Seconds between two lines of progress.
 _EVERY = 15.0
+#: Tokens whose logits are kept at once: with Llama 3's vocabulary, in bf16, 16 GB of the policy's.
+_KEPT = 65536
+#: The same of the reference policy's.
+_POSITIONS = 2048
 
 
 class PromptProgress:
@@ -53,7 +57,8 @@ class Generator:
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
         """Prompts in batches of similar length, so that little is padded."""
-        prompts_at_once = max(1, self._model.device.rows // (1 + self._sampling.samples))
+        rows = min(self._model.device.rows, _KEPT // self._sampling.max_tokens)
+        prompts_at_once = max(1, rows // (1 + self._sampling.samples))
         by_length = sorted(prompts, key=lambda prompt: (len(prompt.text), prompt.prompt_id))
         return [by_length[first : first + prompts_at_once] for first in range(0, len(by_length), prompts_at_once)]
 
@@ -63,34 +68,33 @@ class Generator:
         room = self._model.longest - self._sampling.max_tokens
         begun = [(prompt.prompt_id, self._model.tokens(prompt.text)[-room:]) for prompt in prompts]
         tokenizer = self._model.tokenizer
-        made = generation.answers(self._model.current, tokenizer, begun, self._sampling, self._stop, beat)
+        how = (self._sampling, self._stop, beat)
+        made = generation.answers(self._model.current, tokenizer, begun, *how, keep_logits=self._reference is not None)
         self.tokens += sum(len(answer.tokens) for row in made for answer in row)
-        ratios = self._log_ratios(begun, made)
-        return [_answer(*parts) for parts in zip(prompts, made, ratios, strict=True)]
+        drifts = [self._divergences(tokens, row[1:]) for (_, tokens), row in zip(begun, made, strict=True)]
+        return [_answer(*parts) for parts in zip(prompts, made, drifts, strict=True)]
 
-    def _log_ratios(
-        self, begun: Sequence[tuple[str, list[int]]], made: Sequence[Sequence[Generated]]
-    ) -> list[list[float]]:
-        """Of each prompt's samples: their log-probability here less that under the reference policy."""
-        rows = [(prompt, answer.tokens) for (_, prompt), row in zip(begun, made, strict=True) for answer in row[1:]]
-        if not rows or self._reference is None:
-            return [[] for _ in made]
-        own = [answer.log_probability for row in made for answer in row[1:]]
-        pad = self._stop.tokens[0]
-        if self._model.device.rounds:  # else the cache of keys rounds otherwise than the pass that scores
-            own = generation.log_probabilities(self._model.current, rows, pad)
-        with self._reference.reference() as reference:
-            scored = generation.log_probabilities(reference, rows, pad)
-        both = zip(own, scored, strict=True)
-        ratios = iter([round(policy - reference, 6) for policy, reference in both])
-        return [[next(ratios) for _ in row[1:]] for row in made]
+    def _divergences(self, prompt: list[int], samples: Sequence[Generated]) -> list[float]:
+        """How far each sample went from the reference policy, see generation.divergence; [] where there is none."""
+        if not samples or self._reference is None:
+            return []
+        drifts: list[float] = []
+        at_once = max(1, _POSITIONS // self._sampling.max_tokens)
+        for first in range(0, len(samples), at_once):
+            part = samples[first : first + at_once]
+            with self._reference.reference() as reference:
+                logits = generation.next_token_logits(reference, prompt, [sample.tokens for sample in part])
+            for sample, other in zip(part, logits, strict=True):
+                if sample.logits is not None:
+                    drifts.append(round(generation.divergence(sample.logits, other[: len(sample.tokens)]), 6))
+        return drifts
 
     def held_out(self, pairs: Sequence[held_out.HeldOutPair], beat: Callable[[int], None]) -> dict[str, Any]:
         """The teacher-forced pass of the policy."""
         return held_out.columns(self._model.current, pairs, self._stop.tokens[0], self._model.device.rows, beat)
 
 
-def _answer(prompt: Prompt, made: Sequence[Generated], ratios: Sequence[float]) -> PromptAnswers:
+def _answer(prompt: Prompt, made: Sequence[Generated], drifts: Sequence[float]) -> PromptAnswers:
     greedy, *samples = made
     return PromptAnswers(
         prompt_id=prompt.prompt_id,
@@ -103,7 +107,7 @@ def _answer(prompt: Prompt, made: Sequence[Generated], ratios: Sequence[float]) 
         samples=[sample.text for sample in samples],
         samples_ended=[sample.ended for sample in samples],
         tokens=[sample.tokens for sample in samples],
-        kl_nats=ratios,
+        kl_nats=drifts,
         instructions=prompt.instructions,
     )
 

@@ -74,7 +74,7 @@ ENTRIES = (
     _of("following_loose", "instructions followed, loosely", "Loosely: where the answer without its first or last line "
         "or without asterisks counts too.", "higher", column="followed_loosely", over="instructions"),
     _of("following_prompt_loose", "prompts followed, loosely", "", "higher", column="all_followed_loosely", share=True),
-    _of("kl_own", "KL on own answers", "KL on own answers: mean log-ratio of sampled answers to the reference policy.",
+    _of("kl_own", "KL on own answers", "KL on own answers: exact KL of the next token, summed over a sampled answer.",
         "lower", form=".2f", unit="nats an answer", glance=True, against_beta=True),
     _of("length", "length", "Length: tokens of a sampled answer, cut at the longest allowed.", "", form=".1f",
         unit="tokens"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_all_that_is_done(sweep, capsys):
 def test_nothing_is_made_twice_unless_asked_for(sweep, monkeypatch, capsys):
     assert evaluate(sweep.folder, 0) == 0
     before = answered(sweep)
-    monkeypatch.setattr(generation, "answers", lambda *args: pytest.fail("generated again"))
+    monkeypatch.setattr(generation, "answers", lambda *args, **named: pytest.fail("generated again"))
     assert evaluate(sweep.folder, 0) == 0
     assert "evaluated already" in capsys.readouterr().out
     monkeypatch.undo()
@@ -120,9 +121,9 @@ def test_an_interrupted_evaluation_goes_on(sweep, monkeypatch):
     (folder / "scores.json").unlink()
     usual, asked = generation.answers, []
 
-    def noted(model: Any, tokenizer: Any, begun: Any, *rest: Any) -> Any:
+    def noted(model: Any, tokenizer: Any, begun: Any, *rest: Any, **named: Any) -> Any:
         asked.extend(begun)
-        return usual(model, tokenizer, begun, *rest)
+        return usual(model, tokenizer, begun, *rest, **named)
 
     monkeypatch.setattr(generation, "answers", noted)
     assert evaluate(sweep.folder, 0) == 0
@@ -179,7 +180,7 @@ def test_the_caches_of_others_are_not_used(sweep, tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "is_own", lambda path: False)
     evaluator = run.Evaluator(sweep, {}, print)
     with pytest.raises(AssertionError):
-        monkeypatch.setattr(generation, "answers", lambda *args: (_ for _ in ()).throw(AssertionError))
+        monkeypatch.setattr(generation, "answers", lambda *args, **named: (_ for _ in ()).throw(AssertionError))
         evaluator.trial(sweep.trials[1])
 
 
@@ -213,7 +214,7 @@ def test_a_probe_of_too_few_pairs_says_so_and_another_judge_judges_the_same_answ
     assert evaluate(sweep.folder, 0) == 0
     assert "at least 20 prompts" in scores(sweep)["judges"]["reference"]["unusable"]
     assert "win" not in scores(sweep)["per_prompt"]
-    monkeypatch.setattr(generation, "answers", lambda *args: pytest.fail("generated again"))
+    monkeypatch.setattr(generation, "answers", lambda *args, **named: pytest.fail("generated again"))
     with_judge(sweep, kind="endpoint", url="http://127.0.0.1:9", model="none")
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     assert evaluate(sweep.folder, 0) == 0
@@ -274,12 +275,48 @@ def test_samples_follow_the_models_probabilities(tiny):
     assert float(((counts / 4000 - expected) / errors).abs().max()) < 5
 
 
-def test_log_probabilities_are_those_of_a_pass_without_cache(tiny):
+ANSWERS = [[31, 7, 8], [12], [9, 9, 9, 4]]
+
+
+def passed(model: Any, answer: list[int]) -> torch.Tensor:
+    """The log-probabilities at each token of an answer to BEGUN[0], by one pass without a cache."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*BEGUN[0][1], *answer]])).logits[0]
+    return logits[len(BEGUN[0][1]) - 1 : -1].log_softmax(-1)
+
+
+def test_next_token_logits_are_those_of_a_pass_without_cache(tiny):
+    model, _ = tiny
+    made = generation.next_token_logits(model, BEGUN[0][1], ANSWERS).log_softmax(-1)
+    for row, answer in zip(made, ANSWERS, strict=True):
+        torch.testing.assert_close(row[: len(answer)], passed(model, answer), atol=1e-4, rtol=0)
+
+
+def test_kept_logits_are_those_of_a_pass_without_cache(tiny):
     model, tokenizer = tiny
-    made = generation.answers(model, tokenizer, BEGUN, Sampling(2, 1.0, 8, 1), Stop((2,), ()))
-    rows = [(tokens, one.tokens) for (_, tokens), row in zip(BEGUN, made, strict=True) for one in row]
-    own = [one.log_probability for row in made for one in row]
-    assert generation.log_probabilities(model, rows, 0) == pytest.approx(own, abs=1e-4)
+    ways = (Sampling(2, 0.8, 8, 1), Stop((2,), ()))
+    for (_, prompt), (greedy, *samples) in zip(
+        BEGUN, generation.answers(model, tokenizer, BEGUN, *ways, keep_logits=True), strict=True
+    ):
+        assert greedy.logits is None
+        for sample in samples:
+            expected = generation.next_token_logits(model, prompt, [sample.tokens])[0]
+            torch.testing.assert_close(sample.logits, expected, atol=1e-4, rtol=0)
+
+
+def test_divergence(tiny):
+    """Against torch's own KL; and as the mean of the log-ratio over all tokens that can be drawn."""
+    model, _ = tiny
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.lm_head.weight *= 1.5
+    for answer in ANSWERS:
+        own, reference = passed(model, answer), passed(other, answer)
+        expected = torch.nn.functional.kl_div(reference, own, reduction="sum", log_target=True)
+        found = generation.divergence(own + 1, reference - 2)  # logits: a constant changes nothing
+        assert found == pytest.approx(float(expected), abs=1e-4) and found > 0.01
+        by_token = float((own.exp() * (own - reference)).sum())
+        assert found == pytest.approx(by_token, abs=1e-4)
 
 
 def test_an_answer_ends_at_the_humans_next_turn(tiny):
@@ -292,8 +329,9 @@ def test_an_answer_ends_at_the_humans_next_turn(tiny):
     tokens = cut[0].tokens
     assert stop in tokenizer.decode(tokens) and stop not in tokenizer.decode(tokens[:-1]), "nothing after its end"
     assert tokens == first[0].tokens[: len(tokens)] and len(tokens) % 8, "looked for every 8 tokens"
-    (passed,) = generation.log_probabilities(model, [(BEGUN[0][1], tokens)], 0)
-    assert cut[0].log_probability == pytest.approx(passed, abs=1e-4)
+    how = (Sampling(1, 1e-6, 20, 1), Stop((2,), (stop,)))  # so cold that the sample is the greedy answer
+    ((_, cold),) = generation.answers(model, tokenizer, BEGUN[:1], *how, keep_logits=True)
+    assert cold.tokens == tokens and len(cold.logits) == len(tokens)
 
 
 def test_held_out_columns(tiny):
