@@ -16,7 +16,8 @@ help:
 	@echo "make test-containers"
 	@echo "                trials in a real Apptainer and in a stand-in for pyxis, on Slurm 26.05 (the same, with a root of 2 GB)"
 	@echo "make bench      figures beside others', each in one run: command to sbatch and stock hydra-submitit-launcher, training"
-	@echo "                and stock NeMo-Aligner, pairs prepared and datasets.map, conversion at Llama-3-8B's shape (50 min);"
+	@echo "                and stock NeMo-Aligner, pairs prepared and datasets.map, answers and transformers' generate, conversion at"
+	@echo "                Llama-3-8B's shape (an hour);"
 	@echo "                HH_RLHF_FILE=pairs.jsonl.gz names real pairs in Anthropic's format, else the project's own are taken"
 	@echo "make lint       ruff, mypy --strict and the import contracts"
 	@echo "make house      measure the source: import circles, contracts kept, \`Any\` in signatures, lines, test cases"
@@ -65,6 +66,7 @@ bench: setup models/tiny.nemo
 	$(PYTHON_IN) -m tests.benchmarks.submit
 	$(PYTHON_IN) -m tests.benchmarks.prepare
 	$(PYTHON_IN) -m tests.benchmarks.convert
+	$(PYTHON_IN) -m tests.benchmarks.answers
 	$(PYTHON_IN) -m tests.benchmarks.training
 
 lint: $(VENV)/.installed

@@ -27,9 +27,10 @@ from tests.benchmarks.login_node import ROOT
 
 SAMPLE = ROOT / "data_prep" / "sample" / "pairs.jsonl"
 TIMES, TEMPERATURE = 4, 0.3
-ANSWERS = {"held_out": 20, "instructions": 0, "samples": 2, "max_tokens": 48}
+ANSWERS = {"held_out": 24, "instructions": 24, "samples": 2, "max_tokens": 96}
 RECIPE = [
     *("model=smollm2_135m", "cluster=local", "model.dpo.ref_policy_kl_penalty=0.1", "evaluation.after_training=false"),
+    "model.data.append_eod=true",  # the end of an answer is taught: what is too long cannot be seen without one
     *("trainer.dpo.max_steps=16", "trainer.dpo.val_check_interval=8", "trainer.dpo.save_interval=8"),
     *(f"evaluation.answers.{key}={value}" for key, value in ANSWERS.items()),
     *("evaluation.kl_pairs=40", "evaluation.samples=0", "evaluation.judge.pairs=80", "evaluation.judge.samples=null"),
