@@ -257,10 +257,12 @@ def _working(folder: Path, title: str) -> Iterator[None]:
 
 
 def _beat(title: str, say: Say) -> Callable[[int], None]:
-    began = time.monotonic()
+    spoke = time.monotonic()
 
     def beat(done: int) -> None:
-        if time.monotonic() - began > 15:
+        nonlocal spoke
+        if time.monotonic() - spoke > 15:
+            spoke = time.monotonic()
             say(f"{title}: {done} held-out pairs")
 
     return beat

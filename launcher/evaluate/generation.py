@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,17 +203,6 @@ def divergence(policy: torch.Tensor, reference: torch.Tensor) -> float:
     size = min(policy.shape[-1], reference.shape[-1])  # a model may have rows of its vocabulary that stand for nothing
     own, other = (logits.float().log_softmax(-1)[:, :size] for logits in (policy, reference))
     return float((own.exp() * (own - other)).sum(-1).double().sum())
-
-
-def answer_logits(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> Iterator[torch.Tensor]:
-    """For each (prompt, answer): the logits that predict the answer's tokens, [tokens, vocabulary]."""
-    whole = [[*prompt, *answer] for prompt, answer in rows]
-    longest = max(map(len, whole))
-    batch = torch.tensor([tokens + [pad] * (longest - len(tokens)) for tokens in whole], device=model.device)
-    mask = torch.tensor([[1] * len(tokens) + [0] * (longest - len(tokens)) for tokens in whole], device=model.device)
-    hidden = inner(model).model(input_ids=batch, attention_mask=mask).last_hidden_state
-    for number, (prompt, answer) in enumerate(rows):
-        yield inner(model).lm_head(hidden[number, len(prompt) - 1 : len(prompt) + len(answer) - 1])
 
 
 def inner(model: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from launcher.evaluate.generation import answer_logits
+from launcher.evaluate.generation import next_token_logits
 
 _TOP = 10
 SIDES = ("chosen", "rejected")
@@ -50,28 +50,22 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def columns(
-    model: Any, pairs: Sequence[HeldOutPair], pad: int, at_once: int, beat: Callable[[int], None]
-) -> dict[str, Any]:
+def columns(model: Any, pairs: Sequence[HeldOutPair], beat: Callable[[int], None]) -> dict[str, Any]:
     """{column: a value a pair}: log_probability_{side} (nats, of the response), tokens_{side}, entropy_top10 and
-    mass_top10 (means over the chosen response's tokens). `at_once` responses are computed at a time."""
+    mass_top10 (means over the chosen response's tokens)."""
     values: dict[str, list[float]] = {}
-    pairs_at_once = max(1, at_once // len(SIDES))
-    for first in range(0, len(pairs), pairs_at_once):
-        part = pairs[first : first + pairs_at_once]
-        flat = [(pair.prompt, response) for pair in part for response in pair.responses]
-        logits = list(answer_logits(model, flat, pad))
-        for number, pair in enumerate(part):
-            for side, response, given in zip(SIDES, pair.responses, logits[2 * number : 2 * number + 2], strict=True):
-                log_probabilities = given.float().log_softmax(-1)
-                picked = log_probabilities.gather(-1, torch.tensor(response, device=given.device)[:, None])
-                _add(values, f"log_probability_{side}", float(picked.double().sum()))
-                _add(values, f"tokens_{side}", len(response))
-                if side == "chosen":
-                    top = log_probabilities.topk(min(_TOP, given.shape[-1]), -1).values.double()
-                    _add(values, "entropy_top10", float(-(top.exp() * top).sum(-1).mean()))
-                    _add(values, "mass_top10", float(top.exp().sum(-1).mean()))
-        beat(first + len(part))
+    for number, pair in enumerate(pairs):
+        logits = next_token_logits(model, pair.prompt, pair.responses)
+        for side, response, given in zip(SIDES, pair.responses, logits, strict=True):
+            log_probabilities = given[: len(response)].float().log_softmax(-1)
+            picked = log_probabilities.gather(-1, torch.tensor(response, device=given.device)[:, None])
+            _add(values, f"log_probability_{side}", float(picked.double().sum()))
+            _add(values, f"tokens_{side}", len(response))
+            if side == "chosen":
+                top = log_probabilities.topk(min(_TOP, given.shape[-1]), -1).values.double()
+                _add(values, "entropy_top10", float(-(top.exp() * top).sum(-1).mean()))
+                _add(values, "mass_top10", float(top.exp().sum(-1).mean()))
+        beat(number + 1)
     return values
 
 

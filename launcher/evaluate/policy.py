@@ -91,7 +91,7 @@ class Generator:
 
     def held_out(self, pairs: Sequence[held_out.HeldOutPair], beat: Callable[[int], None]) -> dict[str, Any]:
         """The teacher-forced pass of the policy."""
-        return held_out.columns(self._model.current, pairs, self._stop.tokens[0], self._model.device.rows, beat)
+        return held_out.columns(self._model.current, pairs, beat)
 
 
 def _answer(prompt: Prompt, made: Sequence[Generated], drifts: Sequence[float]) -> PromptAnswers:

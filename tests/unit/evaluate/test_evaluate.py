@@ -337,7 +337,7 @@ def test_an_answer_ends_at_the_humans_next_turn(tiny):
 def test_held_out_columns(tiny):
     model, _ = tiny
     pair = held_out.HeldOutPair([5, 9], ([31, 7, 8], [12]))
-    found = held_out.columns(model, [pair, pair], 0, 2, lambda done: None)
+    found = held_out.columns(model, [pair, pair], lambda done: None)
     with torch.no_grad():
         logits = model(torch.tensor([[5, 9, 31, 7, 8]])).logits[0, 1:4].log_softmax(-1)
     assert found["log_probability_chosen"] == pytest.approx([float(logits[range(3), [31, 7, 8]].sum())] * 2, abs=1e-4)
