@@ -63,24 +63,23 @@ def make(judge: JudgeAsked, base: AnsweringModel, files: Sequence[Path], apart: 
 
 
 class ProbeJudge:
-    """A probe on the reference policy's hidden states at the end of prompt and answer."""
+    """A probe on the reference policy's hidden states of an answer after its prompt."""
 
     name = "probe"
 
     def __init__(self, base: AnsweringModel, files: Sequence[Path], apart: set[str], pairs: int) -> None:
         self._base, self._files, self._apart, self._pairs = base, files, apart, pairs
-        self._known: dict[str, Any] = {}
+        self._known: dict[tuple[str, str], Any] = {}
 
     @cached_property
     def _probe(self) -> Probe | str:
         """The fitted probe, or why there is none."""
         rows = list(self._rows())[: self._pairs]
-        prompts = [row["prompt"] for row in rows]
         try:
             sides = [
-                self._features([row["prompt"] + row[f"{side}_response"] for row in rows]) for side in held_out.SIDES
+                self._features([(row["prompt"], row[f"{side}_response"]) for row in rows]) for side in held_out.SIDES
             ]
-            return fit(sides[0], sides[1], prompts)
+            return fit(sides[0], sides[1], [row["prompt"] for row in rows])
         except ValueError as error:
             return str(error)
 
@@ -92,32 +91,55 @@ class ProbeJudge:
         probe = self._probe
         if isinstance(probe, str):
             return Preferences([None] * len(comparisons), {}, f"inconclusive: {probe}")
-        return judge(probe, lambda pairs: self._features([_joined(*pair) for pair in pairs]), comparisons)
+        return judge(probe, self._features, comparisons)
 
-    def _features(self, texts: Sequence[str]) -> Any:
-        """[texts, hidden], each text computed once."""
+    def _features(self, answers: Sequence[tuple[str, str]]) -> Any:
+        """[answers, 4, hidden] of (prompt, answer), each computed once: see `_states`."""
         import numpy
 
-        new = sorted({text for text in texts if text not in self._known}, key=len)
+        new = sorted(
+            {answer for answer in answers if answer not in self._known}, key=lambda it: len(it[0]) + len(it[1])
+        )
         rows = self._base.device.rows
         for start in range(0, len(new), rows):
             part = new[start : start + rows]
-            for text, state in zip(part, self._last_states(part), strict=True):
-                self._known[text] = state
-        return numpy.stack([self._known[text] for text in texts]) if texts else numpy.zeros((0, 1))
+            for answer, states in zip(part, self._states(part), strict=True):
+                self._known[answer] = states
+        return numpy.stack([self._known[answer] for answer in answers]) if answers else numpy.zeros((0, 1))
 
-    def _last_states(self, texts: Sequence[str]) -> list[Any]:
+    def _states(self, answers: Sequence[tuple[str, str]]) -> list[Any]:
+        """[4, hidden] of each: after the last layer and after half of them, at the answer's last token and as the mean
+        over its tokens."""
         import torch
 
-        tokens = [self._base.tokens(text)[-self._base.longest :] for text in texts]
-        longest = max(map(len, tokens))
+        rows = [self._base.tokens(_joined(*answer))[-self._base.longest :] for answer in answers]
+        sizes = [
+            max(1, len(row) - len(self._base.tokens(prompt))) for row, (prompt, _) in zip(rows, answers, strict=True)
+        ]
+        longest = max(map(len, rows))
         device = self._base.current.device
         with torch.inference_mode(), self._base.reference() as reference:
-            batch = torch.tensor([row + [0] * (longest - len(row)) for row in tokens], device=device)
-            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens], device=device)
-            hidden = inner(reference).model(input_ids=batch, attention_mask=mask).last_hidden_state
-            return [hidden[number, len(row) - 1].double().cpu().numpy() for number, row in enumerate(tokens)]
+            batch = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+            layers, middle = inner(reference).model, []
+            half = layers.layers[(len(layers.layers) - 1) // 2]
+            hook = half.register_forward_hook(lambda layer, given, out: middle.append(out))
+            try:
+                last = layers(input_ids=batch, attention_mask=mask).last_hidden_state
+            finally:
+                hook.remove()
+            halfway = middle[0][0] if isinstance(middle[0], tuple) else middle[0]
+            kinds = []
+            for states in (last, halfway):
+                own = [
+                    states[place, len(row) - size : len(row)]
+                    for place, (row, size) in enumerate(zip(rows, sizes, strict=True))
+                ]
+                kinds += [[it[-1] for it in own], [it.float().mean(0) for it in own]]
+            return [torch.stack([it.double() for it in each]).cpu().numpy() for each in zip(*kinds, strict=True)]
 
 
 def _joined(prompt: str, answer: str) -> str:
-    return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{answer}"
+    """An answer as it stands in the data or as it was generated, after its prompt."""
+    apart = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
+    return f"{prompt}{apart}{answer}"

@@ -72,6 +72,24 @@ def test_shuffled_labels_cannot_be_told():
     assert usable <= 1
 
 
+def test_of_several_kinds_of_features_the_telling_one_is_chosen_and_chance_is_still_chance():
+    chosen, rejected, prompts = pairs(8, 300, 12, strength=3)
+    noise = numpy.random.default_rng(9).normal(size=(2, 300, 4, 12))
+    mixed = [
+        numpy.concatenate([it[:, :3], side[:, None]], 1) for it, side in zip(noise, (chosen, rejected), strict=True)
+    ]
+    fitted = probe.fit(*mixed, prompts)
+    assert fitted.kind == 3 and fitted.accuracy == pytest.approx(
+        probe.fit(chosen, rejected, prompts).accuracy, abs=0.03
+    )
+    assert fitted.prefer(*mixed) == pytest.approx(probe.fit(chosen, rejected, prompts).prefer(chosen, rejected))
+    usable = sum(
+        not probe.fit(*numpy.random.default_rng(seed).normal(size=(2, 80, 4, 12)), prompts[:80]).unusable
+        for seed in range(20)
+    )
+    assert usable <= 2, "of 20 probes that know nothing, one in twenty claims to"
+
+
 def test_constant_features_cannot_be_told():
     same = numpy.ones((60, 4))
     fitted = probe.fit(same, same, [str(number) for number in range(60)])
