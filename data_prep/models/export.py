@@ -28,16 +28,24 @@ from launcher.sweep.trial import Trial
 
 
 def export(
-    sweep: Sweep, trial: Trial, out: Path, *, merge: bool = False, base: str | None = None, force: bool = False
+    sweep: Sweep,
+    trial: Trial,
+    out: Path,
+    *,
+    merge: bool = False,
+    base: str | None = None,
+    force: bool = False,
+    adapter: Path | None = None,
 ) -> Path:
     """Write the folder `out`, whole or not at all; returns it.
 
     Without `merge`: adapter_model.safetensors, adapter_config.json, the tokenizer, README.md. With it: a whole model in
-    the base model's precision. `base` is the base model's name in the folder (default: in the .nemo). Raises Refused.
+    the base model's precision. `base` is the base model's name in the folder (default: in the .nemo); `adapter` is
+    the file of a checkpoint (default: the trial's last step). Raises Refused.
     """
     folders.check("--out", out, force)
     with folders.new_folder("--out", out) as folder:
-        _fill(folder, sweep, trial, merge, base)
+        _fill(folder, sweep, trial, merge, base, adapter)
     return out
 
 
@@ -70,7 +78,9 @@ def export_all(
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def _fill(folder: Path, sweep: Sweep, trial: Trial, merge: bool, base: str | None) -> Adapters:
+def _fill(
+    folder: Path, sweep: Sweep, trial: Trial, merge: bool, base: str | None, adapter: Path | None = None
+) -> Adapters:
     """Export one trial into the existing `folder`."""
     result = trial.result()
     if result is None:
@@ -82,7 +92,7 @@ def _fill(folder: Path, sweep: Sweep, trial: Trial, merge: bool, base: str | Non
     progress = Progress(f"trial {trial.name}")
     with progress.phase("reading the adapter"):
         shape = {**described.config, **config["model"]} if described else None
-        trained = adapters.read(adapter_file(trial, result), shape)
+        trained = adapters.read(adapter or adapter_file(trial, result), shape)
     name = base or base_name(restored)
     if merge:
         model = nemo_to_hf.open_nemo(_there(restored))

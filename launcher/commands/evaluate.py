@@ -38,6 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--suite", metavar="TASKS", help="also run these tasks of lm-eval, such as ifeval,truthfulqa_mc1"
     )
     parser.add_argument("--lm-eval", metavar="PROGRAM", help="lm-eval, where it is not lm_eval on the PATH")
+    parser.add_argument("--checkpoints", action="store_true", help="also what trials kept before their last step")
     parser.add_argument("--again", action="store_true", help="generate anew what is there")
 
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     names = ("prompts", "ifeval", "samples", "temperature", "max_tokens", "seed")
     changes = {name: getattr(args, name) for name in names}
-    failed = evaluate(sweep, trials, args.beside, changes, again=args.again, suites=suites)
+    failed = evaluate(sweep, trials, args.beside, changes, again=args.again, suites=suites, kept=args.checkpoints)
     for title, error in failed.items():
         print(f"error: {title} could not be evaluated: {error}", file=sys.stderr)
     return 1 if failed else 0

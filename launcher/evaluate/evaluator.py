@@ -32,6 +32,8 @@ from launcher.evaluate.policy import Generator, PromptProgress, Say, fill
 from launcher.evaluate.prompts import Prompt
 from launcher.evaluate.reference import ReferenceAnswers
 from launcher.findings import Finding, LauncherError, Refused
+from launcher.sweep import evaluation
+from launcher.sweep.checkpoints import Checkpoint, parts_of
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 from launcher.train.nemo_aligner.savings.reference_cache import file_digest, group_name
@@ -58,23 +60,28 @@ class Evaluator:
         """Prompts that the reference policy answered in this process."""
         return sum(reference.generated for reference in self._references.values())
 
-    def trial(self, trial: Trial) -> dict[str, Any]:
-        """Evaluate one trial; returns its scores. Raises Refused, Busy, or an error of the models, which is noted."""
+    def trial(self, trial: Trial, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+        """Evaluate one trial, or a checkpoint that it kept, into evaluation/step-N; returns its scores.
+
+        Raises Refused, Busy, or an error of the models, which is noted.
+        """
         result = trial.result()
         if result is None:
             why = "has no result: it is not done"
             raise Refused([Finding(f"trial {trial.name}", "", why, "wait for it, or `retry` it; see `status`")])
-        folder = trial.folder / "evaluation"
-        with _working(folder, f"trial {trial.name}"):
+        folder, title = trial.folder / "evaluation", f"trial {trial.name}"
+        if checkpoint:
+            folder, title = folder / f"{evaluation.STEP}{checkpoint.step}", f"{title}, step {checkpoint.step}"
+        with _working(folder, title):
             config = trial.config()
             setting = self._setting(config)
-            digest = whole_file.sha256(adapter_file(trial, result))
-            if known := self._known(folder, setting, digest, f"trial {trial.name}"):
+            file = parts_of(checkpoint.path)[0] if checkpoint else adapter_file(trial, result)
+            if known := self._known(folder, setting, whole_file.sha256(file), title):
                 return known
             base = base_folder(setting.nemo, setting.base, setting.cache)
-            with exported(self._sweep, trial, base) as policy:
-                scored = self._evaluate(folder, setting, policy, f"trial {trial.name}", trial.beta)
-            for problem in trackers.send(trial, config, scored):
+            with exported(self._sweep, trial, base, file if checkpoint else None) as policy:
+                scored = self._evaluate(folder, setting, policy, title, trial.beta)
+            for problem in [] if checkpoint else trackers.send(trial, config, scored):
                 self._say(problem)
             return scored
 

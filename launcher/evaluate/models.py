@@ -145,18 +145,18 @@ def base_folder(nemo: Path, digest: str, cache: Path) -> Path:
 
 
 @contextlib.contextmanager
-def exported(sweep: Sweep, trial: Trial, base: Path) -> Iterator[Path]:
+def exported(sweep: Sweep, trial: Trial, base: Path, checkpoint: Path | None = None) -> Iterator[Path]:
     """The trial's policy in a folder that is there for the block: an adapter, or a whole model where all was trained.
 
-    Raises Refused.
+    `checkpoint` is the file of one that it kept (default: its last step). Raises Refused.
     """
     (trial.folder / "evaluation").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".adapter.", dir=trial.folder / "evaluation") as scratch:
         folder = Path(scratch) / "policy"
         if trial.config()["model"]["peft"]["peft_scheme"] == "lora":
-            export(sweep, trial, folder, base=str(base))
+            export(sweep, trial, folder, base=str(base), adapter=checkpoint)
         else:
-            nemo_to_hf.convert(adapter_file(trial, trial.result() or {}), folder)
+            nemo_to_hf.convert(checkpoint or adapter_file(trial, trial.result() or {}), folder)
         yield folder
 
 

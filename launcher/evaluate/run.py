@@ -11,6 +11,7 @@ from launcher.evaluate import scores
 from launcher.evaluate.evaluator import Evaluator
 from launcher.evaluate.suites import Results, Suites, table
 from launcher.findings import LauncherError
+from launcher.sweep import checkpoints
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 
@@ -23,8 +24,11 @@ def evaluate(
     *,
     again: bool = False,
     suites: Suites | None = None,
+    kept: bool = False,
 ) -> dict[str, LauncherError]:
     """Evaluate trials and what is put beside them, one after the other. Returns what could not be, and why.
+
+    `kept`: also each checkpoint that a trial kept before its last step.
 
     Prints progress and, at the end, a table. Raises Refused for another user's sweep, and the errors of the models.
     """
@@ -38,6 +42,11 @@ def evaluate(
     todo: dict[str, Callable[[], dict[str, Any]]] = {
         f"trial {trial.name}": partial(evaluator.trial, trial) for trial in trials
     }
+    for trial in trials if kept else ():
+        for checkpoint in checkpoints.kept(trial.folder):
+            if checkpoint.step != (trial.result() or {}).get("steps"):
+                title = f"trial {trial.name}, step {checkpoint.step}"
+                todo[title] = partial(evaluator.trial, trial, checkpoint)
     todo |= {Path(path).name: partial(evaluator.beside, Path(path)) for path in beside}
     for title, job in todo.items():
         try:

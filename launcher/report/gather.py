@@ -17,6 +17,7 @@ from launcher.report.pools import Pool, pooled
 from launcher.report.recorded_scores import RecordedScores
 from launcher.report.trial_files import Config, Unreadable
 from launcher.report.trials import TrialReport
+from launcher.sweep import evaluation
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import BETA, Trial
 
@@ -96,12 +97,14 @@ def _trial(
     config: Config = {}
     course = Course()
     scores: RecordedScores | None = None
+    kept: tuple[tuple[int, RecordedScores], ...] = ()
     try:
         loaded = trial_files.read_result(trial)
         result = recorded.result(loaded) if loaded else None
         config = trial_files.read_config(trial)
         course = costs.read_course(trial_files.read_metrics(trial))
         scores = recorded_scores.scores(trial_files.read_json(trial, recorded_scores.FILE) or {})
+        kept = _kept(trial)
     except Unreadable as error:
         unreadable.append(str(error))
     devices, nodes = (recorded.integer(at(config, f"trainer.{key}")) for key in ("devices", "num_nodes"))
@@ -113,6 +116,7 @@ def _trial(
         course=course,
         cost=costs.cost(trial, result, course, ranks, state.restarts if state else 0, jobs),
         scores=scores,
+        kept=kept,
         setting=tuple(
             word.lstrip("+")
             for word in trial.overrides
@@ -121,6 +125,15 @@ def _trial(
         state="DONE" if result else state.state if state else "",
         why="" if result else _why(state, course),
     )
+
+
+def _kept(trial: Trial) -> tuple[tuple[int, RecordedScores], ...]:
+    """(step, scores) of the checkpoints that were evaluated, by their steps. Raises Unreadable."""
+    found = (trial.folder / evaluation.FOLDER).glob(f"{evaluation.STEP}*")
+    steps = sorted(int(step) for path in found if (step := path.name.removeprefix(evaluation.STEP)).isdecimal())
+    files = [(step, f"{evaluation.FOLDER}/{evaluation.STEP}{step}/{evaluation.SCORES}") for step in steps]
+    known = [(step, recorded_scores.scores(trial_files.read_json(trial, file) or {})) for step, file in files]
+    return tuple((step, scores) for step, scores in known if scores)
 
 
 def _why(state: TrialState | None, course: Course) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from launcher.estimates import Estimate
-from launcher.report import measures
+from launcher.report import measures, over_optimisation
 from launcher.report.gather import Report
 from launcher.report.measure import Measure
 from launcher.report.pools import Pool
@@ -128,6 +128,7 @@ def _frontier(axes: Axes, report: Report, up: Measure, across: Measure) -> bool:
     places = [pool.estimates[across.key] for pool in known]
     heights = [pool.estimates[up.key] for pool in known]
     _points(axes, report, [(pool, x.value, x.error, y) for pool, x, y in zip(known, places, heights, strict=True)])
+    _courses(axes, report, up, across)
     _chance_line(axes, up)
     axes.margins(x=0.1)
     if up.share:
@@ -137,6 +138,28 @@ def _frontier(axes: Axes, report: Report, up: Measure, across: Measure) -> bool:
     axes.set_xlabel(across.label(report.per))
     axes.set_ylabel(up.label(report.per))
     return bool(known)
+
+
+def _courses(axes: Axes, report: Report, up: Measure, across: Measure) -> None:
+    """A line a trial through its evaluated checkpoints; for the win rate also the law of over-optimisation."""
+    if not any(trial.kept for trial in report.trials):
+        return
+    look, everywhere = looks(report), []
+    for pool in report.pools:
+        for trial in pool.trials:
+            both = zip(trial.course_of(across), trial.course_of(up), strict=True)
+            points = [(x, y) for x, y in both if x is not None and y is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=look[pool][0], marker=".", ms=4, lw=1, zorder=1)
+            everywhere += points
+    level = up.chance or 0.0
+    law = over_optimisation.fit([(x, y - level) for x, y in everywhere]) if up.key == "win" else None
+    if law:
+        farthest = max(x for x, _ in everywhere)
+        steps = [farthest * number / 100 for number in range(101)]
+        label = f"{level:g} + d ({law.alpha:.3f} - {law.beta:.3f} ln d), d = sqrt(KL)"
+        axes.plot(steps, [level + law.gained(x) for x in steps], color=_GREY, lw=1, ls=":", label=label, zorder=1)
+        axes.legend(fontsize=7, loc="lower right")
 
 
 def _over_steps(axes: Axes, report: Report, measure: Measure) -> bool:

@@ -30,6 +30,8 @@ class TrialReport:
     cost: TrialCost
     scores: RecordedScores | None = None
     """What `evaluate` measured of its answers; None if it did not."""
+    kept: tuple[tuple[int, RecordedScores], ...] = ()
+    """The same of checkpoints before the last step, with their steps."""
     setting: tuple[str, ...] = ()
     """The overrides in which it differs from other trials, besides beta and seed."""
     state: str = ""
@@ -117,6 +119,12 @@ class TrialReport:
             for key, measure in measures.REGISTRY.items()
         }
         return {key: estimate for key, estimate in estimates.items() if estimate is not None}
+
+    def course_of(self, measure: Measure) -> list[float | None]:
+        """A measure of the answers at each kept checkpoint that was evaluated, and at the end; None if not known."""
+        scored = [scores for _, scores in self.kept] + ([self.scores] if self.scores else [])
+        known = [measure.estimate(None, it.columns_for(measure), self.beta, None) for it in scored]
+        return [None if it is None else it.value for it in known]
 
     def history(self, measure: Measure) -> list[tuple[int, float]]:
         """(step, value) at each validation. Shares begin after the first step: before it all log-ratios are 0."""

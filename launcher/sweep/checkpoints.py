@@ -64,6 +64,17 @@ def newest(folder: Path, hashes: bool = True) -> Checkpoint | None:
     return None
 
 
+def kept(trial_dir: Path | str) -> list[Checkpoint]:
+    """The trial's whole checkpoints, one a step, by their steps."""
+    folder = Path(trial_dir) / FOLDER
+    found: dict[int, Checkpoint] = {}
+    for manifest in filter(None, map(_read, sorted(folder.glob("*.ckpt" + SUFFIX)))):
+        if manifest["step"] not in found and matches(folder, manifest):
+            path = folder / manifest["name"]
+            found[manifest["step"]] = Checkpoint(path, manifest["step"], manifest["consumed_samples"], manifest["time"])
+    return [found[step] for step in sorted(found)]
+
+
 def manifest_of(path: Path) -> Path:
     """The manifest's path for a checkpoint (named with or without .ckpt) or a .nemo."""
     name = path.name if path.suffix in (".ckpt", ".nemo") else path.name + ".ckpt"

@@ -8,6 +8,8 @@ from pathlib import Path
 from launcher import whole_file
 
 FOLDER = "evaluation"
+#: What a folder of a kept checkpoint begins with, before its step.
+STEP = "step-"
 ANSWERS, SCORES, SETTINGS, ERROR, LOCK = "answers.jsonl", "scores.json", "settings.json", "error.json", "lock"
 
 

@@ -12,7 +12,8 @@ import pytest
 from launcher import __main__ as command
 from launcher import whole_file
 from launcher.evaluate import answers, prompts
-from launcher.sweep import evaluation
+from launcher.report import gather
+from launcher.sweep import checkpoints, evaluation
 from launcher.sweep.folder import Sweep
 from tests.integration.minimal_trial import write_pairs
 
@@ -24,7 +25,7 @@ from data_prep import convert_checkpoint  # noqa: E402
 from data_prep.models import small_models  # noqa: E402
 from launcher.evaluate import generation, held_out, run  # noqa: E402
 from launcher.evaluate.generation import Sampling, Stop  # noqa: E402
-from tests.unit.export_sweep import config, finish  # noqa: E402
+from tests.unit.export_sweep import config, finish, matrices, states  # noqa: E402
 
 ASKED = {"held_out": 3, "instructions": 2, "samples": 2, "max_tokens": 6, "temperature": 1.0, "seed": 1}
 
@@ -157,6 +158,22 @@ def test_beside(sweep, models, tmp_path, capsys):
     assert max(abs(value) for answer in base for value in answer.kl_nats) < 1e-4, "the reference against itself"
     assert evaluate(sweep.folder, 0, "--beside", tmp_path) == 1
     assert "neither" in capsys.readouterr().err
+
+
+def test_kept_checkpoints(sweep, capsys):
+    """A checkpoint of another step is evaluated beside the end of training; one of the last step is that end."""
+    folder = sweep.trials[0].folder / "results" / "checkpoints"
+    scaled = {(place): (into, 3 * out) for place, (into, out) in matrices().items()}
+    for step, weights in ((5, scaled), (10, matrices())):
+        path = folder / f"megatron_gpt--step={step}.ckpt"
+        torch.save({"state_dict": states(weights)[""], "loops": {}}, path)
+        checkpoints.write_manifest(path, {path.name: checkpoints.describe(path)}, step, 4 * step)
+    assert evaluate(sweep.folder, 0, "--checkpoints") == 0
+    (kept,) = (sweep.trials[0].folder / "evaluation").glob("step-*")
+    assert kept.name == "step-5" and "step 5" in capsys.readouterr().out
+    early = whole_file.read_json(kept / "scores.json")["per_prompt"]["kl_own"]
+    assert min(early) > 0 and early != scores(sweep)["per_prompt"]["kl_own"]
+    assert [step for step, _ in gather.gather(sweep).trials[0].kept] == [5]
 
 
 def test_the_users_prompts(sweep, tmp_path):

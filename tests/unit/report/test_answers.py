@@ -10,7 +10,18 @@ import os
 import pytest
 
 from launcher import __main__ as command
-from launcher.report import ending_table, gather, judge, markdown, measures, page, panels, recorded_scores, table_csv
+from launcher.report import (
+    ending_table,
+    gather,
+    judge,
+    markdown,
+    measures,
+    over_optimisation,
+    page,
+    panels,
+    recorded_scores,
+    table_csv,
+)
 from launcher.report.pools import difference
 from tests.unit import report_sweep
 
@@ -40,9 +51,10 @@ def content(level: float) -> dict[str, object]:
     }
 
 
-def write(trial, data) -> None:
-    (trial.folder / "evaluation").mkdir(exist_ok=True)
-    (trial.folder / "evaluation" / "scores.json").write_text(json.dumps(data))
+def write(trial, data, checkpoint: str = "") -> None:
+    folder = trial.folder / "evaluation" / checkpoint
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(json.dumps(data))
 
 
 @pytest.fixture
@@ -212,6 +224,35 @@ def test_what_is_gained_for_kl_is_drawn(sweep):
         pyplot.close(figure)
     assert drawn["win-frontier"] and drawn["following-frontier"] and drawn["kl_own-beta"]
     assert not drawn["diversity-frontier"]
+
+
+def test_the_course_of_kept_checkpoints_is_drawn_with_the_law_of_over_optimisation(sweep):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    law = over_optimisation.Law(0.2, 0.06)
+    for number, trial in enumerate(sweep.trials):
+        for step in (16, 4, 8, None):
+            data = content(0.1)
+            divergence = 1.0 + number + (step or 32) / 8
+            data["per_prompt"]["kl_own"] = [divergence] * PROMPTS
+            data["per_prompt"]["win"] = [0.5 + law.gained(divergence)] * PROMPTS
+            write(trial, data, f"step-{step}" if step else "")
+    report = gather.gather(sweep)
+    assert [step for step, _ in report.trials[0].kept] == [4, 8, 16]
+    (panel,) = (it for it in panels.panels(report) if it.key == "win-frontier")
+    figure, axes = pyplot.subplots()
+    assert panel.draw(axes, report)
+    lines = [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "."]
+    assert lines == [pytest.approx([1.5 + it, 2 + it, 3 + it, 5 + it]) for it in range(3)]
+    assert axes.get_legend().get_texts()[0].get_text().startswith("0.5 + d (0.200 - 0.060 ln d)")
+    pyplot.close(figure)
+
+
+def test_the_law_needs_four_points():
+    law = over_optimisation.Law(0.3, 0.1)
+    points = [(x, law.gained(x)) for x in (0.0, 0.5, 3.0, 9.0, 20.0)]
+    found = over_optimisation.fit(points)
+    assert (found.alpha, found.beta) == pytest.approx((0.3, 0.1))
+    assert over_optimisation.fit(points[:4]) is None and over_optimisation.fit([(2.0, 0.1)] * 9) is None
 
 
 @pytest.mark.parametrize(
