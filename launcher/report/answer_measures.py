@@ -75,7 +75,7 @@ ENTRIES = (
         "or without asterisks counts too.", "higher", column="followed_loosely", over="instructions"),
     _of("following_prompt_loose", "prompts followed, loosely", "", "higher", column="all_followed_loosely", share=True),
     _of("kl_own", "KL on own answers", "KL on own answers: exact KL of the next token, summed over a sampled answer.",
-        "lower", form=".2f", unit="nats an answer", glance=True, against_beta=True),
+        "lower", form=".2f", unit="nats an answer", brief=True, glance=True, against_beta=True),
     _of("length", "length", "Length: tokens of a sampled answer, cut at the longest allowed.", "", form=".1f",
         unit="tokens"),
     _of("length_ratio", "length ratio", "Length ratio: length over that of the reference policy's answers to the same "
@@ -83,7 +83,7 @@ ENTRIES = (
     _of("unended", "cut off", "Cut off: share of the sampled answers that did not end within the longest length.",
         "lower"),
     _of("repeated", "repeated 4-grams", "Repeated 4-grams: share of an answer's 4-grams that stand in it already.",
-        "lower", brief=True, glance=True, against_beta=True),
+        "lower", glance=True, against_beta=True),
     _of("compression", "compression ratio", "Compression ratio: bytes of a prompt's sampled answers over their gzipped "
         "bytes; higher is more alike.", "lower"),
     _of("distinct_input", "distinct n-grams of a prompt", "Distinct n-grams: over those expected of random draws, n = "

@@ -118,7 +118,12 @@ def answers_measured(report: Report) -> list[str]:
     if not scored:
         return []
     prompts = sorted({len(it.prompts) for it in scored})
-    lines = [f"Answers to {span(prompts)} prompts; ± is one standard error over prompts, not over single samples."]
+    seeds = " and seeds" if most_seeds(report) > 1 else ""
+    lines = [
+        f"Answers to {span(prompts)} prompts; ± is one standard error over prompts{seeds}, not over single samples."
+    ]
+    if not seeds and len(scored) > 1:
+        lines.append("Of one seed per beta: what differs may be the seed's doing.")
     judges: dict[str, None] = {}
     for judge in (it for scores in scored for it in scores.judges):
         accuracy, error = (recorded.number(judge.facts.get(f"held_out_accuracy{end}")) for end in ("", "_error"))
