@@ -49,7 +49,8 @@ def main() -> int:
     say(phase="importing NeMo")
     try:
         standins.install()
-        import nemo.collections.nlp.models.language_modeling.megatron_gpt_model  # noqa: F401
+        with standins.importing():
+            import nemo.collections.nlp.models.language_modeling.megatron_gpt_model  # noqa: F401
     except ImportError as error:
         say(error=f"NeMo cannot be imported here ({error}); pip install '.[train]', or skip the proof with --no-verify")
         return 1

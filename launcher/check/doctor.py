@@ -39,7 +39,8 @@ from launcher.train.nemo_aligner import standins
 began = time.monotonic()
 gaps = standins.install()
 import torch
-from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
+with standins.importing():
+    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 print()
 print(json.dumps({"seconds": time.monotonic() - began, "torch": torch.__version__, "gaps": gaps,
                   "cuda": torch.cuda.device_count() if "cuda" not in gaps else 0}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.benchmarks import flops
-from tests.benchmarks.training import A_STEP, AT_EVERY_STEP, judge
+from tests.benchmarks.equality import A_STEP, AT_EVERY_STEP, judge
 
 
 @pytest.mark.parametrize(

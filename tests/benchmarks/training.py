@@ -1,6 +1,6 @@
 """Training: this launcher and NeMo-Aligner's own DPOTrainer as it comes, side by side, in one run.
 
-    make bench   or   python -m tests.benchmarks.training [--pairs hh.jsonl.gz] [--parts tokens equal faster packing]
+    make bench   or   python -m tests.benchmarks.training [--pairs hh.jsonl.gz] [--parts tokens faster_fp32 ...]
 
 Same weights, rows, order and seed, fp32 on the CPU, no dropout. `--pairs` are pairs in Anthropic's format (HH_RLHF_FILE
 where it is set, else the project's own sample, which is short and even, so that the bars of tokens and time are not
@@ -11,9 +11,7 @@ but for those of packing.
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,78 +19,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import flops
+from tests.benchmarks import equality, flops
 from tests.benchmarks import training_parts as parts
-from tests.integration.conftest import REPOSITORY, Ranks, Trial
-from tests.integration.minimal_trial import write_trial
-from tests.integration.stock import stock
+from tests.benchmarks.bench import Bench, Line, say
+from tests.integration.conftest import REPOSITORY
 
 FEWER_TOKENS = {"cut": {8: 3.0, 64: 5.0}, "shared": {8: 6.0, 64: 9.5}}
 SWEEP = 3  # betas
-WITHIN = 1e-5
-# A difference of rounding in one step's weights is there in all steps that follow. model=tiny does not need the leave.
-AT_EVERY_STEP, A_STEP = f"<= {WITHIN:g} at every step", f"<= n x {WITHIN:g} at step n"
-REFERENCES: dict[str, dict[str, Any]] = {"computed": {"compute__cache_reference": False}, "cached": {}, "found": {}}
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "two sequences a pair": {"compute__share_prompt": False},
-    "a row a pair": {"compute__share_prompt": True},
-    "rows of 512": {"compute__share_prompt": True, "compute__positions_per_micro_batch": 512},
-}
 #: By precision: how many times faster a step has to be than stock's, and what share of its time three betas may take.
 FASTER, LESS_TIME = {"bf16": 3.0, "32": 2.7}, {"bf16": 0.27, "32": 0.31}
+EQUAL = {
+    f"equal_{measure.__name__}": measure
+    for measure in (
+        equality.tiny,
+        equality.tiny_on_two_ranks,
+        equality.smollm2,
+        equality.tiny_in_bf16,
+        equality.smollm2_in_bf16,
+    )
+}
 PARTS = ("reference", "step", "positions")
 WHOLE_SET = 160_800  # pairs of HH-RLHF
-STEPS = {"tiny": 50, "smollm2_135m": 3}
 # Positions that cutting saves vary with the pairs: 1.77 times fewer on average; in nine of ten draws 1.54 to 2.03 for
 # three steps, 1.61 to 1.94 for six.
 TIMED = 6
-COMPARED = ("train/loss", "train/rewards_chosen_mean", "train/rewards_rejected_mean", "val/loss")
-
-Line = tuple[str, str, str, bool]
-"""What, figure, bar, whether it is reached."""
-
-
-class Bench:
-    """Its folder, its pairs, and how trials are written and run."""
-
-    def __init__(self, folder: Path, source: str) -> None:
-        self.folder = folder
-        self.source = source
-        self.train = Ranks()
-
-    def pairs(self, most_tokens: int) -> dict[str, Path]:
-        """Files of pairs of up to so many tokens."""
-        out = self.folder / f"pairs_{most_tokens}"
-        if not out.exists():
-            command = [sys.executable, "data_prep/prepare_data.py", self.source, "--out", str(out)]
-            command += ["--tokenizer", str(nemo("smollm2_135m")), "--max-tokens", str(most_tokens)]
-            subprocess.run([*command, "--validation", "32", "--test", "32"], cwd=REPOSITORY, check=True, stdout=2)
-        return {split: out / f"{split}.jsonl" for split in parts.PREPARED}
-
-    def line(self, what: str, figure: str, bar: str, good: bool) -> Line:
-        """One that a bar is held against, but for the sample's pairs, which have hardly any padding."""
-        return (what, figure, "", True) if self.source == "sample" else (what, figure, bar, good)
-
-    def trial(self, name: str, model: str, most_tokens: int, **changes: Any) -> Path:
-        keys = {
-            "trainer.dpo.max_steps": STEPS[model],
-            "trainer.dpo.val_check_interval": STEPS[model],
-            "trainer.dpo.save_interval": STEPS[model],
-            "trainer.dpo.limit_val_batches": 1,
-            "model.micro_batch_size": 1,
-            "model.dpo.log_prob_forward_micro_batch_size": 1,
-            "model.encoder_seq_length": most_tokens,
-            "model.data.seq_length": most_tokens,
-            "evaluation.kl_pairs": 0,
-            "evaluation.samples": 0,
-            **{key.replace("__", "."): value for key, value in changes.items()},
-        }
-        folder = self.folder / f"{model}_{name}"
-        return write_trial(folder, model, nemo(model), self.pairs(most_tokens), keys)
-
-
-def nemo(model: str) -> Path:
-    return REPOSITORY / "models" / f"{model}.nemo"
 
 
 def tokens(bench: Bench) -> Iterator[Line]:
@@ -123,101 +73,13 @@ def tokens(bench: Bench) -> Iterator[Line]:
     yield f"cache of {WHOLE_SET:,} such pairs", f"{size:.0f} MB", "extrapolated", True
 
 
-def equal(bench: Bench) -> Iterator[Line]:
-    """Losses, rewards and trained weights, against stock."""
-    for ranks in (1, 2):
-        yield from _equal_tiny(bench, ranks)
-    yield from _equal_smollm2(bench)
+def faster_bf16(bench: Bench) -> Iterator[Line]:
+    """CPU seconds of a step of SmolLM2-135M, 8 pairs of up to 256 tokens."""
+    yield from _faster(bench, "bf16")
 
 
-def _equal_tiny(bench: Bench, ranks: int) -> Iterator[Line]:
-    keys = {"trainer__devices": ranks, "model__global_batch_size": 4}
-    reference = _run(bench, bench.trial(f"stock_{ranks}", "tiny", 512, **keys), ranks, stock)
-    on = f"{ranks} rank{'s' * (ranks > 1)}"
-    for place, (layout, keys_of_layout) in enumerate(LAYOUTS.items()):
-        for name, way in REFERENCES.items():
-            ours = _run(
-                bench, bench.trial(f"{place}_{name}_{ranks}", "tiny", 512, **keys, **keys_of_layout, **way), ranks
-            )
-            yield _difference(f"tiny, {layout}, reference {name}, {on}", reference, ours, AT_EVERY_STEP)
-        folder = bench.trial(f"{place}_resumed_{ranks}", "tiny", 512, **keys, **keys_of_layout)
-        stopped = _run(bench, folder, ranks, parts.stop_in_the_middle, done=False)
-        assert max(stopped.values("train/loss")) == parts.HALF
-        resumed = _run(bench, folder, ranks)
-        yield _difference(f"tiny, {layout}, resumed at {parts.HALF}, {on}", reference, resumed, AT_EVERY_STEP)
-
-
-def _equal_smollm2(bench: Bench) -> Iterator[Line]:
-    def trial(name: str, **way: Any) -> Path:
-        return bench.trial(name, "smollm2_135m", 256, model__global_batch_size=8, **way)
-
-    # How far rounding alone goes: the same trainer, whose batches are padded a little further.
-    further = trial("padded", model__data__pad_length_to_multiple_of=64)
-    reference, padded = _run_two(bench, (trial("stock"), parts.stock_with_peak), (further, stock))
-    what, figures, _, _ = _difference("smollm2_135m, stock padded to 64", reference, padded, A_STEP)
-    yield what, figures, "stock beside itself", True
-    for place, (layout, keys) in enumerate(LAYOUTS.items()):
-        ours = _run(bench, trial(f"{place}_cached", **keys), 1, parts.keep_peak)
-        yield _difference(f"smollm2_135m, {layout}", reference, ours, A_STEP)
-        yield _memory(layout, reference, ours)
-
-
-def _run_two(bench: Bench, *trials: tuple[Path, Any]) -> list[Trial]:
-    """At once, of one rank each."""
-    say(" and ".join(folder.name for folder, _ in trials))
-    started = [(folder, bench.train.start(folder, 1, change)) for folder, change in trials]
-    done = [bench.train.wait(folder, processes) for folder, processes in started]
-    for trial in done:
-        assert trial.result and not any(trial.exit_codes), trial.said()
-    return done
-
-
-def _run(bench: Bench, folder: Path, ranks: int, change: Any = None, done: bool = True) -> Trial:
-    say(folder.name)
-    trial = bench.train(folder, ranks, change)
-    assert not any(trial.exit_codes), trial.said()
-    assert (folder / "result.json").exists() == done, trial.said()
-    return trial
-
-
-def _difference(what: str, stock_: Trial, ours: Trial, rule: str) -> Line:
-    """The largest difference of each kind, and the first step at which it stands; weights are compared at the end."""
-    from tests.integration.lora_reference import read_adapters
-
-    apart: dict[str, dict[int, float]] = {"loss": {}, "rewards": {}, "weights": {}}
-    for key in COMPARED:
-        theirs, values, kind = stock_.values(key), ours.values(key), "rewards" if "rewards" in key else "loss"
-        assert theirs.keys() <= values.keys(), key
-        for step, value in theirs.items():  # rewards are sums over a response, of tens of nats: relative where above 1
-            assert math.isfinite(value) and math.isfinite(values[step]), (key, step)
-            size = max(1.0, abs(value)) if kind == "rewards" else 1.0
-            apart[kind][step] = max(apart[kind].get(step, 0.0), abs(value - values[step]) / size)
-    before, after = (read_adapters(Path(trial.result["nemo"])) for trial in (stock_, ours))
-    assert before.keys() == after.keys()
-    last = max(stock_.values("train/loss"))
-    apart["weights"][last] = max(float((before[name] - after[name]).abs().max()) for name in before)
-    figures, good = judge(apart, rule)
-    return f"equal: {what}, {last} steps", figures, rule, good
-
-
-def judge(apart: dict[str, dict[int, float]], rule: str) -> tuple[str, bool]:
-    """Of differences by kind and step: the largest of each kind in words, and whether all of them keep the rule."""
-    good = all(
-        most <= WITHIN * (max(1, step) if rule == A_STEP else 1) for of in apart.values() for step, most in of.items()
-    )
-    largest = {kind: max(of, key=lambda step: (of[step], -step)) for kind, of in apart.items()}
-    return ", ".join(f"{kind} {apart[kind][step]:.1e} at {step}" for kind, step in largest.items()), good
-
-
-def _memory(name: str, stock_: Trial, ours: Trial) -> Line:
-    theirs, own = (int((trial.folder / "log" / "peak").read_text()) / 1e6 for trial in (stock_, ours))
-    return f"peak memory, {name}", f"{own:.2f} GB, stock {theirs:.2f}", "<= stock's", own <= theirs
-
-
-def faster(bench: Bench) -> Iterator[Line]:
-    """CPU seconds of a step of SmolLM2-135M, 8 pairs of up to 256 tokens, by precision."""
-    for precision in FASTER:
-        yield from _faster(bench, precision)
+def faster_fp32(bench: Bench) -> Iterator[Line]:
+    yield from _faster(bench, "32")
 
 
 def _faster(bench: Bench, precision: str) -> Iterator[Line]:
@@ -264,13 +126,13 @@ def packing(bench: Bench) -> Iterator[Line]:
 
     pair = trial("side_0"), trial("side_1")
     began = time.monotonic()
-    _run_two(bench, *((folder, parts.half_of_the_cores) for folder in pair))
+    bench.run_two(*((folder, parts.half_of_the_cores) for folder in pair))
     together = time.monotonic() - began
     alone = []
     for name in ("alone_0", "alone_1"):
         folder = trial(name)
         began = time.monotonic()
-        _run(bench, folder, 1, parts.all_cores)
+        bench.run(folder, 1, parts.all_cores)
         alone.append(time.monotonic() - began)
     yield "two trials side by side", f"{together:.0f} s", "", True
     yield "one after the other, all cores each", " + ".join(f"{seconds:.0f} s" for seconds in alone), "", True
@@ -278,12 +140,8 @@ def packing(bench: Bench) -> Iterator[Line]:
     yield "two trials, side by side", f"{ratio:.2f} times faster", ">= 1", ratio >= 1
 
 
-def say(text: str) -> None:
-    print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    measures = {"tokens": tokens, "equal": equal, "faster": faster, "packing": packing}
+    measures = {"tokens": tokens, **EQUAL, "faster_bf16": faster_bf16, "faster_fp32": faster_fp32, "packing": packing}
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.training", description=(__doc__ or "")[:80])
     parser.add_argument("--pairs", default=os.environ.get("HH_RLHF_FILE", "sample"), help="pairs in Anthropic's format")
     parser.add_argument("--parts", nargs="+", choices=measures, default=list(measures))

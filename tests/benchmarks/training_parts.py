@@ -170,17 +170,39 @@ def keep_peak() -> None:
 
     def shut_down() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        Path(f"/proc/self/fd/{sys.stdout.fileno()}").resolve().parent.joinpath("peak").write_text(str(peak))
+        _beside_the_log("peak").write_text(str(peak))
         leave()
 
     training.shut_down = shut_down
 
 
-def stock_with_peak() -> None:
-    from tests.integration.stock import stock
+def keep_adapters() -> None:
+    """Called in a rank before it trains: rank 0 leaves what it trains beside its log after every step."""
+    import torch
+    from nemo_aligner.algorithms.dpo import DPOTrainer
 
-    stock()
+    step = DPOTrainer.train_single_step
+
+    def kept_step(trainer: Any, batch: Any) -> Any:
+        answer = step(trainer, batch)
+        if torch.distributed.get_rank() == 0:
+            trained = {name: value.detach() for name, value in trainer.model.named_parameters() if value.requires_grad}
+            torch.save(trained, _beside_the_log(f"{trainer.step + 1}.adapters"))
+        return answer
+
+    DPOTrainer.train_single_step = kept_step
+
+
+def kept(change: Callable[[], None] | None = None) -> None:
+    """Called in a rank before it trains: `change`, and what it leaves."""
+    if change is not None:
+        change()
     keep_peak()
+    keep_adapters()
+
+
+def _beside_the_log(name: str) -> Path:
+    return Path(f"/proc/self/fd/{sys.stdout.fileno()}").resolve().parent.parent / name
 
 
 def stop_in_the_middle() -> None:

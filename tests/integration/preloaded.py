@@ -11,4 +11,5 @@ from launcher.train.nemo_aligner import log_filter, standins
 log_filter.quiet()
 standins.install()
 
-from launcher.train.nemo_aligner import session  # noqa: E402, F401
+with standins.importing():
+    from launcher.train.nemo_aligner import session  # noqa: F401

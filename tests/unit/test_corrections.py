@@ -18,6 +18,7 @@ def test_they_are_applied_whatever_is_missing() -> None:
     always = {module for gap, module, _ in registry._patches if gap == registry.ALWAYS}
     assert always == {
         "megatron.core.tensor_parallel.layers",
+        "nemo.core.classes.mixins.adapter_mixins",
         "nemo_aligner.algorithms.dpo",
         "megatron.core.dist_checkpointing.strategies.filesystem_async",
     }
@@ -42,3 +43,23 @@ def test_cudas_cache_is_not_emptied_after_each_step() -> None:
     module = types.SimpleNamespace(clear_memory=lambda: pytest.fail("emptied"))
     everywhere._keep_cuda_memory(module)
     assert module.clear_memory is gc.collect
+
+
+class Adapter:
+    def __init__(self, size: int, strategy: Any = None, model_parallel_config: Any = None) -> None:
+        self.size, self.strategy, self.config = size, strategy, model_parallel_config
+
+
+def test_an_adapter_gets_megatrons_own_config() -> None:
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    module = types.SimpleNamespace(instantiate=instantiate)
+    everywhere._adapters_config(module)
+    target = f"{Adapter.__module__}.{Adapter.__name__}"
+    config = OmegaConf.create({"_target_": target, "size": 1, "strategy": {"_target_": target, "size": 2}})
+    megatron = types.SimpleNamespace(bf16=True)
+    adapter = module.instantiate(config, model_parallel_config=megatron, size=3)
+    assert adapter.config is megatron
+    assert (adapter.size, adapter.strategy.size) == (3, 2)
+    assert module.instantiate(config).config is None

@@ -39,7 +39,8 @@ def configure(config: DictConfig, trial_dir: Path, ranks: Ranks, progress: Metri
 def build(job: JobConfig, trial_dir: Path, progress: MetricsFile) -> NemoSession:
     """Import NeMo, load model and pairs, resume from the last complete checkpoint."""
     progress.phase(metrics.STARTING, "importing NeMo")
-    from launcher.train.nemo_aligner import session  # only after the stand-ins
+    with standins.importing():
+        from launcher.train.nemo_aligner import session  # only after the stand-ins
 
     log_filter.files_only()
     config = job.config

@@ -208,7 +208,8 @@ def evaluate_trial(trial_dir: Path) -> dict[str, object]:
     if ranks.rank == 0:
         progress = SpokenProgress()
         progress.phase("importing NeMo")
-    from launcher.train.nemo_aligner import session
+    with standins.importing():
+        from launcher.train.nemo_aligner import session
 
     log_filter.files_only()
     progress.phase("loading model", Path(config.pretrained_checkpoint.restore_from_path).name)

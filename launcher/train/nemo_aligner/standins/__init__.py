@@ -4,7 +4,8 @@ NeMo, Megatron-core and NeMo-Aligner are written for NVIDIA's container, but onl
 loss, optimizer wrapper, logging, checkpoints are plain PyTorch. `install()`, called before NeMo is imported, fills in
 what they reach for: names that only Apex or Transformer Engine have get PyTorch's or Megatron's own equivalent
 (apex.py, transformer_engine.py), and what is asked of a CUDA device is done on the CPU (cuda.py). In NVIDIA's container
-nothing is missing, and only everywhere.py is applied; on a GPU machine with pip packages cuda.py stays out.
+nothing is missing, and only everywhere.py is applied; on a GPU machine with pip packages cuda.py stays out. Whoever
+imports NeMo does so inside `importing()`, which leaves out packages that training does not use (deferred.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import os
 import sys
 
 from launcher.train.nemo_aligner.standins import apex, cuda, everywhere, registry, transformer_engine
+from launcher.train.nemo_aligner.standins.deferred import importing
 
-__all__ = ["GAPS", "apex", "cuda", "everywhere", "install", "missing", "transformer_engine"]
+__all__ = ["GAPS", "apex", "cuda", "everywhere", "importing", "install", "missing", "transformer_engine"]
 
 #: What can be missing. Apex counts as there only with its CUDA extension (amp_C); pip's namesake package has none.
 GAPS = ("cuda", "apex", "transformer_engine")

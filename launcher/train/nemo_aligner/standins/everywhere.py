@@ -21,6 +21,22 @@ def _frozen_weight(module: Any) -> None:
     module.LinearWithFrozenWeight.backward = staticmethod(backward)
 
 
+@after("always", "nemo.core.classes.mixins.adapter_mixins")
+def _adapters_config(module: Any) -> None:
+    """Adapters get Megatron's own config object. Given to hydra as an argument, it is made into an OmegaConf anew for
+    each adapter, some 50 ms, and at every step each adapter asks the slow copy for its fields.
+    """
+    real = module.instantiate
+
+    def instantiate(config: Any, **arguments: Any) -> Any:
+        if "model_parallel_config" not in arguments:
+            return real(config, **arguments)
+        megatron = arguments.pop("model_parallel_config")
+        return real(config, _partial_=True, **arguments)(model_parallel_config=megatron)
+
+    module.instantiate = instantiate
+
+
 @after("always", "nemo_aligner.algorithms.dpo")
 def _keep_cuda_memory(module: Any) -> None:
     """DPOTrainer empties the CUDA allocator's cache after every step, so that each step allocates all of it anew."""

@@ -1,0 +1,131 @@
+"""Packages that NeMo's import reaches but training does not use: they are imported when something of them is used.
+
+torchmetrics, transformers and NeMo's collections for speech and text import them for plots and scores, which costs a
+start a third of its import. A deferred module gives a placeholder for every name that is taken from it. Whoever calls
+a placeholder, subclasses it or asks it for anything gets the real thing. Only modules that are there are deferred, so
+that `except ImportError` works as ever.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.abc
+import importlib.metadata
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder
+from typing import Any
+
+PACKAGES = ("datasets", "nltk", "pandas", "scipy", "sklearn")
+
+_DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+_MODULE_OWN = frozenset({"__path__", "__file__", "__spec__", "__loader__", "__package__", "__name__"})
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Inside this context NeMo's import takes half of the time. PACKAGES stay deferred afterwards.
+
+    Collecting garbage looks at all of the two million objects again and again, while hardly any of them is garbage.
+    """
+    packages = {name for name in PACKAGES if name not in sys.modules}
+    if _finder() is None:
+        sys.meta_path.insert(0, _Finder(packages))
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, packages: set[str]) -> None:
+        self.packages = packages
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
+        if name.partition(".")[0] not in self.packages:
+            return None
+        real = PathFinder.find_spec(name, path)
+        if real is None or real.origin is None:  # not there, or a folder of another package's
+            return None
+        spec = importlib.util.spec_from_loader(name, _Loader(), origin=real.origin, is_package=True)
+        assert spec is not None
+        spec.submodule_search_locations = list(real.submodule_search_locations or [])
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        return _Module(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Nothing: that is what is deferred."""
+
+
+class _Module(types.ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name in _MODULE_OWN:
+            raise AttributeError(name)
+        if _deferred(self.__name__):
+            if name == "__version__":
+                package = self.__name__.partition(".")[0]
+                return importlib.metadata.version(_DISTRIBUTIONS.get(package, package))
+            if not name.startswith("__"):
+                return _Name(self.__name__, name)
+        return getattr(_real(self.__name__), name)
+
+
+class _Name:
+    """What `module.name` gives before the module is imported."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.__dict__.update(_module=module, _name=name)
+
+    def _real(self) -> Any:
+        found = _real(self._module)
+        if not hasattr(found, self._name):
+            importlib.import_module(f"{self._module}.{self._name}")
+        return getattr(found, self._name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real(), name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._real()(*args, **kwargs)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._real()[key]
+
+    def __mro_entries__(self, bases: Any) -> tuple[Any, ...]:
+        return (self._real(),)
+
+    def __instancecheck__(self, instance: object) -> bool:
+        """Nothing can be an instance of a class that nobody has imported."""
+        return not _deferred(self._module) and isinstance(instance, self._real())
+
+    def __subclasscheck__(self, some: type) -> bool:
+        return not _deferred(self._module) and issubclass(some, self._real())
+
+
+def _finder() -> _Finder | None:
+    return next((finder for finder in sys.meta_path if isinstance(finder, _Finder)), None)
+
+
+def _deferred(module: str) -> bool:
+    finder = _finder()
+    return finder is not None and module.partition(".")[0] in finder.packages
+
+
+def _real(module: str) -> types.ModuleType:
+    """The real module; its whole package is not deferred any longer."""
+    package, finder = module.partition(".")[0], _finder()
+    if finder is not None and package in finder.packages:
+        finder.packages.discard(package)
+        for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+            del sys.modules[name]
+    return importlib.import_module(module)

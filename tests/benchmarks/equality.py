@@ -1,0 +1,142 @@
+"""Losses, rewards and adapters of every step, and peak memory, against NeMo-Aligner's own trainer.
+
+In fp32 they are equal but for rounding. In bf16 rounding is what there is to compare with: the same trainer of
+NeMo-Aligner's, whose batches are padded further, is as far from itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from tests.benchmarks import training_parts as parts
+from tests.benchmarks.bench import LAYOUTS, REFERENCES, Bench, Line
+from tests.integration.conftest import Trial
+from tests.integration.stock import stock
+
+WITHIN = 1e-5
+# A difference of rounding in one step's weights is there in all steps that follow. model=tiny does not need the leave.
+AT_EVERY_STEP, A_STEP = f"<= {WITHIN:g} at every step", f"<= n x {WITHIN:g} at step n"
+COMPARED = ("train/loss", "train/rewards_chosen_mean", "train/rewards_rejected_mean", "val/loss")
+PADDINGS = (32, 64, 128)  # beside NeMo-Aligner's 16
+
+Apart = dict[str, dict[int, float]]
+"""By kind (loss, rewards, adapters) and step, how far two trials are from each other."""
+
+
+def tiny(bench: Bench) -> Iterator[Line]:
+    """fp32, by layout and reference, and resumed in the middle."""
+    yield from _tiny(bench, 1)
+
+
+def tiny_on_two_ranks(bench: Bench) -> Iterator[Line]:
+    yield from _tiny(bench, 2)
+
+
+def _tiny(bench: Bench, ranks: int) -> Iterator[Line]:
+    keys = {"trainer__devices": ranks, "model__global_batch_size": 4}
+    reference = bench.run(bench.trial(f"stock_{ranks}", "tiny", 512, **keys), ranks, stock)
+    on = f"{ranks} rank{'s' * (ranks > 1)}"
+    for place, (layout, keys_of_layout) in enumerate(LAYOUTS.items()):
+        every = {**keys, **keys_of_layout}
+        for name, way in REFERENCES.items():
+            ours = bench.run(bench.trial(f"{place}_{name}_{ranks}", "tiny", 512, **every, **way), ranks)
+            yield _line(f"tiny, {layout}, reference {name}, {on}", reference, ours, AT_EVERY_STEP)
+        folder = bench.trial(f"{place}_resumed_{ranks}", "tiny", 512, **every)
+        stopped = bench.run(folder, ranks, parts.stop_in_the_middle, done=False)
+        assert max(stopped.values("train/loss")) == parts.HALF
+        resumed = bench.run(folder, ranks)
+        yield _line(f"tiny, {layout}, resumed at {parts.HALF}, {on}", reference, resumed, AT_EVERY_STEP)
+
+
+def smollm2(bench: Bench) -> Iterator[Line]:
+    """fp32, by layout, with peak memory."""
+
+    def trial(name: str, change: Any = None, **keys: Any) -> Trial:
+        return bench.run(bench.trial(name, "smollm2_135m", 256, model__global_batch_size=8, **keys), 1, change)
+
+    reference = trial("stock", stock)
+    # How far rounding alone goes: the same trainer, whose batches are padded a little further.
+    padded = trial("padded", stock, model__data__pad_length_to_multiple_of=64)
+    yield _line("smollm2_135m, stock padded to 64", reference, padded, "")
+    for place, (layout, keys) in enumerate(LAYOUTS.items()):
+        ours = trial(f"{place}_cached", **keys)
+        yield _line(f"smollm2_135m, {layout}", reference, ours, A_STEP)
+        yield _memory(layout, reference, ours)
+
+
+def tiny_in_bf16(bench: Bench) -> Iterator[Line]:
+    """By layout, beside the spread of NeMo-Aligner's own trainer."""
+    yield from _in_bf16(bench, "tiny", 512, 4)
+
+
+def smollm2_in_bf16(bench: Bench) -> Iterator[Line]:
+    """By layout, beside the spread of NeMo-Aligner's own trainer."""
+    yield from _in_bf16(bench, "smollm2_135m", 256, 8)
+
+
+def _in_bf16(bench: Bench, model: str, most_tokens: int, batch: int) -> Iterator[Line]:
+    def trial(name: str, change: Any = None, **keys: Any) -> Trial:
+        keys = {"model__global_batch_size": batch, "trainer__precision": "bf16", **keys}
+        return bench.run(bench.trial(f"bf16_{name}", model, most_tokens, **keys), 1, change)
+
+    own = [trial("stock", stock)]
+    own += [trial(f"to_{multiple}", stock, model__data__pad_length_to_multiple_of=multiple) for multiple in PADDINGS]
+    spread = {kind: max(_largest(apart(*two))[kind] for two in itertools.combinations(own, 2)) for kind in KINDS}
+    yield f"bf16: {model}, stock beside itself", _in_words(spread), "", True
+    for place, (layout, keys) in enumerate(LAYOUTS.items()):
+        largest = _largest(apart(own[0], trial(f"{place}", **keys)))
+        good = all(largest[kind] <= spread[kind] for kind in KINDS)
+        yield f"bf16: {model}, {layout}", _in_words(largest), "<= stock beside itself", good
+
+
+KINDS = ("loss", "rewards", "adapters")
+
+
+def _largest(found: Apart) -> dict[str, float]:
+    return {kind: max(found[kind].values()) for kind in KINDS}
+
+
+def _in_words(largest: dict[str, float]) -> str:
+    return ", ".join(f"{kind} {value:.1e}" for kind, value in largest.items())
+
+
+def _line(what: str, stock_: Trial, ours: Trial, rule: str) -> Line:
+    found = apart(stock_, ours)
+    figures, good = judge(found, rule)
+    return f"equal: {what}, {max(found['adapters'])} steps", figures, rule, good or not rule
+
+
+def apart(stock_: Trial, ours: Trial) -> Apart:
+    """How far they are apart in each kind at each step; 0 is the validation before the first."""
+    found: Apart = {kind: {} for kind in KINDS}
+    for key in COMPARED:
+        theirs, values, kind = stock_.values(key), ours.values(key), "rewards" if "rewards" in key else "loss"
+        assert theirs.keys() <= values.keys(), key
+        for step, value in theirs.items():  # rewards are sums over a response, of tens of nats: relative where above 1
+            assert math.isfinite(value) and math.isfinite(values[step]), (key, step)
+            size = max(1.0, abs(value)) if kind == "rewards" else 1.0
+            found[kind][step] = max(found[kind].get(step, 0.0), abs(value - values[step]) / size)
+    for step in range(1, max(stock_.values("train/loss")) + 1):
+        before, after = (torch.load(trial.folder / f"{step}.adapters") for trial in (stock_, ours))
+        assert before.keys() == after.keys() and before
+        found["adapters"][step] = max(float((before[name] - after[name]).abs().max()) for name in before)
+    return found
+
+
+def judge(apart: Apart, rule: str) -> tuple[str, bool]:
+    """Of differences by kind and step: the largest of each kind in words, and whether all of them keep the rule."""
+    good = all(
+        most <= WITHIN * (max(1, step) if rule == A_STEP else 1) for of in apart.values() for step, most in of.items()
+    )
+    largest = {kind: max(of, key=lambda step: (of[step], -step)) for kind, of in apart.items()}
+    return ", ".join(f"{kind} {apart[kind][step]:.1e} at {step}" for kind, step in largest.items()), good
+
+
+def _memory(name: str, stock_: Trial, ours: Trial) -> Line:
+    theirs, own = (int((trial.folder / "peak").read_text()) / 1e6 for trial in (stock_, ours))
+    return f"peak memory, {name}", f"{own:.2f} GB, stock {theirs:.2f}", "<= stock's", own <= theirs
