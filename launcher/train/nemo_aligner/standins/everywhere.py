@@ -23,18 +23,11 @@ def _frozen_weight(module: Any) -> None:
 
 @after("always", "nemo.core.classes.mixins.adapter_mixins")
 def _adapters_config(module: Any) -> None:
-    """Adapters get Megatron's own config object. Given to hydra as an argument, it is made into an OmegaConf anew for
-    each adapter, some 50 ms, and at every step each adapter asks the slow copy for its fields.
+    """Adapters get Megatron's and the model's config as they are. NeMo gives them to hydra, which makes an OmegaConf of
+    them anew for each adapter, some 50 ms; at every step each adapter then asks that slow copy for its fields.
     """
     real = module.instantiate
-
-    def instantiate(config: Any, **arguments: Any) -> Any:
-        if "model_parallel_config" not in arguments:
-            return real(config, **arguments)
-        megatron = arguments.pop("model_parallel_config")
-        return real(config, _partial_=True, **arguments)(model_parallel_config=megatron)
-
-    module.instantiate = instantiate
+    module.instantiate = lambda config, **arguments: real(config, _partial_=True)(**arguments)
 
 
 @after("always", "nemo_aligner.algorithms.dpo")
