@@ -1,7 +1,8 @@
 """Losses, rewards and adapters of every step, and peak memory, against NeMo-Aligner's own trainer.
 
-In fp32 they are equal but for rounding. In bf16 rounding is what there is to compare with: the same trainer of
-NeMo-Aligner's, whose batches are padded further, is as far from itself.
+In fp32 they are equal but for rounding. In bf16 rounding is what there is to compare with: NeMo-Aligner's own trainer
+beside itself, with batches padded further (which changes not a bit on a CPU, since padding stands on the right), and
+with the same pairs in larger micro batches.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ WITHIN = 1e-5
 # A difference of rounding in one step's weights is there in all steps that follow. model=tiny does not need the leave.
 AT_EVERY_STEP, A_STEP = f"<= {WITHIN:g} at every step", f"<= n x {WITHIN:g} at step n"
 COMPARED = ("train/loss", "train/rewards_chosen_mean", "train/rewards_rejected_mean", "val/loss")
-PADDINGS = (32, 64, 128)  # beside NeMo-Aligner's 16
+#: What changes how NeMo-Aligner's own trainer rounds, and nothing else.
+ROUNDED: dict[str, dict[str, Any]] = {
+    **{f"padded to {multiple}": {"model__data__pad_length_to_multiple_of": multiple} for multiple in (64, 128)},
+    **{
+        f"micro batches of {size}": {
+            "model__micro_batch_size": size,
+            "model__dpo__log_prob_forward_micro_batch_size": size,
+        }
+        for size in (2, 4)
+    },
+}
 
 Apart = dict[str, dict[int, float]]
 """By kind (loss, rewards, adapters) and step, how far two trials are from each other."""
@@ -84,14 +95,20 @@ def _in_bf16(bench: Bench, model: str, most_tokens: int, batch: int) -> Iterator
         keys = {"model__global_batch_size": batch, "trainer__precision": "bf16", **keys}
         return bench.run(bench.trial(f"bf16_{name}", model, most_tokens, **keys), 1, change)
 
-    own = [trial("stock", stock)]
-    own += [trial(f"to_{multiple}", stock, model__data__pad_length_to_multiple_of=multiple) for multiple in PADDINGS]
-    spread = {kind: max(_largest(apart(*two))[kind] for two in itertools.combinations(own, 2)) for kind in KINDS}
-    yield f"bf16: {model}, stock beside itself", _in_words(spread), "", True
+    exact, reference = trial("exact", stock, trainer__precision="32"), trial("stock", stock)
+    own = [reference]
+    for name, keys in ROUNDED.items():
+        own.append(trial(name.replace(" ", "_"), parts.stock_in_the_same_order, **keys))
+        yield f"bf16: {model}, stock beside stock {name}", _in_words(_largest(apart(reference, own[-1]))), "", True
+    each = [_largest(apart(*two)) for two in itertools.combinations(own, 2)]
+    spread = {kind: max(largest[kind] for largest in each) for kind in KINDS}
+    yield f"bf16: {model}, stock beside itself in fp32", _in_words(_largest(apart(exact, reference))), "", True
     for place, (layout, keys) in enumerate(LAYOUTS.items()):
-        largest = _largest(apart(own[0], trial(f"{place}", **keys)))
+        ours = trial(f"{place}", **keys)
+        largest = _largest(apart(reference, ours))
         good = all(largest[kind] <= spread[kind] for kind in KINDS)
-        yield f"bf16: {model}, {layout}", _in_words(largest), "<= stock beside itself", good
+        yield f"bf16: {model}, {layout}, beside stock", _in_words(largest), "<= stock beside itself", good
+        yield f"bf16: {model}, {layout}, beside stock in fp32", _in_words(_largest(apart(exact, ours))), "", True
 
 
 KINDS = ("loss", "rewards", "adapters")

@@ -186,11 +186,31 @@ def keep_adapters() -> None:
     def kept_step(trainer: Any, batch: Any) -> Any:
         answer = step(trainer, batch)
         if torch.distributed.get_rank() == 0:
-            trained = {name: value.detach() for name, value in trainer.model.named_parameters() if value.requires_grad}
+            trained = {
+                name.replace("module.", ""): value.detach().float()  # bf16 weights are in one module more
+                for name, value in trainer.model.named_parameters()
+                if value.requires_grad
+            }
             torch.save(trained, _beside_the_log(f"{trainer.step + 1}.adapters"))
         return answer
 
     DPOTrainer.train_single_step = kept_step
+
+
+def stock_in_the_same_order() -> None:
+    """Called in a rank before it trains: NeMo-Aligner's own trainer, with pairs drawn as for micro batches of one."""
+    from omegaconf import OmegaConf
+
+    from launcher.train.nemo_aligner import session as training
+    from tests.integration.stock import stock
+
+    stock()
+    batches = training.batches
+
+    def as_for_one(config: Any, *rest: Any, **options: Any) -> Any:
+        return batches(OmegaConf.merge(config, {"model": {"micro_batch_size": 1}}), *rest, **options)
+
+    training.batches = as_for_one
 
 
 def kept(change: Callable[[], None] | None = None) -> None:

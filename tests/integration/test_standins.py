@@ -13,6 +13,7 @@ import textwrap
 
 import pytest
 
+from launcher.train.nemo_aligner.standins import deferred
 from tests.integration.conftest import REPOSITORY
 
 pytest.importorskip("torch")
@@ -98,3 +99,22 @@ def test_too_late_is_an_error(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
     assert "RuntimeError: standins.install() must come before the import of nemo" in done.stderr
+
+
+def tell_what_is_deferred() -> None:
+    from launcher.train.nemo_aligner import session
+
+    leave = session.shut_down
+
+    def shut_down() -> None:
+        executed = [name for name in deferred.PACKAGES if not deferred._deferred(name)]
+        print(f"of {len(deferred.PACKAGES)} packages executed: {executed}", flush=True)
+        leave()
+
+    session.shut_down = shut_down
+
+
+@pytest.mark.nemo
+def test_a_trial_uses_none_of_the_deferred_packages(train, new_trial):
+    trial = train(new_trial(), change=tell_what_is_deferred)
+    assert f"of {len(deferred.PACKAGES)} packages executed: []" in trial.said(), trial.said()
