@@ -17,9 +17,8 @@ from typing import Any
 from launcher import whole_file
 from launcher.evaluate import scores
 from launcher.findings import Finding, LauncherError, Refused
+from launcher.sweep import evaluation
 
-#: In a policy's folder evaluation/: {task: {metric: [value, standard error or null]}}, and what it was made with.
-FILE = "suites.json"
 Results = dict[str, dict[str, list[float | None]]]
 
 
@@ -49,14 +48,14 @@ class Suites:
 
         Raises LauncherError with the last line of lm-eval's log.
         """
-        before = whole_file.read_json(folder / FILE)
+        before = whole_file.read_json(folder / evaluation.SUITES)
         same = isinstance(before, dict) and before.get("made_with") == dict(made_with)
         known: Results = before["results"] if same else {}
         missing = [task for task in self.tasks if Path(task).stem not in known]
         if missing:
             say(f"lm-eval: {', '.join(missing)}; its log is {folder / 'lm_eval.log'}")
             known |= self._run(missing, folder, base, policy, made_with["device"])
-            whole_file.write_json(folder / FILE, {"made_with": dict(made_with), "results": known})
+            whole_file.write_json(folder / evaluation.SUITES, {"made_with": dict(made_with), "results": known})
         return {name: values for name, values in known.items() if name in {Path(task).stem for task in self.tasks}}
 
     def _run(self, tasks: Sequence[str], folder: Path, base: Path, policy: Path | None, device: str) -> Results:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from launcher.report import judge, literature, text
+from launcher.report import beside, judge, literature, text
 from launcher.report.gather import Report
 from launcher.report.measure import Measure
 
@@ -22,6 +22,8 @@ def render(report: Report, picture: str | None = None) -> str:
     if answers:
         lines += ["## What the policies say", "", *_table(report, answers), "", *text.answers_measured(report), ""]
         lines += [text.note(answers, report), ""]
+    for heading, heads, rows in beside.tables(report):
+        lines += [f"### {heading}", "", _pipes(heads), _pipes(["---"] * len(heads)), *map(_pipes, rows), ""]
     if picture:
         lines += [f"![plots]({picture})", ""]
     lines += ["## Verdicts", "", *_verdicts(judge.judge(report)), ""]

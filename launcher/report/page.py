@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jinja2
 
 from launcher import __version__, redact
-from launcher.report import compared_answers, judge, literature, measures, plots, text
+from launcher.report import beside, compared_answers, judge, literature, measures, plots, text
 from launcher.report.gather import Report
 from launcher.report.measure import Measure
 from launcher.report.pools import Pool
@@ -75,6 +75,7 @@ def render(report: Report) -> str:
         judgement=judgement,
         rule=text.rule(judgement),
         tables=_tables(report),
+        beside=beside.tables(report),
         shown=text.shown,
         colours=colours,
         measured=text.measured(report),

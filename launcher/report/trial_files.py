@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from launcher import redact
 from launcher.sweep import metrics
+from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 
 _LARGEST_CONFIG = 1 << 20  # bytes
@@ -34,8 +35,11 @@ class Unreadable(Exception):
     """A file of a trial that must not or cannot be read; the message gives the reason."""
 
 
-def open_file(trial: Trial, name: str) -> BinaryIO | None:
-    """Open a file in the trial's folder (`name` may hold folders); None if there is none. Raises Unreadable."""
+def open_file(trial: Trial | Sweep, name: str) -> BinaryIO | None:
+    """Open a file in the folder of a trial or sweep (`name` may hold folders); None if it is missing.
+
+    Raises Unreadable.
+    """
     path = trial.folder / name
     *folders, last = name.split("/")
     try:
@@ -60,7 +64,7 @@ def open_file(trial: Trial, name: str) -> BinaryIO | None:
     return stream
 
 
-def read(trial: Trial, name: str) -> bytes:
+def read(trial: Trial | Sweep, name: str) -> bytes:
     """The content of a file of the trial's folder; b"" if there is none. Raises Unreadable."""
     stream = open_file(trial, name)
     if stream is None:
@@ -74,7 +78,7 @@ def read_result(trial: Trial) -> dict[str, object] | None:
     return read_json(trial, "result.json")
 
 
-def read_json(trial: Trial, name: str) -> dict[str, object] | None:
+def read_json(trial: Trial | Sweep, name: str) -> dict[str, object] | None:
     """The object in a file of JSON; None if it is missing or incomplete. Raises Unreadable."""
     try:
         loaded = json.loads(read(trial, name))

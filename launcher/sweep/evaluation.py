@@ -11,6 +11,8 @@ FOLDER = "evaluation"
 #: What a folder of a kept checkpoint begins with, before its step.
 STEP = "step-"
 ANSWERS, SCORES, SETTINGS, ERROR, LOCK = "answers.jsonl", "scores.json", "settings.json", "error.json", "lock"
+SUITES = "suites.json"
+"""lm-eval's: {task: {metric: [value, standard error or null]}}, and what it was made with."""
 
 
 @dataclass(frozen=True)

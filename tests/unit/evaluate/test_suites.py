@@ -80,7 +80,7 @@ def test_an_error_has_lm_evals_own_line(program: Path, tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
     with pytest.raises(LauncherError, match="exit code 1: ValueError: Tasks not found: ifevil .*lm_eval.log"):
         suites.Suites.of("ifevil", str(program)).results(tmp_path / "e", tmp_path, None, MADE_WITH, print)
-    assert not (tmp_path / "e" / suites.FILE).exists()
+    assert not (tmp_path / "e" / "suites.json").exists()
 
 
 def test_without_lm_eval_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from launcher import __main__ as command
 from launcher.report import (
+    beside,
     ending_table,
     gather,
     judge,
@@ -245,6 +246,35 @@ def test_the_course_of_kept_checkpoints_is_drawn_with_the_law_of_over_optimisati
     assert lines == [pytest.approx([1.5 + it, 2 + it, 3 + it, 5 + it]) for it in range(3)]
     assert axes.get_legend().get_texts()[0].get_text().startswith("0.5 + d (0.200 - 0.060 ln d)")
     pyplot.close(figure)
+
+
+def test_other_policies_and_standard_suites(sweep):
+    """Beside the trials; a link is not followed, and what is damaged is left out."""
+    assert beside.tables(gather.gather(sweep)) == []
+    own = sweep.folder / "evaluation"
+    for name, file, data in (
+        ("mine", "scores.json", content(0.4)),
+        ("abc123", "suites.json", {"results": {"ifeval": {"acc": [0.25, 0.01]}}}),
+        ("broken", "scores.json", ["no"]),
+    ):
+        (own / name).mkdir(parents=True, exist_ok=True)
+        (own / name / file).write_text(json.dumps(data))
+    (own / "linked").symlink_to(own / "mine")
+    results = {"results": {"ifeval": {"acc": [0.5, None], "odd": "x"}, "arc": {"acc": [1.0, 0.0]}}}
+    write(sweep.trials[1], results)
+    (sweep.trials[1].folder / "evaluation" / "scores.json").rename(
+        sweep.trials[1].folder / "evaluation" / "suites.json"
+    )
+    report = gather.gather(sweep)
+    others, suites = beside.tables(report)
+    assert [row[0] for row in others[2]] == ["mine"]
+    assert others[2][0][others[1].index("repeated 4-grams")] == "0.450 ± 0.011"
+    assert suites[1] == ["policy", "ifeval: acc", "arc: acc"]
+    own_row = [f"trial {sweep.trials[1].name}", "0.5000", "1.0000 ± 0.0000"]
+    assert suites[2] == [["reference abc123", "0.2500 ± 0.0100", "-"], own_row]
+    text = markdown.render(report)
+    assert "### Standard suites, by lm-eval" in text and "| mine |" in text
+    assert "<h3>Other policies on the same prompts</h3>" in page.render(report)
 
 
 def test_the_law_needs_four_points():
