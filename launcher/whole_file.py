@@ -35,7 +35,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and not error.filename:  # a full disk does not say of itself which
+            error.filename = str(path)
         with contextlib.suppress(OSError):
             beside.unlink()
         raise

@@ -57,11 +57,10 @@ def open_file(trial: Trial | Sweep, name: str) -> BinaryIO | None:
         linked = any(it.is_symlink() for it in (path, path.parent, trial.folder))
         why = "is a link, or in a linked folder" if linked else error.strerror
         raise Unreadable(f"{path}: {why}; it is not read") from error
-    stream = os.fdopen(file, "rb")
     if not stat.S_ISREG(os.fstat(file).st_mode):
-        stream.close()
+        os.close(file)
         raise Unreadable(f"{path} is not a plain file; it is not read")
-    return stream
+    return os.fdopen(file, "rb")
 
 
 def read(trial: Trial | Sweep, name: str) -> bytes:

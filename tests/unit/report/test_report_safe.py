@@ -46,10 +46,11 @@ def test_a_trial_folder_that_is_a_link_is_not_read(sweep, tmp_path):
     assert any("link" in warning for warning in text.warnings(found))
 
 
+@pytest.mark.parametrize("make_odd", [os.mkfifo, os.mkdir])
 @pytest.mark.parametrize("name", ["config.yaml", "result.json", "metrics.jsonl"])
-def test_a_pipe_does_not_hang(sweep, name):
+def test_a_pipe_does_not_hang_and_a_folder_is_not_read(sweep, name, make_odd):
     (sweep.folder / "0" / name).unlink()
-    os.mkfifo(sweep.folder / "0" / name)
+    make_odd(sweep.folder / "0" / name)
     assert any("not a plain file" in warning for warning in text.warnings(gather.gather(sweep)))
 
 

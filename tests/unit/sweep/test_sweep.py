@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -278,3 +279,15 @@ def test_a_sweep_of_a_pipeline_is_read_with_its_stages(tmp_path: Path) -> None:
     for kind in ("stage", "slurm", "local"):
         sweep.record_job(kind, "7", [])
     assert [job.kind for job in Sweep.load(sweep.folder).jobs] == ["stage", "slurm", "local"]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's error says neither the file nor the disk, and nothing half written stays."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device: '.*/sweep.json'"):
+        write_json(tmp_path / "sweep.json", {})
+    assert list(tmp_path.iterdir()) == []
