@@ -109,3 +109,14 @@ def test_bash_completes(dpo_launcher: Path, tmp_path: Path, line: str, words: li
     result = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     assert set(expected) <= set(result.stdout.split())
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("script", ["launcher/main.py", "data_prep/prepare_data.py", "data_prep/convert_checkpoint.py"])
+def test_a_script_imports_nothing_from_its_own_folder(script: str, tmp_path: Path) -> None:
+    """Python puts that folder first, and in it are packages with common names: `models`, `pairs`, `report`."""
+    (tmp_path / "sitecustomize.py").write_text("import atexit, sys\natexit.register(lambda: print(sys.path))\n")
+    done = subprocess.run(
+        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}
+    )
+    (path,) = (line for line in done.stdout.splitlines() if line.startswith("["))
+    assert repr(str(ROOT)) in path and repr(str((ROOT / script).parent)) not in path

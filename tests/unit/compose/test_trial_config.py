@@ -22,6 +22,11 @@ def test_shipped_configs(composed: Any, model: str, data: str, experiment: str) 
     assert findings == []
 
 
+def test_a_value_that_may_be_a_number_or_a_text_is_offered_once(composed: Any) -> None:
+    _, findings = composed("model=tiny", "trainer.precision=16")
+    assert "must be one of auto, bf16, bf16-mixed, 32;" in str(findings[0])
+
+
 def test_llama3_8b_carries_the_ablation(composed: Any) -> None:
     config, _ = composed("model=llama3_8b")
     tuning = config.model.peft.lora_tuning
