@@ -7,11 +7,8 @@ Engine. Terms a layer are the difference between four layers and two.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 import os
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +36,8 @@ CASES: dict[str, tuple[int, float, dict[str, Any]]] = {
     "full": (2048, 0.05, FULL),
     "selective": (2048, 0.05, SELECTIVE),
 }
+#: Positions of rows that pairs share, such as take 1,536 and 2 x 2,048 as sequences.
+ROWS = (1536, 4096)
 
 
 def count_instead() -> None:
@@ -51,71 +50,12 @@ def count_instead() -> None:
 def _count(trial_dir: Path) -> None:
     import torch
     from megatron.core.parallel_state import get_global_memory_buffer
-    from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
     from nemo_aligner.utils.distributed import from_parallel_logits_to_logprobs
-    from nemo_aligner.utils.train_script_utils import init_distributed, init_peft, resolve_and_create_trainer
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_map_only
 
-    from launcher.train.nemo_aligner import base_model, divergence, recompute, settings
     from launcher.train.nemo_aligner.savings.response_logits import LogProbability
-    from launcher.train.ranks import Device, Ranks
-    from launcher.train.run import load_config
+    from tests.integration import live_tensors
 
-    class Live(TorchDispatchMode):
-        """Counts the bytes of storages that operations make, as long as they live."""
-
-        def __init__(self, others: Any) -> None:
-            super().__init__()
-            self.now = self.peak = 0
-            self.known: weakref.WeakSet[Any] = weakref.WeakSet(tensor.untyped_storage() for tensor in others)
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            made = func(*args, **(kwargs or {}))
-            tree_map_only(torch.Tensor, self.count, made)
-            return made
-
-        def count(self, tensor: torch.Tensor) -> None:
-            storage = tensor.untyped_storage()
-            if storage not in self.known:
-                self.known.add(storage)
-                self.now += storage.nbytes()
-                if self.now > self.peak:
-                    gc.collect()  # cycles of Python objects hold tensors until then
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self.forget, storage.nbytes())
-
-        def forget(self, size: int) -> None:
-            self.now -= size
-
-    config = load_config(trial_dir)
-    ranks = Ranks.from_environment()
-    ranks.export()
-    settings.configure(config, trial_dir, ranks, Device("cpu", "bf16", ""))
-    base_model.complete_config(config, trial_dir)
-    config.model.update({key: value for key, value in LLAMA3_8B.items() if key != "tokenizer"})
-    config.model.make_vocab_size_divisible_by = VOCABULARY
-    lightning = resolve_and_create_trainer(config, "dpo")
-    _without_data()
-    gc.freeze()  # NeMo's import leaves two million objects, which need not be looked through each time
-
-    @contextlib.contextmanager
-    def built(layers: int, length: int, dropout: float, keys: dict[str, Any]) -> Any:
-        """The model with its adapters, and a count that knows its weights."""
-        config.model.update({**dict.fromkeys(FULL), **keys})
-        config.model.update({"num_layers": layers, "encoder_seq_length": length})
-        config.model.peft.lora_tuning.adapter_dropout = dropout
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with mode:
-            model = MegatronGPTDPOModel(config.model, lightning)
-        init_distributed(lightning, model, False)
-        with mode:
-            init_peft(model, config.model)
-            recompute.keep_gradients(model)
-            model.train()
-            yield divergence.megatron_gpt(model), Live(model.parameters())
-
+    built = live_tensors.without_data(trial_dir, LLAMA3_8B, VOCABULARY)
     counted: dict[str, Any] = {}
     for name, (length, dropout, keys) in CASES.items():
         for layers in LAYERS:
@@ -128,6 +68,15 @@ def _count(trial_dir: Path) -> None:
                 with live:
                     gpt(tokens, places, mask).sum().backward()
                 counted[f"{name}, {layers} layers"] = live.peak
+    for positions in ROWS:
+        for layers in LAYERS:
+            with built(layers, positions, 0.0, {}) as (gpt, live):
+                live_tensors.flash(gpt)
+                gpt.output_layer.forward = lambda hidden, *args, **kwargs: (hidden, None)
+                tokens = torch.zeros(1, positions, dtype=torch.long)
+                with live:
+                    gpt(tokens, torch.arange(positions)[None], None).sum().backward()
+                counted[f"a row of {positions}, {layers} layers"] = live.peak
     for name in ("picked", "stock"):
         with built(1, 2048, 0.0, {}) as (gpt, live):
             hidden = torch.zeros(2048, 2, LLAMA3_8B["hidden_size"], dtype=torch.bfloat16, requires_grad=True)
@@ -143,24 +92,6 @@ def _count(trial_dir: Path) -> None:
                 found.sum().backward()
             counted[name] = live.peak
     Path(os.environ["COUNTED"]).write_text(json.dumps(counted))
-
-
-def _without_data() -> None:
-    """What a fake tensor cannot do: random states are compared by value; a module converts its parameters in place."""
-    import torch
-    from megatron.core.tensor_parallel import random
-
-    def to_bf16(self: torch.nn.Module) -> torch.nn.Module:
-        for module in self.modules():
-            for name, weight in list(module._parameters.items()):
-                if weight is not None and weight.dtype != torch.bfloat16:
-                    made = torch.nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=weight.requires_grad)
-                    vars(made).update(vars(weight))
-                    module._parameters[name] = made
-        return self
-
-    torch.nn.Module.bfloat16 = to_bf16  # type: ignore[assignment]
-    random.CudaRNGStatesTracker.fork = lambda self, *args, **kwargs: contextlib.nullcontext()
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +144,18 @@ def test_what_layers_keep(counted, estimate, case):
 def test_the_vocabularys_logits_at_their_peak(counted, estimate):
     found = estimate(1).logits, estimate(1, **{"compute.skip_prompt_logits": False}).logits
     assert [each * memory.GIB for each in found] == pytest.approx([counted["picked"], counted["stock"]], rel=0.03)
+
+
+@pytest.mark.parametrize("positions", ROWS)
+def test_a_rows_positions_predict_what_layers_keep(counted, estimate, positions):
+    """Within 10 %, whatever pairs the row has; logits at the most are a term of their own."""
+    rows = {"compute.share_prompt": True, "compute.positions_per_micro_batch": positions}
+    found = [estimate(layers, positions // 2, **rows).activations * memory.GIB for layers in LAYERS]
+    real = [counted[f"a row of {positions}, {layers} layers"] for layers in LAYERS]
+    assert found[1] - found[0] == pytest.approx(real[1] - real[0], rel=0.1)
+    assert 0 <= real[0] - found[0] < memory.OVERHEAD_GIB * memory.GIB / 2
+
+
+def test_a_pair_that_shares_nothing_takes_less_as_a_row_than_as_sequences(counted):
+    """Rows have no layer keep attention scores."""
+    assert counted["a row of 4096, 4 layers"] < counted["without dropout, 4 layers"]

@@ -6,6 +6,7 @@ import gc
 import importlib
 import importlib.util
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ def plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A package of this name that is deferred, with a class in its module `draw` and a bare folder `data` in it."""
     name = "plots_that_nobody_draws"
     (tmp_path / name / "data").mkdir(parents=True)
-    (tmp_path / name / "__init__.py").write_text("colour = 'red'\n")
+    (tmp_path / name / "__init__.py").write_text(
+        "colour = 'red'\nsizes = [3, 4]\nimport threading\nlock = threading.Lock()\n"
+    )
     (tmp_path / name / "draw.py").write_text("class Figure:\n    def area(self):\n        return 12\n")
     info = tmp_path / f"{name}-1.2.3.dist-info"
     info.mkdir()
@@ -69,6 +72,42 @@ def test_a_class_may_derive_from_it(plots):
         pass
 
     assert issubclass(Round, sys.modules[f"{plots}.draw"].Figure)
+
+
+USES = {
+    "a union": ("Figure | None", "typing.Optional[draw.Figure]"),
+    "a union, the other way": ("None | Figure", "typing.Optional[draw.Figure]"),
+    "a parameter": ("typing.List[Figure].__args__[0]().area()", "12"),
+    "iteration": ("list(sizes)", "[3, 4]"),
+    "length, item, membership": ("(len(sizes), sizes[1], 3 in sizes)", "(2, 4, True)"),
+    "equality": ("(colour == 'red', 'red' == colour, colour != 'red')", "(True, True, False)"),
+    "arithmetic": ("(colour + 's', 'dark' + colour, 2 * colour)", "('reds', 'darkred', 'redred')"),
+    "truth and text": ("(bool(colour), str(colour))", "(True, 'red')"),
+    "its names": ("'area' in dir(Figure)", "True"),
+    "a context": ("contextlib.ExitStack().enter_context(lock) is True", "True"),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_whatever_a_module_does_with_a_name(plots, use):
+    written, expected = USES[use]
+    header = f"import contextlib, typing\nfrom {plots} import colour, sizes, lock\nfrom {plots}.draw import Figure\n"
+    names: dict[str, Any] = {}
+    exec(f"{header}found = {written}", names)
+    assert executed(plots)
+    assert names["found"] == eval(expected, {"typing": typing, "draw": importlib.import_module(f"{plots}.draw")})
+
+
+def test_all_names_of_a_module_are_the_real_ones(plots):
+    names: dict[str, Any] = {}
+    exec(f"from {plots} import *", names)
+    assert names["colour"] == "red"
+
+
+def test_what_is_set_in_a_module_is_set_in_the_real_one(plots):
+    exec(f"import {plots}.draw\n{plots}.colour = 'blue'\n{plots}.draw.Figure.shade = 7")
+    assert vars(sys.modules[plots])["colour"] == "blue"
+    assert figure(plots).shade == 7
 
 
 def test_what_is_not_there_is_missing(plots):

@@ -13,9 +13,10 @@ import importlib
 import importlib.abc
 import importlib.metadata
 import importlib.util
+import operator
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 PACKAGES = ("datasets", "nltk", "pandas", "scipy", "sklearn")
 
 _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
-_MODULE_OWN = frozenset({"__path__", "__file__", "__spec__", "__loader__", "__package__", "__name__"})
+_MODULE_OWN = frozenset({"__path__", "__file__", "__spec__", "__loader__", "__package__", "__name__", "__cached__"})
 
 
 @contextmanager
@@ -77,11 +78,25 @@ class _Module(types.ModuleType):
                 return importlib.metadata.version(_DISTRIBUTIONS.get(package, package))
             if not name.startswith("__"):
                 return _Name(self.__name__, name)
-        return getattr(_real(self.__name__), name)
+        real = _real(self.__name__)
+        if name == "__all__" and not hasattr(real, name):
+            return [public for public in vars(real) if not public.startswith("_")]
+        return getattr(real, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _MODULE_OWN or isinstance(value, _Module):  # by Python's import
+            super().__setattr__(name, value)
+        else:
+            setattr(_real(self.__name__), name, value)
+
+    def __dir__(self) -> list[str]:
+        return dir(_real(self.__name__))
 
 
 class _Name:
     """What `module.name` gives before the module is imported."""
+
+    __hash__ = object.__hash__  # equal things meet in `==`, which asks the real one
 
     def __init__(self, module: str, name: str) -> None:
         self.__dict__.update(_module=module, _name=name)
@@ -95,11 +110,11 @@ class _Name:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real(), name)
 
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._real(), name, value)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._real()(*args, **kwargs)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._real()[key]
 
     def __mro_entries__(self, bases: Any) -> tuple[Any, ...]:
         return (self._real(),)
@@ -110,6 +125,30 @@ class _Name:
 
     def __subclasscheck__(self, some: type) -> bool:
         return not _deferred(self._module) and issubclass(some, self._real())
+
+    def __enter__(self) -> Any:
+        return self._real().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        return self._real().__exit__(*error)
+
+
+def _asks_the_real_one(operation: Callable[..., Any], swapped: bool = False) -> Callable[..., Any]:
+    def method(name: _Name, *others: Any) -> Any:
+        values = [each._real() if isinstance(each, _Name) else each for each in (name, *others)]
+        return operation(*reversed(values)) if swapped else operation(*values)
+
+    return method
+
+
+for _operation in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"):
+    _found, _plain = getattr(operator, _operation), _operation.strip("_")
+    setattr(_Name, f"__{_plain}__", _asks_the_real_one(_found))
+    setattr(_Name, f"__r{_plain}__", _asks_the_real_one(_found, swapped=True))
+for _operation in ("eq", "ne", "lt", "le", "gt", "ge", "neg", "index", "contains", "getitem", "setitem", "delitem"):
+    setattr(_Name, f"__{_operation}__", _asks_the_real_one(getattr(operator, _operation)))
+for _builtin in (iter, next, len, bool, int, float, str, reversed, dir):
+    setattr(_Name, f"__{_builtin.__name__}__", _asks_the_real_one(_builtin))
 
 
 def _finder() -> _Finder | None:
