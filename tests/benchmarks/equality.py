@@ -102,6 +102,7 @@ def _in_bf16(bench: Bench, model: str, most_tokens: int, batch: int) -> Iterator
         yield f"bf16: {model}, stock beside stock {name}", _in_words(_largest(apart(reference, own[-1]))), "", True
     each = [_largest(apart(*two)) for two in itertools.combinations(own, 2)]
     spread = {kind: max(largest[kind] for largest in each) for kind in KINDS}
+    yield f"bf16: {model}, the largest of any two of stock's own", _in_words(spread), "", True
     yield f"bf16: {model}, stock beside itself in fp32", _in_words(_largest(apart(exact, reference))), "", True
     for place, (layout, keys) in enumerate(LAYOUTS.items()):
         ours = trial(f"{place}", **keys)

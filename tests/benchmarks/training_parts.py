@@ -128,13 +128,13 @@ def time_steps(session: Any, folder: Path) -> None:
                 packing.install(model, PACKED)
             some = rows if way == "stock" else micro_batches.longest_first(rows)
             batch = collate(some, pad_length_to_multiple_of=trainer.pad_seq_length_to_mult)
-            began = _cpu_seconds()
+            began = cpu_seconds()
             values = model.get_ref_policy_logprobs(batch).cpu()
             half = len(values) // 2
             batch["ref_policy_log_probs_chosen"], batch["ref_policy_log_probs_rejected"] = values[:half], values[half:]
-            between = _cpu_seconds()
+            between = cpu_seconds()
             loss, _ = trainer.train_single_step(batch)
-            ended = _cpu_seconds()
+            ended = cpu_seconds()
             own = 2 * batch["chosen"].shape[1] * len(rows)
             if way in ("cut", "all"):
                 own = 2 * sum(max(one["chosen_length"], one["rejected_length"]) for one in rows)
@@ -248,6 +248,6 @@ def stop_in_the_middle() -> None:
 HALF = 25
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
