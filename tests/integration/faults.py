@@ -56,6 +56,27 @@ def another_base_model(rank: int = 0) -> None:
     base_model.load_from_nemo = load_another
 
 
+def the_part_of_rank_0(rank: int = 0) -> None:
+    """The tensor-parallel rank loads another one's part of the base model."""
+    import torch
+
+    from launcher.train.nemo_aligner import base_model
+
+    load = base_model.load_from_nemo
+
+    def load_another(*args: Any, **kwargs: Any) -> Any:
+        model = load(*args, **kwargs)
+        for weight in model.parameters():
+            other = weight.detach().clone()
+            torch.distributed.broadcast(other, 0)
+            if _mine(rank):
+                with torch.no_grad():
+                    weight.copy_(other)
+        return model
+
+    base_model.load_from_nemo = load_another
+
+
 def stand_still_at(step: int, rank: int = 0) -> None:
     """The rank is stopped, as by a debugger."""
     signal_after(step, rank, signal.SIGSTOP)

@@ -38,12 +38,13 @@ def compare_facts(facts: Mapping[str, object]) -> None:
 def compare_weights(model: torch.nn.Module, step: int, frozen: bool = False) -> None:
     """Compare the trainable weights of all data-parallel ranks, and what tensor-parallel ranks hold in common.
 
-    With `frozen` those of the base model as well: a node may have loaded another file of the same name.
+    With `frozen` those of the base model as well: a node may have loaded another file of the same name. Tensor-parallel
+    ranks share no part of its matrices, but each keeps a copy of its norms.
     Raises RanksDiffer on all ranks. Two numbers a rank travel.
     """
     compared = [p for p in model.parameters() if p.requires_grad or frozen]
     what = f"after step {step} the {'' if frozen else 'trainable '}weights"
-    copies = [p for p in model.parameters() if p.requires_grad and not getattr(p, "tensor_model_parallel", False)]
+    copies = [p for p in compared if not getattr(p, "tensor_model_parallel", False)]
     _compare(
         (
             checksum(compared),
@@ -54,9 +55,28 @@ def compare_weights(model: torch.nn.Module, step: int, frozen: bool = False) -> 
         (
             checksum(copies),
             parallel_state.get_tensor_model_parallel_group(),
-            f"after step {step} the trainable weights that every tensor-parallel rank keeps a copy of differ",
+            f"{what} that every tensor-parallel rank keeps a copy of differ",
         ),
     )
+
+
+def compare_parts(model: torch.nn.Module) -> None:
+    """Tensor-parallel ranks must hold different parts of the base model: one may have loaded another's.
+
+    Raises RanksDiffer on all ranks. Two numbers a rank travel.
+    """
+    group = parallel_state.get_tensor_model_parallel_group()
+    parts = [
+        p for n, p in model.named_parameters() if getattr(p, "tensor_model_parallel", False) and "adapter" not in n
+    ]
+    ranks = torch.distributed.get_process_group_ranks(group)
+    first: dict[tuple[int, ...], int] = {}
+    same = []
+    for rank, numbers in zip(ranks, _gather(checksum(parts), group), strict=True):
+        other = first.setdefault(tuple(numbers), rank)
+        if other != rank:
+            same.append(f"tensor-parallel ranks {other} and {rank} hold the same part of the base model")
+    _raise_together(same)
 
 
 def compare_batch(batch: Mapping[str, object], step: int) -> None:
@@ -84,19 +104,26 @@ _BLOCK = 1 << 24
 
 
 def _compare(*comparisons: tuple[torch.Tensor, Any, str]) -> None:
-    """Each is (numbers, the group of ranks on which they must be equal, what it means where they are not).
-
-    All ranks raise together, also those of groups that agree: otherwise they would wait for the others for ever.
-    """
+    """Each is (numbers, the group of ranks on which they must be equal, what it means where they are not)."""
     reasons = []
     for mine, group, reason in comparisons:
-        gathered = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(group))]
-        torch.distributed.all_gather(gathered, mine, group=group)
         ranks = torch.distributed.get_process_group_ranks(group)
-        numbers = [values.tolist() for values in gathered]
+        numbers = _gather(mine, group)
         different = [rank for rank, each in zip(ranks, numbers, strict=True) if each != numbers[0]]
         if different:
             reasons.append(f"{reason} (ranks {different} do not hold what rank {ranks[0]} holds)")
+    _raise_together(reasons)
+
+
+def _gather(mine: torch.Tensor, group: Any) -> list[list[int]]:
+    """The numbers of each rank of the group."""
+    gathered = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(gathered, mine, group=group)
+    return [values.tolist() for values in gathered]
+
+
+def _raise_together(reasons: list[str]) -> None:
+    """All ranks raise, also those of groups that agree: otherwise they would wait for the others for ever."""
     failed = torch.tensor(len(reasons), device=torch.cuda.current_device())
     torch.distributed.all_reduce(failed, torch.distributed.ReduceOp.MAX)
     if failed.item():

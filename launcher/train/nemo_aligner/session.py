@@ -36,6 +36,7 @@ from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.check.steps import Plan
+from launcher.nemo import nemo_file
 from launcher.sweep import checkpoints
 from launcher.train import result as results
 from launcher.train import signals
@@ -164,6 +165,7 @@ def build(config: DictConfig, steps: Plan, progress: MetricsFile) -> AlignerSess
     known = facts(config, steps)
     replicas.compare_facts(known)
     replicas.compare_weights(model, 0, frozen=True)
+    replicas.compare_parts(model)
     restored = checkpointing.resume_point(config.exp_manager)
     state = checkpointing.CheckpointExtras(origin.of(config, model, known["data"]))
     lightning.callbacks.append(state)
@@ -225,6 +227,7 @@ def facts(config: DictConfig, steps: Plan) -> dict[str, Any]:
         "trainer.precision": str(trainer.precision),
         "steps": dataclasses.asdict(steps),
         "config.yaml": hashlib.sha256(OmegaConf.to_yaml(config, sort_keys=True).encode()).hexdigest()[:16],
+        "base model": (nemo_file.read_record(Path(config.pretrained_checkpoint.restore_from_path)) or {}).get("source"),
         "data": {name: file_digest(Path(name)) for name in _files(config.model.data.data_prefix)},
         "packages": results.versions(),
     }
