@@ -6,11 +6,33 @@ import math
 
 from launcher import machine
 from launcher.findings import Finding
+from launcher.nemo.gpt_config import DIVISION
 from launcher.trial_config.config import TrialConfig
 
 
 def findings(config: TrialConfig) -> list[Finding]:
-    return [*_parallel(config), *_packs(config), *_optimizer(config)]
+    return [*_divided(config), *_parallel(config), *_packs(config), *_optimizer(config)]
+
+
+#: Ways to divide the work that were never tried with this engine, each with the reason. All need Transformer Engine or
+#: NeMo's distributed optimizer, and so GPUs.
+_NOT_DIVIDED = {
+    "context_parallel_size": "the checks count ranks without it, rows of pairs and the evaluation do not know it",
+    "expert_model_parallel_size": "Llama has no experts",
+    "virtual_pipeline_model_parallel_size": "a rank then holds several models, where adapters are looked for in one",
+    "fsdp": "it divides weights that adapters and checkpoints expect whole",
+}
+
+
+def _divided(config: TrialConfig) -> list[Finding]:
+    problems = []
+    for key, why in _NOT_DIVIDED.items():
+        value, plain = config.model_keys.get(key), DIVISION[key]
+        if str(value) not in ("None", "1", str(plain)):
+            remedy = f"drop it, or write {'null' if plain is None else str(plain).lower()}; to divide a model that"
+            remedy += " does not fit into a GPU: model.tensor_model_parallel_size"
+            problems.append(Finding(f"model.{key}", str(value).lower(), f"is not supported: {why}", remedy))
+    return problems
 
 
 def _parallel(config: TrialConfig) -> list[Finding]:

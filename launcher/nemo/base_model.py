@@ -13,7 +13,7 @@ from typing import cast
 import yaml
 
 from launcher.findings import Finding
-from launcher.nemo.gpt_config import GptConfig, Tokenizer
+from launcher.nemo.gpt_config import DIVISION, GptConfig, Tokenizer
 from launcher.trial_config.config import TrialConfig
 
 _SHAPE = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
@@ -40,8 +40,8 @@ class BaseModel:
         return all(isinstance(self.config.get(name), int) for name in _SHAPE)
 
     def under(self, trial: TrialConfig) -> GptConfig:
-        """The base model's config overridden by the trial's `model` keys, as NeMo does when it restores."""
-        return cast("GptConfig", {**self.config, **trial.model_keys})
+        """The base model's config overridden by the trial's `model` keys, as where a rank loads it."""
+        return cast("GptConfig", {**self.config, **DIVISION, **trial.model_keys})
 
     def tokenizer(self, trial: TrialConfig) -> Tokenizer:
         """The base model's tokenizer, overridden by the trial's `model.tokenizer`."""

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Final, TypedDict
+
+#: Keys by which whoever made a .nemo divided his work, and their values where nothing is divided. A trial takes none of
+#: them from the .nemo: it has other ranks.
+DIVISION: Final[dict[str, object]] = {
+    "context_parallel_size": 1,
+    "expert_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "sequence_parallel": False,
+    "fsdp": False,
+    "ub_tp_comm_overlap": False,
+}
 
 
 class Tokenizer(TypedDict, total=False):

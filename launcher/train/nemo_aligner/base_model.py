@@ -25,10 +25,11 @@ from nemo.collections.nlp.parts.nlp_overrides import NLPSaveRestoreConnector
 from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 from nemo_aligner.utils import parallel_state
 from nemo_aligner.utils.utils import load_and_override_model_config, load_from_nemo
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from launcher import units
 from launcher.job.node_check import NodeUnfit
+from launcher.nemo.gpt_config import DIVISION
 from launcher.nemo.nemo_file import unpack_tokenizer
 from launcher.train.nemo_aligner.rotary import scale_frequencies
 
@@ -42,6 +43,7 @@ _POLL_S = 0.2
 def complete_config(config: DictConfig, trial_dir: Path) -> None:
     """Merge the .nemo's own config into config.model, and give NeMo the tokenizer as a folder beside the trial."""
     path = Path(config.pretrained_checkpoint.restore_from_path)
+    config.model = OmegaConf.merge(DIVISION, config.model)
     config.model = load_and_override_model_config(str(path), config.model)
     if str(config.model.tokenizer.type or "").startswith("nemo:"):
         config.model.tokenizer.type = str(unpack_tokenizer(path, trial_dir / "tokenizer"))

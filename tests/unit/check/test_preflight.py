@@ -8,7 +8,8 @@ import pytest
 
 from launcher.check import preflight
 from launcher.compose.trials import PlannedTrial
-from tests.unit.conftest import row
+from launcher.nemo.gpt_config import DIVISION
+from tests.unit.conftest import changed, row
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +85,29 @@ def test_packs_need_a_gpu(
 def test_rules(composed: Any, workspace: Path, overrides: list[str], key: str, remedy: str) -> None:
     found = findings(composed, workspace, *overrides)
     assert any(key in finding and remedy in finding for finding in found), found
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("context_parallel_size", 2, "write 1"),
+        ("expert_model_parallel_size", 2, "write 1"),
+        ("virtual_pipeline_model_parallel_size", 2, "write null"),
+        ("fsdp", True, "write false"),
+    ],
+)
+def test_ways_to_divide_the_work_that_were_never_tried(
+    composed: Any, workspace: Path, key: str, value: object, remedy: str
+) -> None:
+    config, _ = composed("model=tiny", "trainer.devices=2")
+
+    def found(value: object) -> list[str]:
+        trial = changed(config, {f"model.{key}": value}, frozenset({f"model.{key}"}))
+        return [str(f) for f in preflight.findings([PlannedTrial([], trial)], workspace / "runs" / "s")]
+
+    assert found(DIVISION[key]) == []
+    (refused,) = found(value)
+    assert refused.startswith(f"model.{key}={str(value).lower()}: is not supported") and remedy in refused
 
 
 def test_files_are_named(composed: Any, workspace: Path) -> None:

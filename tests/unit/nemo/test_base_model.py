@@ -140,3 +140,14 @@ def test_a_small_archive_that_claims_to_hold_much_is_not_unpacked(tmp_path: Path
     with pytest.raises(Refused, match="more than 100 files"):
         nemo_file.unpack_tokenizer(tmp_path / "many.nemo", tmp_path / "tokenizer")
     assert not (tmp_path / "tokenizer").exists()
+
+
+def test_how_its_maker_divided_his_work_is_no_matter_of_a_trial(composed: Any, workspace: Path) -> None:
+    config, _ = composed("model=tiny")
+    made = {**TINY, "sequence_parallel": True, "context_parallel_size": 2}
+    base = base_model.load(write_described(workspace / "models" / "tiny.nemo", made, 1024))
+    assert base is not None
+    model = base.under(config)
+    assert (model["sequence_parallel"], model.get("context_parallel_size")) == (False, 1)
+    config, _ = composed("model=tiny", "+model.sequence_parallel=true")
+    assert base.under(config)["sequence_parallel"]
