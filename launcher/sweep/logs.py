@@ -33,6 +33,10 @@ _ERROR = re.compile(r"\s*(?:\[?rank ?\d+\]?:\s*)?((?:\w+\.)*[A-Z]\w*(?:Error|Exc
 _FATAL = re.compile(r"(Fatal Python error: .*|Segmentation fault.*|.*\bCUDA out of memory\b.*|.*\bKilled\b.*)")
 _MEMORY = re.compile(r"out.of.memory|oom[- _]kill|exceeded (?:job|step|its) ?memory|memory limit", re.IGNORECASE)
 _TYPE = re.compile(r"(?:\w+\.)*([A-Z]\w*(?:Error|Exception|Refused))\b")
+#: What Apptainer, pyxis (with enroot's line) and our own script inside print where no rank can start.
+_CONTAINER = re.compile(
+    r"(?:slurmstepd\S*: (?:error: )?pyxis: +)?((?:FATAL: +|\[ERROR\] ).+|.*in_container\.sh: line \d+: .+)"
+)
 #: What a rank prints after another rank has died: not the cause.
 _FOLLOWED = re.compile(
     r"Connection (?:reset|closed|refused)|Broken pipe|gloo|NCCL|ProcessGroup|DistNetwork|DistBackend|TCPStore"
@@ -149,7 +153,7 @@ def failure(start: StartLogs, batch: Sequence[str] = ()) -> Failure | None:
     reported = srun_reported(batch)
     if reported and reported.rank in start.logs:
         log = start.logs[reported.rank]
-        printed = _printed(reported.rank, log)
+        printed = _of_container(reported.rank, log, batch) or _printed(reported.rank, log)
         return printed or Failure(reported.rank, reported.ending, tuple(tail(log)[-_LAST_LINES:]), log)
     candidates = []
     for rank in sorted(start.logs)[:_RANKS]:
@@ -243,6 +247,21 @@ def _printed(rank: int, log: Path) -> Failure | None:
             text = match[1] if match else _STEPD.sub("", line.strip())
             kind = _TYPE.match(text)
             return Failure(rank, shorten(text), tuple(_around(lines, place)), log, kind[1] if kind else "")
+    return None
+
+
+def _of_container(rank: int, log: Path, batch: Sequence[str]) -> Failure | None:
+    """Why the container runtime could not start a rank; None if it did.
+
+    What the image itself lacks, it lacks on every node: another start would end the same way (`Refused`). An image that
+    is missing may be there on another node.
+    """
+    lines = tail(log)
+    for line in [*lines[-_LAST_LINES:], *batch]:
+        if match := _CONTAINER.fullmatch(line.strip()):
+            inside = match[1].rpartition("in_container.sh: ")
+            error, lacks = shorten(inside[2]), bool(inside[1]) and inside[2].endswith("not found")
+            return Failure(rank, f"the container: {error}", tuple(lines[-_LAST_LINES:]), log, "Refused" * lacks)
     return None
 
 

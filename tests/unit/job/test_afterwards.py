@@ -97,6 +97,38 @@ def test_what_would_be_repeated(trial: Path, error: str) -> None:
     assert how(trial).kind == "refused"
 
 
+@pytest.mark.parametrize(
+    ("in_the_log", "in_the_batch", "error", "kind"),
+    [
+        (
+            "FATAL:   could not open image /images/nemo.sif: failed to retrieve path for /images/nemo.sif: lstat "
+            "/images/nemo.sif: no such file or directory",
+            "",
+            "FATAL: could not open image /images/nemo.sif",
+            "failure",
+        ),
+        (
+            "slurmstepd: error: pyxis: container start failed with error code: 1\n"
+            "slurmstepd: error: pyxis: printing enroot log file:\n"
+            "slurmstepd: error: pyxis:     [ERROR] No such file or directory: /images/nemo.sqsh",
+            "",
+            "[ERROR] No such file or directory: /images/nemo.sqsh",
+            "failure",
+        ),
+        ("", "slurmstepd: error: pyxis:     [ERROR] Could not process JSON input", "[ERROR] Could not proc", "failure"),
+        ("/s/code/0/in_container.sh: line 12: exec: python9: not found", "", "exec: python9: not found", "refused"),
+    ],
+    ids=["apptainer", "pyxis", "pyxis, in the batch script's output", "python"],
+)
+def test_what_a_container_runtime_says(trial: Path, in_the_log: str, in_the_batch: str, error: str, kind: str) -> None:
+    """An image that is missing may be there on another node; what it lacks it lacks on every node."""
+    (trial / "log" / "9.0_1_log.out").write_text(f"{in_the_log}\n")
+    printed(trial, in_the_batch, SRUN)
+    ending = how(trial)
+    assert error in ending.why and ending.why.startswith("the container: ")
+    assert (ending.kind, ending.suspect) == (kind, "node2" if kind == "failure" else "")
+
+
 def test_a_warning_that_came_before_a_rank_could_listen(trial: Path) -> None:
     printed(trial, "srun: error: node1: tasks 0-1: Terminated")
     assert how(trial, 143).kind == "asked"
