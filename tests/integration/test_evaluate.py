@@ -121,6 +121,31 @@ def test_kl_and_samples_equal_transformers_and_peft(train, new_trial, by_transfo
     assert answers[0][0] != answers[0][1]
 
 
+def on_a_cpu_with_bf16() -> None:
+    from launcher.train import device
+
+    device.cpu_has_bf16 = lambda: True
+
+
+def evaluate_on_a_cpu_without() -> None:
+    from launcher.train import device
+
+    evaluate_instead()
+    device.cpu_has_bf16 = lambda: False
+
+
+def test_it_is_computed_in_the_precision_of_the_training(train, new_trial):
+    """`auto` means bf16 where the trial was trained, and fp32 where it is evaluated again."""
+    asked = {"kl_pairs": 4, "samples": 0, "sample_tokens": 0}
+    folder = new_trial(trainer__precision="auto", evaluation=asked)
+    before = train(folder, change=on_a_cpu_with_bf16).result
+    assert before["precision"] == "bf16"
+    after = train(folder, change=evaluate_on_a_cpu_without)
+    assert after.exit_codes == [0], after.said()
+    for column, values in before["evaluation"]["per_pair"].items():  # other blocks of the vocabulary are added up
+        assert after.result["evaluation"]["per_pair"][column] == pytest.approx(values, abs=2e-4), column
+
+
 def test_log_ratios_are_those_that_nemo_logged(train, new_trial):
     folder = new_trial(evaluation={"kl_pairs": 8, "samples": 0, "sample_tokens": 0})
     final = train(folder).result["final"]

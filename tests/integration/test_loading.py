@@ -25,8 +25,27 @@ def in_tmpdir() -> None:
 
 
 def counted() -> None:
-    """A line in the file COUNTED for each time that a whole .nemo is unpacked (its config alone is read by all)."""
+    """A line in the file COUNTED for each time that a whole .nemo is unpacked (its config alone is read by all).
+
+    Fails where ranks read all weights themselves.
+    """
     in_tmpdir()
+    from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
+
+    from launcher.train.nemo_aligner import base_model
+
+    share, load, shared = FullyParallelLoadStrategyWrapper.load, base_model.load_from_nemo, []
+
+    def sharing(self, *args, **kwargs):
+        shared.append(True)
+        return share(self, *args, **kwargs)
+
+    def loaded(*args, **kwargs):
+        model = load(*args, **kwargs)
+        assert shared, "the ranks do not share the reading"
+        return model
+
+    FullyParallelLoadStrategyWrapper.load, base_model.load_from_nemo = sharing, loaded
     from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 
     unpack = SaveRestoreConnector._unpack_nemo_file

@@ -157,11 +157,33 @@ def test_ranks_that_do_not_fit_the_config_are_refused(new_trial):
     assert done.stderr.splitlines()[-1].startswith("error: trainer.devices=2: ")
 
 
+def corrected_and_deterministic() -> None:
+    """At the first step NeMo and Megatron are what standins/everywhere.py makes of them, and torch is strict."""
+    import gc
+
+    import torch
+    from megatron.core.tensor_parallel.layers import LinearWithFrozenWeight
+    from nemo_aligner.algorithms import dpo
+
+    from launcher.train.nemo_aligner.trainer import PreferenceTrainer
+
+    fit = PreferenceTrainer.fit
+
+    def checked(self):
+        assert dpo.clear_memory is gc.collect
+        assert LinearWithFrozenWeight.backward.__module__.endswith("standins.everywhere")
+        assert torch.are_deterministic_algorithms_enabled() and self.model.cfg.deterministic_mode
+        fit(self)
+
+    PreferenceTrainer.fit = checked
+
+
 @pytest.mark.slow
 def test_deterministic_algorithms_change_nothing_on_a_cpu(train, new_trial):
     """And every operation of a trial has a deterministic implementation, at least on a CPU: torch would raise."""
     usual = train(new_trial("usual", trainer__precision="bf16"))
-    strict = train(new_trial("strict", trainer__precision="bf16", deterministic=True))
+    strict = new_trial("strict", trainer__precision="bf16", deterministic=True)
+    strict = train(strict, change=corrected_and_deterministic)
     assert strict.values("train/loss") == usual.values("train/loss"), strict.said()
     assert strict.values("val/loss") == usual.values("val/loss")
     assert strict.result["evaluation"]["per_pair"] == usual.result["evaluation"]["per_pair"]

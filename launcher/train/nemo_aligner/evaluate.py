@@ -201,7 +201,8 @@ def evaluate_trial(trial_dir: Path) -> dict[str, object]:
     progress = MetricsFile(None)
     log_filter.quiet()
     standins.install()
-    device = choose_device(config.trainer.accelerator, config.trainer.precision, ranks)
+    # `auto` may mean another precision on this machine, in which the numbers would not be those of the trained policy.
+    device = choose_device(config.trainer.accelerator, str(result.get("precision") or config.trainer.precision), ranks)
     if device.accelerator == "cpu":
         share_cores(ranks)
     settings.configure(config, trial_dir, ranks, device)
