@@ -29,7 +29,11 @@ outside() { # srun's own words; all options are --name=value, as the launcher wr
 }
 
 task() { # on the node, once for each task: a user namespace in which mounts may be made
-    if [ ! -d "$1" ]; then echo "slurmstepd: error: pyxis: no such image: $1" >&2 && exit 1; fi
+    if [ ! -d "$1" ]; then
+        printf 'slurmstepd: error: pyxis: %s\n' "container start failed with error code: 1" \
+            "printing enroot log file:" "    [ERROR] No such file or directory: $1" >&2
+        exit 1
+    fi
     exec unshare --user --map-root-user --mount "$me" inside "$(id -u)" "$(id -g)" "$@"
 }
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from launcher.sweep import starts
 from launcher.sweep.folder import Sweep
 from tests.containers.conftest import HERE, ROOT, User, rows
 from tests.slurm.daemon import wait_until
@@ -108,10 +109,32 @@ def test_two_trials_of_two_nodes_one_requeued(group: str, user: User, image: Pat
 
     wait_for(lambda: all(trial.result() for trial in Sweep.load(folder).trials), user, folder)
 
-    def starts() -> list[str]:
+    def states() -> list[str]:
         return user.run("sacct", "-n", "-X", "-D", "-P", "-j", f"{array}_0", "-o", "State").stdout.split()
 
     # the job ends after the result is there, and accounting lags behind
-    assert wait_until(lambda: starts() == ["REQUEUED", "COMPLETED"], 60, poll=1), starts()
+    assert wait_until(lambda: states() == ["REQUEUED", "COMPLETED"], 60, poll=1), states()
     assert [line["step"] for line in steps(folder / "0")][-1] == STEPS
     rows.append(f"| {group} | {MANNERS[group]} | both trials done, the requeued one at step {STEPS} | {first:.0f} |")
+
+
+@pytest.mark.parametrize(
+    ("group", "word", "reason", "most"),
+    [
+        ("slurm_apptainer", "cluster.container.image=/images/none.sif", "could not open image /images/none.sif", 2),
+        ("slurm_apptainer", "cluster.python=python9", "exec: python9: not found", 1),
+        ("slurm_pyxis", "cluster.container.image=/images/none.sqsh", "No such file or directory: /images/none.sqsh", 2),
+        ("slurm_pyxis", "cluster.python=python9", "exec: python9: not found", 1),
+    ],
+)
+def test_a_container_that_cannot_start(group: str, word: str, reason: str, most: int, user: User, image: Path) -> None:
+    """`status` has the runtime's own words. A mistake is not made again, where it is known to be one."""
+    runtime(group, user)
+    folder = user.folder / "sweep"
+    words = [f"{BETA}=0.1", f"cluster={group}", f"cluster.container.image={image}", f"hydra.sweep.dir={folder}", word]
+    done = user.run(sys.executable, str(ROOT / "launcher/main.py"), "-m", *words, *WORDS)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert wait_until(lambda: not user.run("squeue", "-h", "-r", "--me").stdout.strip(), 300, poll=1)
+    status = user.run(sys.executable, "-m", "launcher", "status", str(folder)).stdout
+    assert "FAILED" in status and reason in " ".join(status.split()), status
+    assert len(starts.read(folder / "0")) <= most
