@@ -52,11 +52,6 @@ class Cell:
         layout = f"TP {self.tensor} x {self.ranks // self.tensor}" if self.tensor > 1 else f"{self.ranks} ranks"
         return ", ".join([self.model, self.precision, self.weights, layout, *(["rows"] if self.rows else [])])
 
-    @property
-    def alone(self) -> Cell:
-        """The same on one rank."""
-        return Cell(self.model, self.precision, self.weights, rows=self.rows)
-
     def changes(self) -> dict[str, Any]:
         return {
             **KEYS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,13 @@ from tests.integration.rank_runs import STEPS, Cell, Run, run
 pytest.importorskip("nemo_aligner")
 pytestmark = pytest.mark.nemo
 
+#: How far a step's loss may be from one rank's on the same pairs. Main gradients are added up in fp32: the largest
+#: difference measured over 10 steps is in docs/gpu.md. Gradients that are not added up differ by more than 1e-3 from
+#: the second step on.
 ADDED_UP = 1e-6
-ROWS = 1e-3
-SHARDS = {"32": 1e-5, "bf16": 1e-2, "bf16-mixed": 1e-2}
+#: Where matrices are divided among ranks, or pairs share rows, bf16 rounds other sums. So the measure is bf16's own
+#: noise: how far one rank in bf16 is from one rank in fp32. Many ranks may be as many times as far from the one.
+AS_NOISY = 2.0
 
 LAYOUTS = {"tiny": [(2, 1), (4, 1), (4, 2)], "smollm2_135m": [(2, 1), (4, 1), (3, 3)]}
 MATRIX = [
@@ -59,10 +64,17 @@ def test_many_ranks_train_what_one_trains(cell, train, request, tmp_path, made):
         for name, weight in weights.items():
             other = many.weights[0] if name in many.shared else same_part
             assert torch.equal(weight, other[name]), f"rank {rank}: {name}"
-    if cell.alone not in made:
-        made[cell.alone] = run(train, nemo, tmp_path / "alone", cell.alone)
-    alone = made[cell.alone]
-    difference = many.farthest(alone)
-    print(f"| {cell} | {difference:.1e} |")
-    assert difference < (SHARDS[cell.precision] if cell.tensor > 1 else ROWS if cell.rows else ADDED_UP)
-    assert alone.losses["train/loss"][STEPS] < 0.6, "too little was learnt for the comparison to mean anything"
+
+    def alone(precision: str) -> Run:
+        one = replace(cell, precision=precision, ranks=1, tensor=1)
+        if one not in made:
+            made[one] = run(train, nemo, tmp_path / "alone", one)
+        return made[one]
+
+    difference = many.farthest(alone(cell.precision))
+    bound = ADDED_UP
+    if cell.precision != "32" and (cell.tensor > 1 or cell.rows):
+        bound = AS_NOISY * alone(cell.precision).farthest(alone("32"))
+    print(f"| {cell} | {difference:.1e} | {bound:.1e} |")
+    assert difference < bound
+    assert alone(cell.precision).losses["train/loss"][STEPS] < 0.6, "too little was learnt for a comparison"
