@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.train.nemo_aligner import standins
-from launcher.train.nemo_aligner.standins import everywhere, registry
+from launcher.train.nemo_aligner.standins import cuda, everywhere, registry
 
 torch = pytest.importorskip("torch")
 
@@ -63,3 +63,15 @@ def test_an_adapter_gets_megatrons_own_config() -> None:
     assert adapter.config is megatron
     assert (adapter.size, adapter.strategy.size) == (3, 2)
     assert module.instantiate(config).config is None
+
+
+def test_megatrons_random_state_is_the_cpus_as_both_versions_ask_for_it() -> None:
+    """Megatron-core 0.11, of the default image, reads it by a function of its own, and passes more."""
+    module = types.SimpleNamespace(__name__="megatron.core.tensor_parallel.random")
+    cuda._random_state(module)
+    before = module._get_cuda_rng_state(graph_safe=False)
+    drawn = torch.rand(3)
+    module._set_cuda_rng_state(before)  # 0.10
+    assert torch.equal(torch.rand(3), drawn)
+    module._set_cuda_rng_state(before, graph_safe=False)  # 0.11
+    assert torch.equal(torch.rand(3), drawn)

@@ -86,7 +86,8 @@ def _random_state(module: Any) -> None:
     """Megatron calls CUDA's C function, which here would queue up for a device that never comes."""
     import torch
 
-    module._set_cuda_rng_state = lambda state, device=-1: torch.set_rng_state(state)
+    module._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    module._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()  # which Megatron-core 0.10 has not
     # It warns wherever the CPU's random state changes in a block that means to change the CUDA device's.
     logging.getLogger(module.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
 
