@@ -156,7 +156,8 @@ def row(fault: str, sweep: Sweeping, look: Look, reference: Result, trial: int =
 
 def version(cluster: Existing) -> str:
     """As `sinfo --version` says it: 26.05.1."""
-    return ".".join(map(str, cluster.version))
+    major, minor, *rest = cluster.version
+    return ".".join([str(major), f"{minor:02}", *map(str, rest)])
 
 
 def lost_steps(attempts: Sequence[list[dict[str, Any]]]) -> tuple[int, list[str]]:
@@ -198,14 +199,14 @@ def holds(sweep: Sweeping, trial: int) -> float:
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
-HEAD = ("fault", "before", "lost", "restarts", "seconds", "hold", "result", "remarks")
+HEAD = ("fault", "Slurm", "before", "lost", "restarts", "seconds", "hold", "result", "remarks")
 
 
 def cells(row: Row) -> tuple[str, ...]:
     seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
     hold = f"{row.hold:.0f}" if row.seconds is not None else ""
     trouble = "; ".join(row.troubles) or row.note
-    return row.fault, str(row.before), str(row.lost), str(row.restarts), seconds, hold, row.result, trouble
+    return row.fault, row.slurm, str(row.before), str(row.lost), str(row.restarts), seconds, hold, row.result, trouble
 
 
 def text(rows: Sequence[Row]) -> str:
@@ -228,15 +229,15 @@ def kept() -> list[Row]:
     return sorted(rows, key=lambda row: (row.lost > 0, row.restarts > 0, row.fault.lower()))
 
 
-_ABOUT = """\
+_ABOUT = f"""\
 # What faults cost a trial
 
 By `tests/slurm/test_faults*.py`: real NeMo-Aligner trains `model=tiny` (fp32, or bf16 where the row says so, dropout
-0.05, 24 steps or 120, a checkpoint every {save}) on 2 nodes of a real Slurm {slurm}, all of it on one machine of
-2 cores. Rows are of several runs of the tests, some of them side by side.
+0.05, 24 steps or 120, a checkpoint every {SAVE}) on 2 nodes of a real Slurm, all of it on one machine of 2 cores.
+Rows are of several runs of the tests, some of them side by side.
 
 - **before**: steps done when the fault came; **lost**: steps done again: by the tests' bar none after a warning, at
-  most {save} after a sudden death
+  most {SAVE} after a sudden death
 - **seconds**: from the fault to the next step trained, less **hold**, for which Slurm itself kept the requeued job from
   starting (10 s here, 120 s by Slurm's default). NeMo's import is 15 of them on an idle machine, 60 and more beside
   other trials
@@ -247,8 +248,7 @@ _CLEAN = "No process or job was left over, no trial ran in two places, none was 
 
 def markdown(rows: Sequence[Row]) -> str:
     """docs/faults.md."""
-    about = _ABOUT.format(save=SAVE, slurm=" and ".join(sorted({row.slurm for row in rows})))
-    lines = [about] if any(row.troubles for row in rows) else [about, _CLEAN, ""]
+    lines = [_ABOUT] if any(row.troubles for row in rows) else [_ABOUT, _CLEAN, ""]
     lines += ["| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
     lines += ["| " + " | ".join(cell.replace("|", "/") for cell in cells(row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
