@@ -25,6 +25,7 @@ def debian12() -> Path:
             sources.write_text(f"deb {build.mirror()} bookworm main\n")
             apt = ["apt-get", "-qq", "-o", f"Dir::Etc::SourceList={sources}", "-o", "Dir::Etc::SourceParts=/dev/null"]
             apt += ["-o", f"Dir::State::Lists={lists}", "-o", "APT::Sandbox::User=root"]
+            apt += ["-o", "APT::Default-Release=bookworm"]  # apt refuses a machine's own that these sources do not have
             build.run(*apt, "update")
             build.run(*apt, "download", "libmariadb3=1:10.11.*", cwd=Path(own))
             (package,) = Path(own).glob("libmariadb3_*.deb")
