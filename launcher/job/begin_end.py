@@ -157,6 +157,7 @@ def end(trial: Path, job: OwnJob, code: int, script: Sequence[str] = ()) -> int:
     if record.restarts > job.restarts:
         return code or 1  # Slurm has requeued it; the next start asks the accounting why
     if not record.script_decides:
+        print(f"Slurm says {record.state or 'nothing'} ({record.reason}): not for this script to go on", flush=True)
         history.ended(trial, job.start_name, "cancelled", "cancelled", last_step(trial))
         return code or 1
     ending = ending_of(trial, job, code, record)
