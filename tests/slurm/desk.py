@@ -22,7 +22,7 @@ MAIN = str(ROOT / "launcher" / "main.py")
 BETA = "model.dpo.ref_policy_kl_penalty"
 #: Python in the job: every rank is the stand-in, whatever module it is told to run.
 STANDIN = shlex.join([sys.executable, "-IS", str(Path(__file__).with_name("standin.py"))])
-#: A trial of one rank, on a CPU node, for a minute.
+#: A trial of one rank, on a CPU node, for five minutes at most.
 SMALL = ("model=tiny", "data=sample", "cluster.gpus_per_node=null", "cluster.time=5", "cluster.mem_gb=0.5")
 
 
