@@ -239,8 +239,8 @@ Rows are of several runs of the tests, some of them side by side.
 - **before**: steps done when the fault came; **lost**: steps done again: by the tests' bar none after a warning, at
   most {SAVE} after a sudden death
 - **seconds**: from the fault to the next step trained, less **hold**, for which Slurm itself kept the requeued job from
-  starting (10 s here, 120 s by Slurm's default). NeMo's import is 15 of them on an idle machine, 60 and more beside
-  other trials
+  starting (10 s here, 120 s by Slurm's default). NeMo's import is 15 of them on an idle machine, 60 to 180 beside
+  other work
 - **result**: `equal`: final weights, all metrics and the evaluation are the uninterrupted run's, bit for bit
 """
 _CLEAN = "No process or job was left over, no trial ran in two places, none was called done before it was."
