@@ -88,8 +88,8 @@ def _against_beta(axes: Axes, report: Report, measure: Measure) -> bool:
     _chance_line(axes, measure)
     if measure.share:
         axes.set_ylim(top=min(1.02, axes.get_ylim()[1]))
-    elif known:
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if any(it.value < 0 for *_, it in known) else 0)
+    elif all(it.value >= 0 for *_, it in known):
+        axes.set_ylim(0, 1.04 * axes.get_ylim()[1])  # matplotlib's margin is a share of the points' own range
     axes.set_ylabel(measure.label(report.per))
     return bool(known)
 
