@@ -1,6 +1,6 @@
 """Answers of a sweep's policies: `evaluate`, and transformers' `generate` prompt by prompt, in one process.
 
-    make bench   or   python -m tests.benchmarks.answers      (about 15 minutes on two idle cores)
+    make bench   or   python -m tests.benchmarks.answers      (15 minutes on two idle cores, by estimate)
 
 Three betas of SmolLM2-135M, trained two steps on the project's sample, and the reference policy answer 48 prompts,
 once greedily and with 4 samples of at most 64 tokens. `evaluate` does all of it, with the KL of each sample and the
