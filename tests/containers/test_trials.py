@@ -136,5 +136,5 @@ def test_a_container_that_cannot_start(group: str, word: str, reason: str, most:
     assert done.returncode == 0, done.stderr + done.stdout
     assert wait_until(lambda: not user.run("squeue", "-h", "-r", "--me").stdout.strip(), 300, poll=1)
     status = user.run(sys.executable, "-m", "launcher", "status", str(folder)).stdout
-    assert "FAILED" in status and reason in " ".join(status.split()), status
+    assert "0 failed" in status and reason in " ".join(status.split()), status
     assert len(starts.read(folder / "0")) <= most
