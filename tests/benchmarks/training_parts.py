@@ -113,7 +113,8 @@ def time_steps(session: Any, folder: Path) -> None:
     way_of_attention = attention.choose("cpu", str(session.config.trainer.precision))
     shared_prompt.install(model, 1, way_of_attention.attend)
     shared = model.get_forward_output_and_loss_func
-    ways = {"stock": stock, "cut": cut, "all": every, "shared": shared, "packed": shared}
+    forwards = {"stock": stock, "cut": cut, "all": every, "shared": shared, "packed": shared}
+    ways = {way: forwards[way] for way in WAYS}
     found: list[dict[str, Any]] = []
     for rows in trainer.train_dataloader:
         if len(found) == len(ways) * trainer.max_steps:
