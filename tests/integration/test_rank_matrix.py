@@ -19,7 +19,7 @@ pytestmark = pytest.mark.nemo
 ADDED_UP = 1e-6
 #: Where matrices are divided among ranks, or pairs share rows, bf16 rounds other sums. So the measure is bf16's own
 #: noise: how far one rank in bf16 is from one rank in fp32. Many ranks may be as many times as far from the one.
-#: That they compute the same but for rounding is shown in fp32.
+#: That they compute the same but for rounding is shown in fp32, with `tiny`.
 AS_NOISY = 2.0
 
 LAYOUTS = {"tiny": [(2, 1), (4, 1), (4, 2)], "smollm2_135m": [(2, 1), (4, 1), (3, 3)]}
@@ -34,7 +34,6 @@ BESIDES = [
     Cell("tiny", "32", "LoRA", 4),
     Cell("tiny", "32", "LoRA", 4, 2),
     Cell("tiny", "32", "all", 4, 2),
-    Cell("smollm2_135m", "32", "LoRA", 3, 3),
 ]
 QUICK = {BESIDES[0], Cell("tiny", "bf16-mixed", "LoRA", 2)}
 """Those that every run of the tests has time for."""
