@@ -224,7 +224,8 @@ def submitted(sweep: Sweep, requests: Sequence[ArrayRequest], config: TrialConfi
     ids = [job.id for job in sweep.submitted() if job.has_array_id][-len(requests) :]
     evaluations = [job.id for job in sweep.submitted() if job.kind == "evaluation"][-len(requests) :]
     trials = sum(len(request.trials) for request in requests)
-    shape = f"{config.nodes} nodes x {config.ranks_per_node} ranks"
+    nodes, ranks = config.nodes, config.ranks_per_node
+    shape = f"{nodes} node{'s' * (nodes > 1)} x {ranks} rank{'s' * (ranks > 1)}"
     if requests[0].share > 1:
         shape += f", {requests[0].share} trials on a node"
     many = "s" if len(ids) > 1 else ""
