@@ -18,7 +18,7 @@ from launcher.sweep.folder import Sweep
 from launcher.train.nemo_aligner.savings.reference_cache import file_digest
 
 #: Raise it where answers of an older version must not be mixed with new ones.
-_VERSION = 2
+_VERSION = 3
 
 
 class Setting:

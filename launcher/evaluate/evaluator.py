@@ -75,7 +75,7 @@ class Evaluator:
         with _working(folder, title):
             config = trial.config()
             setting = self._setting(config)
-            file = parts_of(checkpoint.path)[0] if checkpoint else adapter_file(trial, result)
+            file = _checkpoint_file(checkpoint, config) if checkpoint else adapter_file(trial, result)
             if known := self._known(folder, setting, whole_file.sha256(file), title):
                 return known
             base = base_folder(setting.nemo, setting.base, setting.cache)
@@ -243,11 +243,25 @@ class Evaluator:
         return held_out.read(setting.pairs_file, setting.pairs, model.tokens, model.longest)
 
 
+def _checkpoint_file(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Path:
+    """The file with the checkpoint's adapters. Raises Refused where it has none, or was removed meanwhile."""
+    name, remedy = str(checkpoint.path), "evaluate without --checkpoints"
+    if at(config, "model.peft.peft_scheme") != "lora":
+        raise Refused(
+            [Finding(name, "", "holds whole weights, which only a trial's result can be exported from", remedy)]
+        )
+    parts = [part for part in parts_of(checkpoint.path) if part.is_file()]
+    if not parts:
+        raise Refused([Finding(name, "", "is not there any more", remedy)])
+    return parts[0]
+
+
 @contextlib.contextmanager
 def _working(folder: Path, title: str) -> Iterator[None]:
     """One process at a time evaluates a policy; an error is noted in its folder. Raises Busy."""
-    if folder.is_symlink():
-        raise Refused([Finding(str(folder), "", "is a link", "remove it")])
+    for place in (folder.parent, folder):
+        if place.is_symlink():
+            raise Refused([Finding(str(place), "", "is a link", "remove it")])
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with whole_file.locked(folder / "lock", wait=False):

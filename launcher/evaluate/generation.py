@@ -49,8 +49,6 @@ class Generated:
     ended: bool
     """False: it was cut off at max_tokens."""
     text: str
-    logits: torch.Tensor | None = None
-    """The policy's own, [tokens, vocabulary], where they were asked for and it is a sample."""
 
 
 @dataclass
@@ -59,7 +57,6 @@ class _Row:
 
     uniforms: torch.Tensor | None
     tokens: list[int] = field(default_factory=list)
-    logits: list[torch.Tensor] = field(default_factory=list)
     ended: bool = False
 
 
@@ -71,12 +68,10 @@ def answers(
     sampling: Sampling,
     stop: Stop,
     beat: Callable[[int], None] = lambda made: None,
-    *,
-    keep_logits: bool = False,
 ) -> list[list[Generated]]:
     """Answer prompts, given as (id, tokens), in one batch; for each the greedy answer first, then the samples.
 
-    `beat` is called with the number of tokens that each row has. `keep_logits` keeps those of the samples.
+    `beat` is called with the number of tokens that each row has.
     """
     device = model.device
     longest = max(len(tokens) for _, tokens in prompts)
@@ -99,11 +94,9 @@ def answers(
     for made in range(1, sampling.max_tokens + 1):
         chosen = _choose([rows[row] for row in live], logits.float(), made - 1, sampling.temperature)
         beat(made)
-        for row, token, given in zip(live, chosen.tolist(), logits, strict=True):
+        for row, token in zip(live, chosen.tolist(), strict=True):
             rows[row].tokens.append(token)
             rows[row].ended = token in stop.tokens
-            if keep_logits and rows[row].uniforms is not None:
-                rows[row].logits.append(given)
         if stop.texts and made % _LOOK_EVERY == 0:
             for row in live:
                 rows[row].ended = rows[row].ended or _has_stop(tokenizer, rows[row].tokens, stop.texts)
@@ -169,8 +162,7 @@ def _generated(tokenizer: Any, row: _Row, stop: Stop) -> Generated:
         )
     text = tokenizer.decode(row.tokens[:length], skip_special_tokens=True)
     text = text[: min((place for it in stop.texts if (place := text.find(it)) >= 0), default=len(text))]
-    logits = torch.stack(row.logits[:length]) if row.logits else None
-    return Generated(row.tokens[:length], row.ended or stopped, text.strip(), logits)
+    return Generated(row.tokens[:length], row.ended or stopped, text.strip())
 
 
 @torch.inference_mode()

@@ -19,6 +19,8 @@ from launcher.evaluate.models import AnsweringModel
 from launcher.findings import Finding, Refused
 
 KINDS = ("probe", "reward_model", "endpoint")
+#: Characters of prompts and answers whose hidden states are computed at once, padding included.
+_CHARACTERS = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,8 @@ class ProbeJudge:
         rows = list(self._rows())[: self._pairs]
         try:
             sides = [
-                self._features([(row["prompt"], row[f"{side}_response"]) for row in rows]) for side in held_out.SIDES
+                self._features([(row["prompt"], self._base.spoken(row[f"{side}_response"])) for row in rows])
+                for side in held_out.SIDES
             ]
             return fit(sides[0], sides[1], [row["prompt"] for row in rows])
         except ValueError as error:
@@ -97,25 +100,24 @@ class ProbeJudge:
         """[answers, 4, hidden] of (prompt, answer), each computed once: see `_states`."""
         import numpy
 
-        new = sorted(
-            {answer for answer in answers if answer not in self._known}, key=lambda it: len(it[0]) + len(it[1])
-        )
-        rows = self._base.device.rows
-        for start in range(0, len(new), rows):
-            part = new[start : start + rows]
+        new = sorted({answer for answer in answers if answer not in self._known}, key=lambda it: len(it[0] + it[1]))
+        while new:
+            rows = max(1, _CHARACTERS // len(new[-1][0] + new[-1][1]))  # as many of the longest that are left
+            part = new[-min(rows, self._base.device.rows) :]
+            del new[-len(part) :]
             for answer, states in zip(part, self._states(part), strict=True):
                 self._known[answer] = states
-        return numpy.stack([self._known[answer] for answer in answers]) if answers else numpy.zeros((0, 1))
+        return numpy.stack([self._known[answer] for answer in answers]) if answers else numpy.zeros((0, 1, 1))
 
     def _states(self, answers: Sequence[tuple[str, str]]) -> list[Any]:
         """[4, hidden] of each: after the last layer and after half of them, at the answer's last token and as the mean
         over its tokens."""
         import torch
 
-        rows = [self._base.tokens(_joined(*answer))[-self._base.longest :] for answer in answers]
-        sizes = [
-            max(1, len(row) - len(self._base.tokens(prompt))) for row, (prompt, _) in zip(rows, answers, strict=True)
-        ]
+        whole = [self._base.tokens(_joined(*answer)) for answer in answers]
+        rows = [row[-self._base.longest :] for row in whole]
+        own = [len(row) - len(self._base.tokens(prompt)) for row, (prompt, _) in zip(whole, answers, strict=True)]
+        sizes = [min(max(1, size), len(row)) for size, row in zip(own, rows, strict=True)]
         longest = max(map(len, rows))
         device = self._base.current.device
         with torch.inference_mode(), self._base.reference() as reference:
@@ -125,17 +127,17 @@ class ProbeJudge:
             half = layers.layers[(len(layers.layers) - 1) // 2]
             hook = half.register_forward_hook(lambda layer, given, out: middle.append(out))
             try:
-                last = layers(input_ids=batch, attention_mask=mask).last_hidden_state
+                last = layers(input_ids=batch, attention_mask=mask, use_cache=False).last_hidden_state
             finally:
                 hook.remove()
             halfway = middle[0][0] if isinstance(middle[0], tuple) else middle[0]
             kinds = []
             for states in (last, halfway):
-                own = [
+                spans = [
                     states[place, len(row) - size : len(row)]
                     for place, (row, size) in enumerate(zip(rows, sizes, strict=True))
                 ]
-                kinds += [[it[-1] for it in own], [it.float().mean(0) for it in own]]
+                kinds += [[it[-1] for it in spans], [it.float().mean(0) for it in spans]]
             return [torch.stack([it.double() for it in each]).cpu().numpy() for each in zip(*kinds, strict=True)]
 
 

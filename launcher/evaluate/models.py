@@ -94,6 +94,10 @@ class AnsweringModel:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
+    def spoken(self, text: str) -> str:
+        """A response of the data as a policy's answer is kept: without the tokens that end it."""
+        return str(self.tokenizer.decode(self.tokens(text), skip_special_tokens=True)).strip()
+
     def stop(self, form: PromptForm) -> Stop:
         """The model's own end tokens, and what ends an answer in the data's form."""
         own = self._base.generation_config.eos_token_id

@@ -19,9 +19,7 @@ from launcher.units import clock
 Say = Callable[[str], None]
 #: Seconds between two lines of progress.
 _EVERY = 15.0
-#: Tokens whose logits are kept at once: with Llama 3's vocabulary, in bf16, 16 GB of the policy's.
-_KEPT = 65536
-#: The same of the reference policy's.
+#: Tokens of samples whose logits are compared at once: with Llama 3's vocabulary, in bf16, 0.5 GB a policy.
 _POSITIONS = 2048
 
 
@@ -57,8 +55,7 @@ class Generator:
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
         """Prompts in batches of similar length, so that little is padded."""
-        rows = min(self._model.device.rows, _KEPT // self._sampling.max_tokens)
-        prompts_at_once = max(1, rows // (1 + self._sampling.samples))
+        prompts_at_once = max(1, self._model.device.rows // (1 + self._sampling.samples))
         by_length = sorted(prompts, key=lambda prompt: (len(prompt.text), prompt.prompt_id))
         return [by_length[first : first + prompts_at_once] for first in range(0, len(by_length), prompts_at_once)]
 
@@ -68,48 +65,50 @@ class Generator:
         room = self._model.longest - self._sampling.max_tokens
         begun = [(prompt.prompt_id, self._model.tokens(prompt.text)[-room:]) for prompt in prompts]
         tokenizer = self._model.tokenizer
-        how = (self._sampling, self._stop, beat)
-        made = generation.answers(self._model.current, tokenizer, begun, *how, keep_logits=self._reference is not None)
+        made = generation.answers(self._model.current, tokenizer, begun, self._sampling, self._stop, beat)
         self.tokens += sum(len(answer.tokens) for row in made for answer in row)
         drifts = [self._divergences(tokens, row[1:]) for (_, tokens), row in zip(begun, made, strict=True)]
-        return [_answer(*parts) for parts in zip(prompts, made, drifts, strict=True)]
+        return [self._answer(*parts) for parts in zip(prompts, made, drifts, strict=True)]
 
     def _divergences(self, prompt: list[int], samples: Sequence[Generated]) -> list[float]:
-        """How far each sample went from the reference policy, see generation.divergence; [] where there is none."""
+        """How far each sample went from the reference policy, see generation.divergence; [] where there is none.
+
+        Both policies read the sample in the same way: in bf16 another way rounds otherwise, and a divergence, unlike a
+        log-ratio, adds that up.
+        """
         if not samples or self._reference is None:
             return []
         drifts: list[float] = []
         at_once = max(1, _POSITIONS // self._sampling.max_tokens)
         for first in range(0, len(samples), at_once):
-            part = samples[first : first + at_once]
+            part = [sample.tokens for sample in samples[first : first + at_once]]
+            own = generation.next_token_logits(self._model.current, prompt, part)
             with self._reference.reference() as reference:
-                logits = generation.next_token_logits(reference, prompt, [sample.tokens for sample in part])
-            for sample, other in zip(part, logits, strict=True):
-                if sample.logits is not None:
-                    drifts.append(round(generation.divergence(sample.logits, other[: len(sample.tokens)]), 6))
+                other = generation.next_token_logits(reference, prompt, part)
+            for tokens, *both in zip(part, own, other, strict=True):
+                drifts.append(round(generation.divergence(*(logits[: len(tokens)] for logits in both)), 6))
         return drifts
+
+    def _answer(self, prompt: Prompt, made: Sequence[Generated], drifts: Sequence[float]) -> PromptAnswers:
+        greedy, *samples = made
+        return PromptAnswers(
+            prompt_id=prompt.prompt_id,
+            source=prompt.source,
+            prompt=prompt.text,
+            messages=prompt.messages,
+            chosen=None if prompt.chosen is None else self._model.spoken(prompt.chosen),
+            greedy=greedy.text,
+            greedy_ended=greedy.ended,
+            samples=[sample.text for sample in samples],
+            samples_ended=[sample.ended for sample in samples],
+            tokens=[sample.tokens for sample in samples],
+            kl_nats=drifts,
+            instructions=prompt.instructions,
+        )
 
     def held_out(self, pairs: Sequence[held_out.HeldOutPair], beat: Callable[[int], None]) -> dict[str, Any]:
         """The teacher-forced pass of the policy."""
         return held_out.columns(self._model.current, pairs, beat)
-
-
-def _answer(prompt: Prompt, made: Sequence[Generated], drifts: Sequence[float]) -> PromptAnswers:
-    greedy, *samples = made
-    return PromptAnswers(
-        prompt_id=prompt.prompt_id,
-        source=prompt.source,
-        prompt=prompt.text,
-        messages=prompt.messages,
-        chosen=prompt.chosen,
-        greedy=greedy.text,
-        greedy_ended=greedy.ended,
-        samples=[sample.text for sample in samples],
-        samples_ended=[sample.ended for sample in samples],
-        tokens=[sample.tokens for sample in samples],
-        kl_nats=drifts,
-        instructions=prompt.instructions,
-    )
 
 
 def fill(file: Path, prompts: Sequence[Prompt], generate: Generator, title: str, say: Say) -> int:

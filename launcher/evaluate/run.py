@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,19 +26,19 @@ def evaluate(
     again: bool = False,
     suites: Suites | None = None,
     kept: bool = False,
-) -> dict[str, LauncherError]:
+) -> dict[str, Exception]:
     """Evaluate trials and what is put beside them, one after the other. Returns what could not be, and why.
 
     `kept`: also each checkpoint that a trial kept before its last step.
 
-    Prints progress and, at the end, a table. Raises Refused for another user's sweep, and the errors of the models.
+    Prints progress and, at the end, a table. Raises Refused for another user's sweep.
     """
 
     def say(line: str) -> None:
         print(line, flush=True)
 
     evaluator = Evaluator(sweep, changes or {}, say, again=again)
-    failed: dict[str, LauncherError] = {}
+    failed: dict[str, Exception] = {}
     rows: dict[str, dict[str, Any]] = {}
     todo: dict[str, Callable[[], dict[str, Any]]] = {
         f"trial {trial.name}": partial(evaluator.trial, trial) for trial in trials
@@ -53,6 +54,9 @@ def evaluate(
             rows[title] = job()
         except LauncherError as error:
             failed[title] = error
+        except Exception as error:  # of the models; the others are evaluated all the same
+            traceback.print_exc()
+            failed[title] = error
     if rows:
         say(scores.table(rows))
     if suites:
@@ -65,7 +69,7 @@ def _suites(
     sweep: Sweep,
     trials: Sequence[Trial],
     suites: Suites,
-    failed: dict[str, LauncherError],
+    failed: dict[str, Exception],
     say: Callable[[str], None],
 ) -> dict[str, Results]:
     """The suites' results by policy; the base model's are made once for the sweep."""

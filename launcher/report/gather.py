@@ -104,7 +104,7 @@ def _trial(
         config = trial_files.read_config(trial)
         course = costs.read_course(trial_files.read_metrics(trial))
         scores = recorded_scores.scores(trial_files.read_json(trial, recorded_scores.FILE) or {})
-        kept = _kept(trial)
+        kept = tuple((step, it) for step, it in _kept(trial) if scores and it.made == scores.made)
     except Unreadable as error:
         unreadable.append(str(error))
     devices, nodes = (recorded.integer(at(config, f"trainer.{key}")) for key in ("devices", "num_nodes"))

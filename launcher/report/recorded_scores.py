@@ -18,6 +18,8 @@ from launcher.report.recorded import Pairs
 FILE = "evaluation/scores.json"
 PROMPT = "prompt"
 """The column that names each value's prompt, by a number that is equal for equal prompts."""
+_OWN = ("base", "beta", "seconds", "tokens")
+"""What `made` says of one trial, and not of how it was evaluated."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class RecordedScores:
     judges: tuple[RecordedJudge, ...]
     checks: Mapping[str, Sequence[tuple[str, bool]]]
     """By prompt: (id of each instruction, whether the greedy answer follows it)."""
+    made: Mapping[str, Any]
+    """How the answers were made and judged; scores are comparable where it is equal."""
 
     def columns_for(self, measure: Measure) -> Pairs | None:
         """The columns that a measure of the evaluation's answers, or of its held-out pairs, is computed from."""
@@ -83,7 +87,8 @@ def scores(data: Mapping[str, object]) -> RecordedScores | None:
     )
     prompts = [zlib.crc32(str(name).encode()) for name in ids]
     checks = {str(key): _checks(found) for key, found in recorded.mapping(data.get("checks")).items()}
-    return RecordedScores(prompts, columns, recorded.columns(data.get("per_pair")), judges, checks)
+    made = {key: it for key, it in recorded.mapping(data.get("made")).items() if key not in _OWN}
+    return RecordedScores(prompts, columns, recorded.columns(data.get("per_pair")), judges, checks, made)
 
 
 def _checks(data: Any) -> tuple[tuple[str, bool], ...]:

@@ -74,6 +74,11 @@ def unequal(report: Report) -> list[str]:
         reasons.append("The trials made different numbers of steps.")
     if len({trial.result.precision for trial in report.done if trial.result}) > 1:
         reasons.append("The trials were computed in different precisions.")
+    made = [trial.scores.made for trial in report.trials if trial.scores]
+    differing = sorted({key for one in made for key in one if any(it.get(key) != one[key] for it in made)})
+    if differing:
+        keys = ", ".join(differing)
+        reasons.append(f"The policies' answers were not all made and judged alike ({keys}): run `evaluate` for all.")
     return reasons
 
 

@@ -142,6 +142,7 @@ def apart(stock_: Trial, ours: Trial) -> Apart:
     for step in range(1, max(stock_.values("train/loss")) + 1):
         before, after = (torch.load(trial.folder / f"{step}.adapters") for trial in (stock_, ours))
         assert before.keys() == after.keys() and before
+        assert all(weight.isfinite().all() for weights in (before, after) for weight in weights.values()), step
         found["adapters"][step] = max(float((before[name] - after[name]).abs().max()) for name in before)
     return found
 

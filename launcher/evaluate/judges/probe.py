@@ -187,6 +187,8 @@ def judge(
     """
     if probe.unusable:
         return Preferences([None] * len(comparisons), probe.facts, probe.unusable)
+    if not comparisons:  # no held-out prompt was asked, or all answers are the reference policy's
+        return Preferences([], probe.facts)
     first = features([(it.prompt, it.first) for it in comparisons])
     second = features([(it.prompt, it.second) for it in comparisons])
     return Preferences(list(probe.prefer(first, second)), probe.facts)

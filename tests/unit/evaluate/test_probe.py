@@ -115,6 +115,7 @@ def test_the_judge_shows_the_probes_accuracy_and_is_silent_without_it():
     judged = probe.judge(probe.fit(chosen, rejected, prompts), features, comparison)
     assert judged.values[0] + judged.values[1] == pytest.approx(1)
     assert judged.facts["held_out_accuracy"] > 0.7 and judged.unusable == ""
+    assert probe.judge(probe.fit(chosen, rejected, prompts), features, []).values == []
     asked.clear()
     nothing = probe.fit(numpy.zeros((60, 6)), numpy.zeros((60, 6)), [str(number) for number in range(60)])
     judged = probe.judge(nothing, features, comparison)

@@ -23,6 +23,7 @@ from launcher.report import (
     recorded_scores,
     table_csv,
 )
+from launcher.report import text as report_text
 from launcher.report.pools import difference
 from tests.unit import report_sweep
 
@@ -246,6 +247,16 @@ def test_the_course_of_kept_checkpoints_is_drawn_with_the_law_of_over_optimisati
     assert lines == [pytest.approx([1.5 + it, 2 + it, 3 + it, 5 + it]) for it in range(3)]
     assert axes.get_legend().get_texts()[0].get_text().startswith("0.5 + d (0.200 - 0.060 ln d)")
     pyplot.close(figure)
+
+
+def test_answers_that_were_made_otherwise_are_told_and_make_no_course(sweep):
+    for trial, tokens in zip(sweep.trials, (256, 256, 512), strict=True):
+        write(trial, {**content(0.1), "made": {"max_tokens": tokens, "beta": trial.beta, "seconds": tokens}})
+        write(trial, {**content(0.1), "made": {"max_tokens": 256}}, "step-4")
+    report = gather.gather(sweep)
+    (told,) = (line for line in report_text.unequal(report) if "answers" in line)
+    assert "(max_tokens)" in told and "run `evaluate` for all" in told
+    assert [len(trial.kept) for trial in report.trials] == [1, 1, 0]
 
 
 def test_other_policies_and_standard_suites(sweep):
