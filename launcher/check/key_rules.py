@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from launcher import machine
+from launcher.engines import ENGINES
 from launcher.findings import Finding
 from launcher.nemo.gpt_config import DIVISION
 from launcher.trial_config.config import TrialConfig
@@ -27,8 +28,9 @@ _NOT_DIVIDED = {
 def _divided(config: TrialConfig) -> list[Finding]:
     problems = []
     for key, why in _NOT_DIVIDED.items():
-        value, plain = config.model_keys.get(key), DIVISION[key]
-        if str(value) not in ("None", "1", str(plain)):
+        plain = DIVISION[key]
+        value = config.model_keys.get(key, plain)
+        if value != plain and config.engine in ENGINES:
             remedy = f"drop it, or write {'null' if plain is None else str(plain).lower()}; to divide a model that"
             remedy += " does not fit into a GPU: model.tensor_model_parallel_size"
             problems.append(Finding(f"model.{key}", str(value).lower(), f"is not supported: {why}", remedy))

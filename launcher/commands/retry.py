@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from launcher.commands.cancel import agreed
+from launcher.findings import Refused
 from launcher.slurm.rows import array_spec
 from launcher.status import states
 from launcher.submit import actions
@@ -51,38 +52,44 @@ def run(args: argparse.Namespace) -> int:
         trials = [state.trial for state in selection.chosen]
         here = [trial for trial in trials if actions.of_local(sweep, trial)]
         on_slurm = [trial for trial in trials if trial not in here]
-        what = " and ".join(filter(None, [_named("", trials), _named("the evaluation of ", evaluations)]))
+        both = (("", trials), ("the evaluation of ", evaluations))
+        what = " and ".join(filter(None, [_named(text, [it.number for it in of]) for text, of in both]))
         what += f" of {sweep.folder}"
         if not args.yes and not agreed(f"start {what} again?"):
             print("nothing was started")
             return 0
         from launcher.submit.resubmit import code_to_run, evaluate_again, submit_again
 
-        if evaluations:
-            arrays = evaluate_again(sweep, evaluations)
-            if arrays:
-                print(f"{_arrays(arrays)}: {_named('the evaluation of ', evaluations)}", flush=True)
-            elif not trials:
-                return 1
+        status = 0
+        try:
+            submitted = evaluate_again(sweep, evaluations) if evaluations else []
+        except Refused as error:
+            if not trials:
+                raise
+            print(f"error: {error}", file=sys.stderr)  # the trials that failed are started all the same
+            submitted, status = [], 1
+        for array, numbers in submitted:
+            if array is None:
+                status = 1
+            else:
+                print(f"array {array}: {_named('the evaluation of ', numbers)}", flush=True)
         if not trials:
-            return 0
+            return status
         code = code_to_run(sweep, trials, args.code == "current")
         if on_slurm:
             ids = submit_again(sweep, on_slurm, code)
             print(f"{_arrays(ids)}: trial {array_spec([trial.number for trial in on_slurm])}")
             print(f"  status:  python -m launcher status {sweep.folder}", flush=True)
-        return run_here(sweep, here, code) if here else 0
+        return max(status, run_here(sweep, here, code)) if here else status
 
 
 def _arrays(ids: Sequence[object]) -> str:
     return f"array{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}"
 
 
-def _named(what: str, trials: Sequence[Trial]) -> str:
+def _named(what: str, numbers: Sequence[int]) -> str:
     """`the evaluation of trials 0,2`; "" for none."""
-    if not trials:
-        return ""
-    return f"{what}trial{'s' if len(trials) > 1 else ''} {array_spec([trial.number for trial in trials])}"
+    return f"{what}trial{'s' if len(numbers) > 1 else ''} {array_spec(numbers)}" if numbers else ""
 
 
 def run_here(sweep: Sweep, trials: Sequence[Trial], code: int | None) -> int:

@@ -24,10 +24,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher.job import slurm_job
-from launcher.job.how_it_ended import MARK, cluster_of, ending_of, last_step
+from launcher.job.how_it_ended import cluster_of, ending_of, last_step
 from launcher.job.restart_rule import Decision, Ending, decide
 from launcher.job.slurm_job import JobRecord, OwnJob
-from launcher.sweep import bad_nodes, result_file
+from launcher.sweep import bad_nodes, logs, result_file
 from launcher.sweep import starts as history
 from launcher.sweep.starts import GAVE_UP, SAID, Start
 
@@ -81,7 +81,9 @@ def begin(trial: Path, job: OwnJob, beside: bool = False) -> int:
         print(f"trial {trial.name} has been submitted again since, and goes on there: {starts[-1].name}", flush=True)
         return 1
     start = Start(name=job.start_name, chain=job.chain, nodes=job.nodes, began=round(time.time(), 3), first_step=step)
-    print(MARK.format(start=job.start_name), f"trial {trial.name} on {job.nodes}", _earlier_ends(chain), flush=True)
+    print(
+        logs.MARK.format(start=job.start_name), f"trial {trial.name} on {job.nodes}", _earlier_ends(chain), flush=True
+    )
     if (trial / "result.json").exists():
         history.take_over(trial, job.start_name)
         history.began(trial, start)

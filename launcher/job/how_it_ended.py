@@ -12,8 +12,6 @@ from launcher.job.restart_rule import REPEATABLE, Ending
 from launcher.job.slurm_job import JobRecord, OwnJob
 from launcher.sweep import checkpoints, logs, metrics, rank_errors, starts
 
-MARK = "== start {start} =="
-"""The line that the batch script prints when a start begins."""
 _EARLY_S = 70.0  # Slurm may send USR2 this much too early (sbatch(1), --signal)
 _LATE = 124  # exit code of timeout(1): the batch script has killed ranks that did not exit in time
 _SIGNALLED = re.compile(r"Terminated|User defined signal 2")
@@ -88,9 +86,7 @@ def _batch(trial: Path, job: OwnJob, output: str) -> list[str]:
         return logs.tail(own)
     path = trial.parent / "slurm" / f"{job.element}.out"
     lines = logs.tail(path if path.exists() or not output else Path(output))
-    mark = MARK.format(start=job.start_name)
-    place = max((place for place, line in enumerate(lines) if line.startswith(mark)), default=-1)
-    return lines[place + 1 :]
+    return logs.of_start(lines, job.start_name)
 
 
 def _node(trial: Path, job: OwnJob, rank: int | None) -> str:

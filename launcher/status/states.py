@@ -66,7 +66,10 @@ def batch_log(sweep: Sweep, state: TrialState) -> list[str]:
     own = logs.srun_log(state.trial.folder, known[-1].name) if known else None
     if own and own.exists():
         return logs.tail(own, _BATCH_TAIL)
-    return logs.tail(slurm_states.batch_output(sweep.folder, state.job), _BATCH_TAIL) if "_" in state.job else []
+    if "_" not in state.job:
+        return []
+    printed = logs.tail(slurm_states.batch_output(sweep.folder, state.job), _BATCH_TAIL)
+    return logs.of_start(printed, known[-1].name) if known else printed
 
 
 def _with_folder(state: TrialState, large: bool) -> TrialState:

@@ -46,8 +46,9 @@ def submit_again(sweep: Sweep, trials: Sequence[Trial], code: int | None = None)
     return [job.id for job in Sweep.load(sweep.folder).submitted() if job.has_array_id][-len(requests) :]
 
 
-def evaluate_again(sweep: Sweep, trials: Sequence[Trial]) -> list[int]:
-    """Submit the evaluation of these trials again, as an array for each request to Slurm. Returns the arrays' ids.
+def evaluate_again(sweep: Sweep, trials: Sequence[Trial]) -> list[tuple[int | None, list[int]]]:
+    """Submit the evaluation of these trials again, as an array for each request to Slurm, or several where one would be
+    too large. Returns (the array's id, its trials); None where sbatch did not take it, which is reported on stderr.
 
     Raises Refused, and submits nothing, if this cluster would refuse one of them or never start it.
     """
@@ -64,5 +65,6 @@ def evaluate_again(sweep: Sweep, trials: Sequence[Trial]) -> list[int]:
         here = f"or evaluate on this machine: python -m launcher evaluate {shlex.quote(sweep.shown)}"
         remedy = f"write it into the trials' config.yaml, {here}"
         raise Refused([replace(finding, remedy=f"{finding.remedy}; {remedy}") for finding in dict.fromkeys(unfit)])
-    arrays = [evaluation.submit(sweep, numbers) for numbers in alike.values()]
-    return [array for array in arrays if array is not None]
+    most = site.cluster.max_array_size
+    parts = [part[first : first + most] for part in alike.values() for first in range(0, len(part), most)]
+    return [(evaluation.submit(sweep, part), part) for part in parts]

@@ -21,6 +21,8 @@ from launcher import whole_file
 from launcher.sweep import rank_errors
 
 _LOG = re.compile(r"(?P<name>local(?P<local>\d+)|(?P<job>\d+)(?:\.(?P<restart>\d+))?)_(?P<rank>\d+)_log\.out")
+MARK = "== start {start} =="
+"""The line that the batch script prints when a start begins."""
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r(?!\n)")
 _TAIL = 65536  # bytes of a log that are searched for the error
 _LONGEST = 300  # characters of an error in one line
@@ -153,7 +155,9 @@ def failure(start: StartLogs, batch: Sequence[str] = ()) -> Failure | None:
     reported = srun_reported(batch)
     if reported and reported.rank in start.logs:
         log = start.logs[reported.rank]
-        printed = _of_container(reported.rank, log, batch) or _printed(reported.rank, log)
+        printed = _printed(reported.rank, log)
+        if not (printed and printed.type):  # an exception: the container had started
+            printed = _of_container(reported.rank, log, batch) or printed
         return printed or Failure(reported.rank, reported.ending, tuple(tail(log)[-_LAST_LINES:]), log)
     candidates = []
     for rank in sorted(start.logs)[:_RANKS]:
@@ -200,6 +204,13 @@ def srun_reported(batch: Sequence[str]) -> SrunReport | None:
     reports = [SrunReport(int(match[2]), match[3].strip(), match[1]) for match in matches]
     first = reports[0] if reports else None
     return next((report for report in reports if not _ENDED_BY_SRUN.match(report.ending)), first)
+
+
+def of_start(batch: Sequence[str], start: str) -> list[str]:
+    """What the batch script printed in one start, named as in its MARK; all of it where there is no such mark."""
+    mark = MARK.format(start=start)
+    place = max((place for place, line in enumerate(batch) if line.startswith(mark)), default=-1)
+    return list(batch[place + 1 :])
 
 
 def tail(path: Path, size: int = _TAIL) -> list[str]:

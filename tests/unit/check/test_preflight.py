@@ -94,6 +94,9 @@ def test_rules(composed: Any, workspace: Path, overrides: list[str], key: str, r
         ("expert_model_parallel_size", 2, "write 1"),
         ("virtual_pipeline_model_parallel_size", 2, "write null"),
         ("fsdp", True, "write false"),
+        ("fsdp", 1, "write false"),
+        ("virtual_pipeline_model_parallel_size", 1, "write null"),
+        ("context_parallel_size", None, "write 1"),
     ],
 )
 def test_ways_to_divide_the_work_that_were_never_tried(

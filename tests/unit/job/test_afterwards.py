@@ -129,6 +129,13 @@ def test_what_a_container_runtime_says(trial: Path, in_the_log: str, in_the_batc
     assert (ending.kind, ending.suspect) == (kind, "node2" if kind == "failure" else "")
 
 
+def test_an_exception_of_a_rank_is_no_word_of_a_container(trial: Path) -> None:
+    log = trial / "log" / "9.0_1_log.out"
+    log.write_text("FATAL: kernel `fmha` is for sm80, but was built for sm70\nValueError: model.x: cannot be 3\n")
+    printed(trial, SRUN)
+    assert (how(trial).kind, how(trial).why) == ("refused", "ValueError: model.x: cannot be 3")
+
+
 def test_a_warning_that_came_before_a_rank_could_listen(trial: Path) -> None:
     printed(trial, "srun: error: node1: tasks 0-1: Terminated")
     assert how(trial, 143).kind == "asked"

@@ -263,6 +263,16 @@ def test_srun_names_the_first_rank(tmp_path: Path) -> None:
     assert (state.reason, state.rank, state.exit_code) == ("rank 2: Exited with exit code 3", 2, "15:0, steps 0:15")
 
 
+def test_what_an_earlier_start_printed_is_no_reason(tmp_path: Path) -> None:
+    sweep = make(tmp_path / "s", 1)
+    log(sweep, 0, "I am 0\n", rank=0)
+    starts.began(sweep.folder / "0", starts.Start(f"{ARRAY}.0", f"{ARRAY}_0", "node1", 1.0, 0))
+    earlier = ["== start 1.0 == trial 0", "slurmstepd: error: pyxis:     [ERROR] Could not process JSON input"]
+    lines = [*earlier, f"== start {ARRAY}.0 == trial 0", "srun: error: node1: task 0: Segmentation fault"]
+    (sweep.folder / "slurm" / f"{ARRAY}_0.out").write_text("\n".join(lines))
+    assert one(sweep, [], [accounted(0, "FAILED", exit_code=11)]).reason == "rank 0: Segmentation fault"
+
+
 def test_the_signal_by_which_scancel_ends_steps_is_no_exit_code() -> None:
     """24.11 and newer record it as the derived exit code (measured: 0:15)."""
     assert reasons.codes(accounted(0, "CANCELLED", derived_signal=15)) == "0:0"

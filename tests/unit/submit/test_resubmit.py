@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,19 @@ def sweep(composed: Any, tmp_path: Path, workspace: Path, monkeypatch: pytest.Mo
 
 def test_trials_whose_evaluations_ask_for_the_same_share_an_array(sweep: Any) -> None:
     made = sweep({}, {"time": 5}, {})
-    assert resubmit.evaluate_again(made, made.trials) == [70, 71]
+    assert resubmit.evaluate_again(made, made.trials) == [(70, [0, 2]), (71, [1])]
     assert [job.trials for job in Sweep.load(made.folder).jobs] == [[0, 2], [1]]
     scripts = [(made.folder / "slurm" / f"evaluate{number}.sbatch").read_text() for number in (0, 1)]
     assert ["#SBATCH --time=5\n" in text for text in scripts] == [False, True]
+
+
+def test_no_array_is_larger_than_the_cluster_takes(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resubmit.evaluation, "findings", lambda *args: [])
+    made = sweep({}, {}, {})
+    monkeypatch.setattr(
+        resubmit, "Site", lambda: types.SimpleNamespace(cluster=types.SimpleNamespace(max_array_size=2))
+    )
+    assert resubmit.evaluate_again(made, made.trials) == [(70, [0, 1]), (71, [2])]
 
 
 def test_what_this_cluster_would_never_start_is_refused(sweep: Any) -> None:

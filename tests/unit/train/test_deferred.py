@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib
 import importlib.util
+import pickle
 import sys
 import typing
 from collections.abc import Iterator
@@ -48,6 +50,20 @@ def figure(plots: str) -> Any:
 
 def executed(plots: str) -> bool:
     return "colour" in vars(sys.modules[plots])
+
+
+def test_a_copied_name_stands_for_the_same_thing(plots):
+    for copied in (copy.deepcopy(figure(plots)), pickle.loads(pickle.dumps(figure(plots)))):
+        assert not executed(plots)
+        assert isinstance(copied, deferred._Name)
+    assert copied().area() == 12
+
+
+def test_all_is_imported_at_once_where_that_is_asked_for(plots, monkeypatch):
+    monkeypatch.setenv(deferred.AT_ONCE, "1")
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, deferred._Finder)]
+    with deferred.importing():
+        assert isinstance(figure(plots), type)
 
 
 def test_importing_a_name_imports_nothing(plots):

@@ -14,7 +14,9 @@ import importlib.abc
 import importlib.metadata
 import importlib.util
 import operator
+import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +25,10 @@ from typing import Any
 
 PACKAGES = ("datasets", "nltk", "pandas", "scipy", "sklearn")
 
+AT_ONCE = "LAUNCHER_IMPORT_AT_ONCE"
+"""Environment variable: where it is set, nothing is deferred. For an image in which a placeholder is in the way."""
 _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+_lock = threading.RLock()
 _MODULE_OWN = frozenset({"__path__", "__file__", "__spec__", "__loader__", "__package__", "__name__", "__cached__"})
 
 
@@ -33,7 +38,7 @@ def importing() -> Iterator[None]:
 
     Collecting garbage looks at all of the two million objects again and again, while hardly any of them is garbage.
     """
-    packages = {name for name in PACKAGES if name not in sys.modules}
+    packages = {name for name in PACKAGES if name not in sys.modules and not os.environ.get(AT_ONCE)}
     if _finder() is None:
         sys.meta_path.insert(0, _Finder(packages))
     gc.disable()
@@ -70,7 +75,7 @@ class _Loader(importlib.abc.Loader):
 
 class _Module(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
-        if name in _MODULE_OWN:
+        if name in _MODULE_OWN and (name != "__file__" or _deferred(self.__name__)):
             raise AttributeError(name)
         if _deferred(self.__name__):
             if name == "__version__":
@@ -126,6 +131,10 @@ class _Name:
     def __subclasscheck__(self, some: type) -> bool:
         return not _deferred(self._module) and issubclass(some, self._real())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and copy: a copy stands for the same thing."""
+        return _Name, (self._module, self._name)
+
     def __enter__(self) -> Any:
         return self._real().__enter__()
 
@@ -163,8 +172,9 @@ def _deferred(module: str) -> bool:
 def _real(module: str) -> types.ModuleType:
     """The real module; its whole package is not deferred any longer."""
     package, finder = module.partition(".")[0], _finder()
-    if finder is not None and package in finder.packages:
-        finder.packages.discard(package)
-        for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
-            del sys.modules[name]
-    return importlib.import_module(module)
+    with _lock:
+        if finder is not None and package in finder.packages:
+            finder.packages.discard(package)
+            for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+                del sys.modules[name]
+        return importlib.import_module(module)
