@@ -38,6 +38,8 @@ def run_trial(trial_dir: Path) -> dict[str, object]:
         if note is None:
             raise
         traceback.print_exc()
+        if Ranks.from_environment().rank == 0:  # another rank left before this one, which had begun, could hear of it
+            metrics.append_phase(trial_dir / "metrics.jsonl", "stopped", f"{note['reason']}, as the other ranks")
         print(f"stopped, as the other ranks: {note['reason']}", flush=True)
         return {"stopped": note["reason"], "step": note["step"]}
 

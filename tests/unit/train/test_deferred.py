@@ -126,6 +126,12 @@ def test_what_is_set_in_a_module_is_set_in_the_real_one(plots):
     assert figure(plots).shade == 7
 
 
+def test_what_is_set_in_a_deferred_name_is_set_once_it_is_there(plots):
+    exec(f"import {plots}.draw\n{plots}.draw.Figure.shade = 7")
+    assert not executed(plots)
+    assert figure(plots)().shade == 7 and executed(plots)
+
+
 def test_what_is_not_there_is_missing(plots):
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(f"{plots}.nothing")

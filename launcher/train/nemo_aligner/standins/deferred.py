@@ -29,6 +29,8 @@ AT_ONCE = "LAUNCHER_IMPORT_AT_ONCE"
 """Environment variable: where it is set, nothing is deferred. For an image in which a placeholder is in the way."""
 _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 _lock = threading.RLock()
+_set: list[tuple[_Name, str, object]] = []
+"""(placeholder, name, value): what was set on placeholders of packages that are still deferred."""
 _MODULE_OWN = frozenset({"__path__", "__file__", "__spec__", "__loader__", "__package__", "__name__", "__cached__"})
 
 
@@ -116,7 +118,11 @@ class _Name:
         return getattr(self._real(), name)
 
     def __setattr__(self, name: str, value: object) -> None:
-        setattr(self._real(), name, value)
+        """Set on the real thing as soon as there is one: NeMo sets a function of `datasets` while it is imported."""
+        if _deferred(self._module):
+            _set.append((self, name, value))
+        else:
+            setattr(self._real(), name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._real()(*args, **kwargs)
@@ -132,8 +138,10 @@ class _Name:
         return not _deferred(self._module) and issubclass(some, self._real())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For pickle and copy: a copy stands for the same thing."""
         return _Name, (self._module, self._name)
+
+    def __deepcopy__(self, memo: object) -> _Name:
+        return self
 
     def __enter__(self) -> Any:
         return self._real().__enter__()
@@ -173,8 +181,13 @@ def _real(module: str) -> types.ModuleType:
     """The real module; its whole package is not deferred any longer."""
     package, finder = module.partition(".")[0], _finder()
     with _lock:
-        if finder is not None and package in finder.packages:
-            finder.packages.discard(package)
-            for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
-                del sys.modules[name]
-        return importlib.import_module(module)
+        if finder is None or package not in finder.packages:
+            return importlib.import_module(module)
+        finder.packages.discard(package)
+        for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+            del sys.modules[name]
+        real = importlib.import_module(module)
+        for placeholder, attribute, value in _set:
+            if placeholder._module.partition(".")[0] == package:
+                setattr(placeholder._real(), attribute, value)
+        return real
