@@ -58,14 +58,19 @@ def adapted(hf_folder: Path, trained: Mapping[str, torch.Tensor], rank: int, alp
     model = AutoModelForCausalLM.from_pretrained(hf_folder, torch_dtype=precision, low_cpu_mem_usage=True)
     modules = [part.rpartition(".")[2] for parts in PARTS.values() for part in parts]
     lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, lora_dropout=0.0)
-    policy = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    return load_adapters(get_peft_model(model, lora, autocast_adapter_dtype=False), trained)
+
+
+def load_adapters(policy: Any, trained: Mapping[str, torch.Tensor]) -> Any:
+    """peft's `policy` with NeMo's adapters in its layers."""
+    layers = policy.config.num_hidden_layers
     left = {f"decoder.{name.rpartition('decoder.')[2]}": weight for name, weight in trained.items()}
     state = {}
-    for layer in range(model.config.num_hidden_layers):
+    for layer in range(layers):
         for adapter, modules in PARTS.items():
             key = f"decoder.layers.{layer}.{adapter}"
             into, out = left.pop(f"{key}.linear_in.weight"), left.pop(f"{key}.linear_out.weight")
-            for module, rows in zip(modules, split_rows(adapter, out, model.config), strict=True):
+            for module, rows in zip(modules, split_rows(adapter, out, policy.config), strict=True):
                 prefix = f"base_model.model.model.layers.{layer}.{module}"
                 state |= {f"{prefix}.lora_A.weight": into, f"{prefix}.lora_B.weight": rows}
     assert not left, f"adapters left over: {sorted(left)}"

@@ -91,4 +91,4 @@ def test_smollm2(train, pairs, tmp_path):
     nemo = convert_checkpoint.convert("smollm2_135m", tmp_path / "smollm2_135m.nemo", verify=False)
     batch = {"model.micro_batch_size": 1, "model.global_batch_size": 4, "model.optim.lr": 1e-3}
     sweep = trained(train, tmp_path, "smollm2_135m", nemo, pairs, **batch)
-    check(sweep, nemo_to_hf.convert(nemo, tmp_path / "hf"))
+    check(sweep, nemo_to_hf.convert(nemo, tmp_path / "base"))
