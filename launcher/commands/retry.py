@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
         trials = [state.trial for state in selection.chosen]
         here = [trial for trial in trials if actions.of_local(sweep, trial)]
         on_slurm = [trial for trial in trials if trial not in here]
-        both = (("", trials), ("the evaluation of ", evaluations))
-        what = " and ".join(filter(None, [_named(text, [it.number for it in of]) for text, of in both]))
+        started, evaluated = ([trial.number for trial in some] for some in (trials, evaluations))
+        what = " and ".join(filter(None, [_named("", started), _named("the evaluation of ", evaluated)]))
         what += f" of {sweep.folder}"
         if not args.yes and not agreed(f"start {what} again?"):
             print("nothing was started")
@@ -68,23 +68,20 @@ def run(args: argparse.Namespace) -> int:
                 raise
             print(f"error: {error}", file=sys.stderr)  # the trials that failed are started all the same
             submitted, status = [], 1
-        for array, numbers in submitted:
+        for array, part in submitted:
             if array is None:
                 status = 1
             else:
-                print(f"array {array}: {_named('the evaluation of ', numbers)}", flush=True)
+                print(f"array {array}: {_named('the evaluation of ', part)}", flush=True)
         if not trials:
             return status
         code = code_to_run(sweep, trials, args.code == "current")
         if on_slurm:
             ids = submit_again(sweep, on_slurm, code)
-            print(f"{_arrays(ids)}: trial {array_spec([trial.number for trial in on_slurm])}")
+            many, numbers = "s" if len(ids) > 1 else "", [trial.number for trial in on_slurm]
+            print(f"array{many} {', '.join(ids)}: trial {array_spec(numbers)}")
             print(f"  status:  python -m launcher status {sweep.folder}", flush=True)
         return max(status, run_here(sweep, here, code)) if here else status
-
-
-def _arrays(ids: Sequence[object]) -> str:
-    return f"array{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}"
 
 
 def _named(what: str, numbers: Sequence[int]) -> str:
