@@ -139,7 +139,8 @@ class LineView(LiveView):
     def overview(self, states: Sequence[TrialState], running: Sequence[TrialState]) -> list[str]:
         """All running trials, in lines of 80 columns; if they need more than three lines, one line with counts."""
         etas = [state.progress.eta for state in running]
-        left = [f"{clock(max(eta for eta in etas if eta is not None))} left"] if etas and None not in etas else []
+        longest = None if None in etas else max((eta or 0.0 for eta in etas), default=0.0)
+        left = [f"{clock(longest)} left"] if longest else []  # 0: trained, and the evaluation has no estimate
         lines = _pack([cell(state) for state in running] + left, WIDTH - len("00:00:00 "))
         if len(lines) <= 3:
             return lines

@@ -29,12 +29,18 @@ class EvaluationState:
 
     @property
     def text(self) -> str:
-        """`evaluated`, `evaluation failed: ...`, `answered 8 of 16 prompts`; "" where nothing is there."""
+        """`evaluated`, `evaluation failed: ...`, `answered 8 of 16 prompts`; "" where nothing is there.
+
+        Behind a policy's answers come the reference's, once a sweep, and the judge: minutes on a CPU.
+        """
         if self.complete:
             return "evaluated"
         if self.error:
             return f"evaluation failed: {self.error}"
-        return "" if self.prompts is None else f"answered {self.answered} of {self.prompts} prompts"
+        if self.prompts is None:
+            return ""
+        text = f"answered {self.answered} of {self.prompts} prompts"
+        return text if self.answered < self.prompts else f"{text}, comparing with the reference"
 
 
 def read(trial: Path) -> EvaluationState:

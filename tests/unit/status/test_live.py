@@ -104,6 +104,15 @@ def test_many_trials_are_counted_instead_of_named(tmp_path: Path) -> None:
     assert stream.getvalue()[8:] == " steps 1 to 20; 20 running, 10 waiting\n"
 
 
+def test_an_evaluation_has_no_time_left_to_tell(tmp_path: Path) -> None:
+    (one,) = trials(tmp_path, 1)
+    write(one, {"phase": "training"}, training(23), training(24), {"phase": "done"})
+    stream = io.StringIO()
+    LineView([one], stream)(states([one], "DONE", evaluating=True))
+    last = stream.getvalue().splitlines()[-1]
+    assert "evaluating" in last and "left" not in last
+
+
 def test_what_was_done_before_is_not_said_to_have_run(tmp_path: Path) -> None:
     one = trials(tmp_path, 1)
     stream = io.StringIO()
