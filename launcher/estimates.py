@@ -137,6 +137,8 @@ def holm(chances: Sequence[float]) -> list[float]:
 
 def student_tail(t: float, freedom: float) -> float:
     """P(T > t) for Student's t distribution; `freedom` may be infinite (the normal distribution)."""
+    if freedom <= 0:
+        raise ValueError(f"no spread is known with {freedom} degrees of freedom")
     if math.isinf(freedom):
         return math.erfc(t / math.sqrt(2)) / 2
     tail = _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t)) / 2

@@ -58,7 +58,7 @@ def _table(report: Report, shown: Sequence[Measure]) -> list[str]:
         [
             pool.numbers,
             "-" if pool.beta is None else f"{pool.beta:g}",
-            *([str(len(pool.trials))] if seeds else []),
+            *([str(len(pool.known))] if seeds else []),
             *(text.shown(pool, measure) for measure in shown),
             *([text.besides(pool)] if other else []),
         ]

@@ -73,7 +73,10 @@ class Pool:
         first = of_trials[0]
         pairs = min((it.pairs for it in of_trials if it.pairs), default=None)
         if measure.logged is None and averaged is not None:
-            return averaged
+            if not (measure.share and averaged.pairs):
+                return averaged
+            least = estimates.share_error(averaged.value, averaged.pairs)
+            return replace(averaged, error=max(least, averaged.error or 0.0))
         errors = [it.error for it in of_trials if it.error is not None]
         error = math.sqrt(math.fsum(it**2 for it in errors) / len(errors)) if len(errors) == len(of_trials) else None
         if averaged and averaged.error is not None and averaged.pairs and pairs and not measure.share:
@@ -123,16 +126,28 @@ def difference(measure: Measure, pool: Pool, other: Pool) -> Estimate:
     if paired is not None:
         return paired
     known = first.error is not None and second.error is not None
+    seeds, unseen = _unseen_spread(first, second)
     return Estimate(
         first.value - second.value,
-        math.hypot(first.error or 0.0, second.error or 0.0) if known else None,
+        math.hypot(first.error or 0.0, second.error or 0.0, unseen) if known else None,
         first.at_most or second.at_most,
         min((it.pairs for it in (first, second) if it.pairs), default=None),
         measure.counted,
-        seeds=min(first.seeds, second.seeds),
-        seed_error=math.hypot(first.seed_error, second.seed_error),
+        seeds=seeds,
+        seed_error=math.hypot(first.seed_error, second.seed_error, unseen),
         freedom=min(first.freedom, second.freedom),
     )
+
+
+def _unseen_spread(first: Estimate, second: Estimate) -> tuple[int, float]:
+    """(seeds that the spread between seeds is known from, the seed error of the one of the two that has one seed).
+
+    One seed shows no spread: it is taken to spread as the seeds of the other do.
+    """
+    fewer, more = sorted((first, second), key=lambda it: it.seeds)
+    if more.seeds == 1 or fewer.seeds > 1:
+        return fewer.seeds, 0.0
+    return more.seeds, more.seed_error * math.sqrt(more.seeds)
 
 
 def _paired(measure: Measure, pool: Pool, other: Pool) -> Estimate | None:

@@ -41,7 +41,7 @@ def summary(report: Report) -> str:
     elif betas:
         parts.append(f"{len(betas)} betas from {betas[0]:g} to {betas[-1]:g}")
     if most_seeds(report) > 1:
-        parts.append(f"{most_seeds(report)} seeds per beta")
+        parts.append(f"{span(sorted({len(pool.known) for pool in report.pools}))} seeds per beta")
     if pairs := validated(report):
         parts.append(f"{span(pairs)} held-out pairs")
     return ", ".join(parts)
@@ -162,7 +162,8 @@ def validated(report: Report) -> list[int]:
 
 
 def most_seeds(report: Report) -> int:
-    return max((len(pool.trials) for pool in report.pools), default=0)
+    """The most seeds that the figures of a row are made from."""
+    return max((len(pool.known) for pool in report.pools), default=0)
 
 
 def span(values: Sequence[int]) -> str:
