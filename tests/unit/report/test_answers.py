@@ -10,6 +10,7 @@ import os
 import pytest
 
 from launcher import __main__ as command
+from launcher import estimates
 from launcher.report import (
     beside,
     ending_table,
@@ -105,6 +106,18 @@ def test_seeds_are_pooled(tmp_path):
     repeated = pool.estimates["repeated"]
     assert (repeated.value, repeated.seeds) == (pytest.approx(0.26), 3)
     assert repeated.seed_error == pytest.approx(0.01 / 3**0.5)
+
+
+def test_a_share_over_seeds_is_no_more_certain_than_its_prompts_allow(tmp_path):
+    """No prompt is followed under any seed: the textbook's error would be 0."""
+    made = report_sweep.finish(report_sweep.make_seeds(tmp_path / "sweep"))
+    size = len(IDS)
+    for trial in made.trials:
+        data = content(0.2)
+        data["per_prompt"] |= {"all_followed": [0.0] * size, "instructions": [1] * size, "followed": [0] * size}
+        write(trial, data)
+    pooled = gather.gather(made).pools[0].estimates["following_prompt"]
+    assert pooled.value == 0 and pooled.error == pytest.approx(estimates.share_error(0.0, size))
 
 
 def test_a_verdict_rests_on_them(sweep):

@@ -91,6 +91,24 @@ def test_errors_are_those_of_a_second_computation(sweep):
     assert own.paired and own.seeds == 3
 
 
+def test_one_seed_is_taken_to_spread_as_those_of_the_other_beta(sweep):
+    """Two seeds of a beta have failed: the third alone shows no spread, and must not pass for certain."""
+    whole = gather.gather(sweep).pools[0].estimates["drift"]
+    for trial in sweep.trials[3:5]:
+        (trial.folder / "result.json").unlink()
+    report = gather.gather(sweep)
+    three, one = report.pools[:2]
+    assert one.estimates["drift"].seeds == 1
+    apart = difference(REGISTRY["drift"], three, one)
+    assert apart.seeds == 3 and not apart.paired
+    assert apart.seed_error == pytest.approx(whole.seed_error * 2)  # s / sqrt 3 and s
+    assert apart.error == pytest.approx((three.estimates["drift"].error ** 2 + one.estimates["drift"].error ** 2
+                                         + 3 * whole.seed_error**2) ** 0.5)  # fmt: skip
+    assert difference(REGISTRY["drift"], one, three).chance(-1) == apart.chance(1)
+    (row,) = [line for line in markdown.render(report).splitlines() if line.startswith("| 3, 4, 5 |")]
+    assert row.split(" | ")[2] == "1", "the seeds behind the figures"
+
+
 def test_the_kl_is_pooled_too(tmp_path):
     report = gather.gather(report_sweep.finish(make_seeds(tmp_path / "sweep")))
     kl = report.pools[0].estimates["kl"]
