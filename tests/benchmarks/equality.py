@@ -20,8 +20,11 @@ from tests.integration.conftest import Trial
 from tests.integration.stock import stock
 
 WITHIN = 1e-5
-# A difference of rounding in one step's weights is there in all steps that follow. model=tiny does not need the leave.
-AT_EVERY_STEP, A_STEP = f"<= {WITHIN:g} at every step", f"<= n x {WITHIN:g} at step n"
+AT_EVERY_STEP = f"<= {WITHIN:g} at every step"
+#: SmolLM2's rounding alone makes more than WITHIN: Adam's first steps have the size of the learning rate whatever the
+#: gradient's, so that an element whose gradient is nearly 0 takes its sign from rounding. The measure is therefore how
+#: far NeMo-Aligner's own trainer is from itself, its batches padded further; ours may be twice as far.
+AS_NOISY = 2.0
 COMPARED = ("train/loss", "train/rewards_chosen_mean", "train/rewards_rejected_mean", "val/loss")
 #: What changes how NeMo-Aligner's own trainer rounds, and nothing else.
 ROUNDED: dict[str, dict[str, Any]] = {
@@ -56,12 +59,12 @@ def _tiny(bench: Bench, ranks: int) -> Iterator[Line]:
         every = {**keys, **keys_of_layout}
         for name, way in REFERENCES.items():
             ours = bench.run(bench.trial(f"{place}_{name}_{ranks}", "tiny", 512, **every, **way), ranks)
-            yield _line(f"tiny, {layout}, reference {name}, {on}", reference, ours, AT_EVERY_STEP)
+            yield _line(f"tiny, {layout}, reference {name}, {on}", reference, ours)
         folder = bench.trial(f"{place}_resumed_{ranks}", "tiny", 512, **every)
         stopped = bench.run(folder, ranks, parts.stop_in_the_middle, done=False)
         assert max(stopped.values("train/loss")) == parts.HALF
         resumed = bench.run(folder, ranks)
-        yield _line(f"tiny, {layout}, resumed at {parts.HALF}, {on}", reference, resumed, AT_EVERY_STEP)
+        yield _line(f"tiny, {layout}, resumed at {parts.HALF}, {on}", reference, resumed)
 
 
 def smollm2(bench: Bench) -> Iterator[Line]:
@@ -71,12 +74,15 @@ def smollm2(bench: Bench) -> Iterator[Line]:
         return bench.run(bench.trial(name, "smollm2_135m", 256, model__global_batch_size=8, **keys), 1, change)
 
     reference = trial("stock", stock)
-    # How far rounding alone goes: the same trainer, whose batches are padded a little further.
     padded = trial("padded", stock, model__data__pad_length_to_multiple_of=64)
-    yield _line("smollm2_135m, stock padded to 64", reference, padded, "")
+    own = _largest(apart(reference, padded))
+    yield "equal: smollm2_135m, stock beside stock padded to 64", _in_words(own), "", True
     for place, (layout, keys) in enumerate(LAYOUTS.items()):
         ours = trial(f"{place}_cached", **keys)
-        yield _line(f"smollm2_135m, {layout}", reference, ours, A_STEP)
+        largest = _largest(apart(reference, ours))
+        good = all(largest[kind] <= max(WITHIN, AS_NOISY * own[kind]) for kind in KINDS)
+        bar = f"<= {WITHIN:g}, or {AS_NOISY:g} x stock's own"
+        yield f"equal: smollm2_135m, {layout}, 3 steps", _in_words(largest), bar, good
         yield _memory(layout, reference, ours)
 
 
@@ -123,10 +129,10 @@ def _in_words(largest: dict[str, float]) -> str:
     return ", ".join(f"{kind} {value:.1e}" for kind, value in largest.items())
 
 
-def _line(what: str, stock_: Trial, ours: Trial, rule: str) -> Line:
+def _line(what: str, stock_: Trial, ours: Trial) -> Line:
     found = apart(stock_, ours)
-    figures, good = judge(found, rule)
-    return f"equal: {what}, {max(found['adapters'])} steps", figures, rule, good or not rule
+    figures, good = judge(found)
+    return f"equal: {what}, {max(found['adapters'])} steps", figures, AT_EVERY_STEP, good
 
 
 def apart(stock_: Trial, ours: Trial) -> Apart:
@@ -147,11 +153,9 @@ def apart(stock_: Trial, ours: Trial) -> Apart:
     return found
 
 
-def judge(apart: Apart, rule: str) -> tuple[str, bool]:
-    """Of differences by kind and step: the largest of each kind in words, and whether all of them keep the rule."""
-    good = all(
-        most <= WITHIN * (max(1, step) if rule == A_STEP else 1) for of in apart.values() for step, most in of.items()
-    )
+def judge(apart: Apart) -> tuple[str, bool]:
+    """Of differences by kind and step: the largest of each kind in words, and whether all of them are within WITHIN."""
+    good = all(most <= WITHIN for of in apart.values() for most in of.values())
     largest = {kind: max(of, key=lambda step: (of[step], -step)) for kind, of in apart.items()}
     return ", ".join(f"{kind} {apart[kind][step]:.1e} at {step}" for kind, step in largest.items()), good
 
