@@ -8,13 +8,13 @@ EXTRAS := train,test
 .PHONY: help setup sweep test test-all test-fast test-slurm test-containers lint house bench clean
 help:
 	@echo "make sweep      set up, then run the beta sweep on this machine and compare the three betas"
-	@echo "make test       set up, then run all tests and lint"
+	@echo "make test       set up, then lint, and run all tests but those marked slow (20 to 30 minutes)"
 	@echo "make test-all   those too that take minutes each"
-	@echo "make test-fast  the unit tests alone, in seconds"
+	@echo "make test-fast  the unit tests alone, 5 minutes"
 	@echo "make test-slurm SLURM=24.11"
 	@echo "                all of tests/slurm on that Slurm (22.05, 24.11, 26.05), in a Debian root (needs root; 1 GB, 2 minutes)"
 	@echo "make test-containers"
-	@echo "                trials in a real Apptainer and in a stand-in for pyxis, on Slurm 26.05 (the same, with a root of 2 GB)"
+	@echo "                trials in a real Apptainer and in a stand-in for pyxis, on Slurm 26.05 (the same, with a root of 3 GB)"
 	@echo "make bench      figures beside others', each in one run: command to sbatch and stock hydra-submitit-launcher, training"
 	@echo "                and stock NeMo-Aligner, pairs prepared and datasets.map, answers and transformers' generate, conversion at"
 	@echo "                Llama-3-8B's shape (an hour);"

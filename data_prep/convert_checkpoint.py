@@ -52,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
     names = " or ".join(small_models.NAMES)
     made = argparse.ArgumentParser(
         prog="convert_checkpoint.py",
-        description="Convert a Hugging Face Llama (2, 3 to 3.3, SmolLM2) to .nemo and prove that it is the same model.",
+        description="Convert a Hugging Face model (Llama 2 to 3.3, SmolLM2, Qwen2.5, Mistral 7B from v0.2 on) to "
+        ".nemo and prove that it is the same model.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -31,10 +31,10 @@ EXAMPLES = """\
 examples:
   python data_prep/prepare_data.py sample                          # data/sample: 288 + 32 + 40 pairs, made up
   python data_prep/prepare_data.py sample --tokenizer models/smollm2_135m.nemo
-  python data_prep/prepare_data.py hh_rlhf --tokenizer models/llama3_8b.nemo --max-tokens 2048
+  python data_prep/prepare_data.py hh_rlhf --tokenizer llama3_8b_base.nemo --max-tokens 2048
   python data_prep/prepare_data.py ~/hh-rlhf --out data/hh_rlhf    # a copy of the set, where there is no network
   python data_prep/prepare_data.py HuggingFaceH4/ultrafeedback_binarized --splits train_prefs,test_prefs \\
-      --tokenizer models/llama3_8b.nemo --prompt-format llama3 --max-tokens 4096 --too-long cut
+      --tokenizer llama3_8b_base.nemo --prompt-format llama3 --max-tokens 4096 --too-long cut
   python data_prep/prepare_data.py pairs.jsonl.gz --validation 64 --test 64 --skip-bad-lines
   python data_prep/prepare_data.py pairs.csv --map prompt=question,chosen=good,rejected=bad --preview
 

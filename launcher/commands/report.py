@@ -11,6 +11,7 @@ exit codes: 0 the report was written, 1 an evaluation failed (the report was wri
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,20 +27,20 @@ from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 
 FORMATS = ("html", "md", "csv", "png")
+_DRAWN = ("html", "png")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", metavar="SWEEP", nargs="?", default=find.LAST, help="folder, array id, name or `last`")
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, help="where to write (default: SWEEP/report)")
-    parser.add_argument(
-        "--format", metavar="LIST", default=",".join(FORMATS), help="some of html,md,csv,png (default: all)"
-    )
+    words = "some of html,md,csv,png (default: all; without matplotlib, which the first and last need, md,csv)"
+    parser.add_argument("--format", metavar="LIST", help=words)
     parser.add_argument("--evaluate", action="store_true", help="compute the exact KL and samples that are missing")
 
 
 def run(args: argparse.Namespace) -> int:
     sweep = find.sweep(args.sweep)
-    formats = _formats(args.format)
+    formats = _formats(args.format) if args.format is not None else _possible()
     out = folder(sweep, args.out)
     failed = evaluate(sweep) if args.evaluate else []
     look = states.look(sweep)
@@ -68,7 +69,7 @@ def folder(sweep: Sweep, out_option: Path | None) -> Path:
 def write(report: gather.Report, out: Path, formats: list[str]) -> list[Path]:
     """Write report.html and the other formats, each file whole or not at all. Raises Refused."""
     contents: dict[str, bytes] = {}
-    if {"html", "png"} & set(formats):
+    if set(_DRAWN) & set(formats):
         from launcher.report import page, plots
 
         plots.check()
@@ -117,6 +118,14 @@ def evaluate(sweep: Sweep) -> list[Trial]:
 def _lacks_evaluation(result: Mapping[str, object] | None) -> bool:
     """Whether a trial is done and was not evaluated, or its evaluation failed."""
     return result is not None and bool(at(result, "evaluation.failed") or "evaluation" not in result)
+
+
+def _possible() -> list[str]:
+    """All formats; those that are text where matplotlib is missing, as in a light installation on a login node."""
+    if importlib.util.find_spec("matplotlib"):
+        return list(FORMATS)
+    print("! report.html and report.png need matplotlib: pip install matplotlib", file=sys.stderr)
+    return [form for form in FORMATS if form not in _DRAWN]
 
 
 def _formats(option: str) -> list[str]:

@@ -53,7 +53,7 @@ class Setting:
 
 
 def _prompts(config: Mapping[str, Any], asked: Asked, form: PromptForm) -> list[Prompt]:
-    chosen = prompts.held_out(data_file(config), asked.held_out) if asked.held_out else []
+    chosen = prompts.held_out(data_file(config), asked.held_out, form) if asked.held_out else []
     if asked.instructions:
         chosen += prompts.checkable(prompts.INSTRUCTIONS, "instructions", form, asked.instructions)
     if asked.ifeval:

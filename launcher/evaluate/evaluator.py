@@ -107,12 +107,19 @@ class Evaluator:
         with _working(folder, path.name):
             setting = self._setting(self._sweep.trials[0].config())
             digest = file_digest(path, setting.cache / "files")
-            return self._known(folder, setting, digest, path.name) or self._evaluate(folder, setting, path, path.name)
+            _refuse_taken(folder, path, digest)
+            known = self._known(folder, setting, digest, path.name, str(path))
+            return known or self._evaluate(folder, setting, path, path.name)
 
     # -- one policy ----------------------------------------------------------------------------------------------------
 
-    def _known(self, folder: Path, setting: Setting, policy: str, title: str) -> dict[str, Any] | None:
-        """The scores, if there is nothing to do; else the folder is made ready for what there is to do."""
+    def _known(
+        self, folder: Path, setting: Setting, policy: str, title: str, beside: str | None = None
+    ) -> dict[str, Any] | None:
+        """The scores, if there is nothing to do; else the folder is made ready for what there is to do.
+
+        `beside`: where a policy is that is no trial's.
+        """
         settings = {**setting.key, "policy": policy}
         before = whole_file.read_json(folder / "settings.json")
         if self._again or not isinstance(before, dict) or before.get("made_with") != settings:
@@ -120,7 +127,7 @@ class Evaluator:
                 self._say(f"{title}: {'asked to be' if self._again else 'other settings than before:'} evaluated anew")
             for name in ("answers.jsonl", "scores.json"):
                 (folder / name).unlink(missing_ok=True)
-        now = {"made_with": settings, "prompts": len(setting.prompts)}
+        now = {"made_with": settings, "prompts": len(setting.prompts), **({"path": beside} if beside else {})}
         if before != now:
             whole_file.write_json(folder / "settings.json", now)
         known = whole_file.read_json(folder / "scores.json")
@@ -128,6 +135,7 @@ class Evaluator:
             isinstance(known, dict)
             and known["made"]["judge"] == asdict(setting.judge)
             and not {prompt.prompt_id for prompt in setting.prompts} - set(known["prompt_ids"])
+            and not any(it.get("failed") for it in known["judges"].values())
         ):
             self._say(f"{title}: evaluated already")
             return known
@@ -155,7 +163,7 @@ class Evaluator:
         answered = [answer for answer in answers.read(folder / "answers.jsonl") if answer.prompt_id in wanted]
         scored = scores.of(
             answered,
-            reference,
+            reference if same else {},
             held_out.compare(pairs, reference_pairs) if pairs else None,
             vocabulary=len(model.tokenizer),
         )
@@ -181,23 +189,26 @@ class Evaluator:
         answered: Sequence[PromptAnswers],
         reference: Mapping[str, PromptAnswers],
     ) -> None:
-        """Add the win rates to `found`, or why there are none: a judge that fails leaves the other scores."""
+        """Add the win rates to `scored`, or why there are none: a judge that fails leaves the other scores, and is
+        asked again by the next `evaluate`."""
         name = repr([setting.judge, setting.key, setting.pairs_files])
-        if name not in self._judges:
-            apart = {prompt.text for prompt in setting.prompts}
-            base = self._base(setting)
-            self._judges[name] = judging.make(setting.judge, base, setting.pairs_files, apart, setting.cache)
-        judge = self._judges[name]
-        if judge is None:
-            return
-        self._say(f"judged by {judge.name}")
         try:
+            if name not in self._judges:
+                apart = {prompt.text for prompt in setting.prompts}
+                base = self._base(setting)
+                self._judges[name] = judging.make(setting.judge, base, setting.pairs_files, apart, setting.cache)
+            judge = self._judges[name]
+            if judge is None:
+                return
+            self._say(f"judged by {judge.name}")
             wins, scored["judges"] = prompt_columns.judged(
                 judge, answered, list(reference.values()), setting.judge.samples
             )
-        except (JudgeFailed, ValueError) as error:
-            scored["judges"] = {"reference": {"name": judge.name, "facts": {}, "unusable": str(error)}}
-            self._say(f"! no win rate: {error}")
+        except (JudgeFailed, ValueError, OSError, RuntimeError) as error:  # RuntimeError: torch's, memory among them
+            why = " ".join(str(error).split())[:400]
+            failed = {"name": setting.judge.kind, "facts": {}, "unusable": why, "failed": True}
+            scored["judges"] = {"reference": failed}
+            self._say(f"! no win rate: {why}; `evaluate` asks the judge again")
         else:
             scored["per_prompt"] |= wins
 
@@ -254,6 +265,16 @@ def _checkpoint_file(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Path:
     if not parts:
         raise Refused([Finding(name, "", "is not there any more", remedy)])
     return parts[0]
+
+
+def _refuse_taken(folder: Path, path: Path, digest: str) -> None:
+    """Raises Refused where the folder has the results of another policy of the same name."""
+    before = whole_file.read_json(folder / "settings.json")
+    before = before if isinstance(before, dict) else {}
+    other = before.get("path")
+    if other not in (None, str(path)) and before.get("made_with", {}).get("policy") != digest:
+        why = f"has the name of {other}, which is beside this sweep already"
+        raise Refused([Finding("--beside", str(path), why, f"give its folder another name, or remove {folder}")])
 
 
 @contextlib.contextmanager

@@ -36,6 +36,8 @@ class JudgeAsked:
     """The endpoint's name of the model."""
     samples: int | None = 1
     """Answers of a prompt that are compared; None: all."""
+    longest_reply: int = 16
+    """Tokens of an endpoint's reply."""
     pairs: int = 64
     """Held-out pairs that a probe is fitted to and measured on."""
 
@@ -60,7 +62,7 @@ def make(judge: JudgeAsked, base: AnsweringModel, files: Sequence[Path], apart: 
     if judge.kind == "reward_model":
         return RewardModel(Path(str(judge.folder)).expanduser(), device=base.device.name)
     if judge.kind == "endpoint":
-        return Endpoint(str(judge.url), str(judge.model), cache / "verdicts")
+        return Endpoint(str(judge.url), str(judge.model), cache / "verdicts", longest_reply=judge.longest_reply)
     return ProbeJudge(base, files, apart, judge.pairs)
 
 

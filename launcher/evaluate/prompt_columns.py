@@ -17,8 +17,9 @@ Columns = dict[str, list[float | None]]
 
 
 def columns(answers: Sequence[PromptAnswers], reference: Mapping[str, PromptAnswers], vocabulary: int) -> Columns:
-    """Every measure that needs no judge. `reference` has the reference policy's answers by prompt id; `vocabulary` is
-    the number of the tokenizer's tokens. Columns that no prompt has a value for are left out."""
+    """Every measure that needs no judge. `reference` has the reference policy's answers by prompt id, and is empty
+    where its tokens are others, so that lengths have another unit; `vocabulary` is the number of the tokenizer's
+    tokens. Columns that no prompt has a value for are left out."""
     rows = [_sampled(it, vocabulary) | _followed(it) | _reference(reference.get(it.prompt_id)) for it in answers]
     values_of: Columns = {
         name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)

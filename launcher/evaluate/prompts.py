@@ -33,7 +33,7 @@ class Prompt:
     text: str
     """As the model gets it, in the form of the trial's data."""
     messages: list[dict[str, str]] | None = None
-    """The conversation, where the text was made of one here."""
+    """The conversation, where it is known: for judges that have a chat form of their own."""
     chosen: str | None = None
     """The data's own good answer, for held-out prompts."""
     instructions: list[dict[str, Any]] | None = None
@@ -87,7 +87,7 @@ def form_of(data: Path, tokenizer: Path) -> PromptForm:
     return PromptForm(name, prompt_formats.choose(name if name in prompt_formats.NAMES else "hh", files))
 
 
-def held_out(data: Path, count: int) -> list[Prompt]:
+def held_out(data: Path, count: int, form: PromptForm) -> list[Prompt]:
     """The first `count` different prompts of a file of pairs, evenly spread over it."""
     found: dict[str, str] = {}
     for row in _rows(data):
@@ -95,7 +95,19 @@ def held_out(data: Path, count: int) -> list[Prompt]:
     rows = list(found.items())
     count = min(count, len(rows))
     picked = [rows[number * len(rows) // count] for number in range(count)]
-    return [Prompt(_name("heldout", text), "heldout", text, None, chosen.strip()) for text, chosen in picked]
+    return [
+        Prompt(_name("heldout", text), "heldout", text, _conversation(text, form), chosen.strip())
+        for text, chosen in picked
+    ]
+
+
+def _conversation(text: str, form: PromptForm) -> list[dict[str, str]] | None:
+    """The messages of a prompt in HH's form; None in another."""
+    turns = hh_format.read_turns(text) if form.name == "hh" else []
+    if not hh_format.in_order(turns):
+        return None
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[turn.role], "content": turn.text} for turn in turns[:-1]]
 
 
 def checkable(file: Path, source: Source, form: PromptForm, count: int | None = None) -> list[Prompt]:

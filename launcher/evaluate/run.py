@@ -11,7 +11,7 @@ from typing import Any
 from launcher.evaluate import scores
 from launcher.evaluate.evaluator import Evaluator
 from launcher.evaluate.suites import Results, Suites, table
-from launcher.findings import LauncherError
+from launcher.findings import Finding, LauncherError, Refused
 from launcher.sweep import checkpoints
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
@@ -31,12 +31,16 @@ def evaluate(
 
     `kept`: also each checkpoint that a trial kept before its last step.
 
-    Prints progress and, at the end, a table. Raises Refused for another user's sweep.
+    Prints progress and, at the end, a table. Raises Refused for another user's sweep, and for two `beside` of one name.
     """
 
     def say(line: str) -> None:
         print(line, flush=True)
 
+    names = [Path(path).name for path in beside]
+    if alike := sorted({name for name in names if names.count(name) > 1}):
+        why = "is the name of several of the folders, and results are kept by name"
+        raise Refused([Finding("--beside", ", ".join(alike), why, "give one of them another name")])
     evaluator = Evaluator(sweep, changes or {}, say, again=again)
     failed: dict[str, Exception] = {}
     rows: dict[str, dict[str, Any]] = {}

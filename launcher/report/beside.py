@@ -26,12 +26,22 @@ def tables(report: Report) -> list[Table]:
 
 
 def _other_policies(report: Report) -> Table:
+    trials = next((trial.scores for trial in report.trials if trial.scores), None)
     known = ((name, recorded_scores.scores(data)) for name, data in _folders(report, evaluation.SCORES))
-    others = [(name, scores) for name, scores in known if scores]
+    others = [(f"{name}{_otherwise(scores, trials)}", scores) for name, scores in known if scores]
     shown = [it for it in measures.REGISTRY.values() if it.table != "evaluation"]
     columns = [it for it in shown if any(_value(scores, it) for _, scores in others)]
     rows = [[name, *(_value(scores, it) or "-" for it in columns)] for name, scores in others]
     return "Other policies on the same prompts", ["policy", *(it.title for it in columns)], rows
+
+
+def _otherwise(scores: RecordedScores, trials: RecordedScores | None) -> str:
+    """What makes the scores incomparable with the trials', in words; "" if nothing does."""
+    if trials is None:
+        return ""
+    keys = sorted(key for key in trials.made if scores.made.get(key) != trials.made[key])
+    keys += ["prompts"] if set(scores.prompts) != set(trials.prompts) else []
+    return f" (not comparable, other {', '.join(keys)}: run `evaluate --beside` again)" if keys else ""
 
 
 def _value(scores: RecordedScores, measure: Measure) -> str:

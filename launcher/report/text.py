@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -136,8 +136,22 @@ def answers_measured(report: Report) -> list[str]:
         name = " ".join(filter(None, (judge.name, str(judge.facts.get("model") or ""))))
         against = "the chosen answers" if judge.opponent == "chosen" else "the reference policy's answers"
         reason = f": no win rate, {judge.unusable}" if judge.unusable else ""
-        judges[f"Judge against {against}: {name}{skill}{reason}."] = None
+        judges[f"Judge against {against}: {name}{skill}{_asked(judge.facts)}{reason}."] = None
     return [*lines, *judges]
+
+
+def _asked(facts: Mapping[str, object]) -> str:
+    """What a judge's own facts say against its verdicts: those that it did not give, a position that it prefers."""
+    silent, cut = (recorded.number(facts.get(key)) for key in ("no_verdict", "cut"))
+    first = recorded.number(facts.get("first_position_preferred"))
+    said = (
+        [f"no verdict on {silent:.0f} of {(recorded.number(facts.get('questions')) or 0) / 2:.0f} comparisons"]
+        if silent
+        else []
+    )
+    said += [f"{first:.0%} of its verdicts for the answer shown first"] if first is not None else []
+    said += [f"{cut:.0f} texts cut at their beginning"] if cut else []
+    return f", {', '.join(said)}" if said else ""
 
 
 def note(shown: Sequence[Measure], report: Report) -> str:

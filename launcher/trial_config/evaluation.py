@@ -29,6 +29,9 @@ class JudgeSettings(Section):
     folder: Text | None = Field(description="of the reward model, a sequence classifier")
     url: Text | None = Field(description="of the endpoint, such as http://node1:8000/v1; its key is in JUDGE_API_KEY")
     model: Text | None = Field(description="the endpoint's name of the model")
+    longest_reply: int = Field(
+        16, ge=1, description="tokens of the endpoint's reply; a model that thinks aloud needs more"
+    )
     samples: int | None = Field(ge=1, description="answers of a prompt that are compared; null: all")
     pairs: int = Field(ge=20, description="held-out pairs for a probe")
 

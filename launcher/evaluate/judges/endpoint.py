@@ -102,7 +102,14 @@ class Endpoint:
             forward = verdicts[it.prompt, it.first, it.second].value
             backward = verdicts[it.prompt, it.second, it.first].value
             preferences.append(None if forward is None or backward is None else (forward + 1 - backward) / 2)
-        return Preferences(preferences, self._facts(verdicts.values(), preferences))
+        unusable = "" if not preferences or any(it is not None for it in preferences) else self._mute(len(preferences))
+        return Preferences(preferences, self._facts(verdicts.values(), preferences), unusable)
+
+    def _mute(self, comparisons: int) -> str:
+        return (
+            f"{self.model} gave no verdict on any of {comparisons} comparisons in {self.longest_reply} tokens; "
+            "one that thinks aloud needs more (evaluation.judge.longest_reply)"
+        )
 
     def _facts(self, verdicts: Iterable[Reply], preferences: Sequence[float | None]) -> dict[str, Any]:
         known = list(verdicts)

@@ -1,5 +1,10 @@
 """A reward model as a judge: a sequence classifier with one label, in a folder as Hugging Face's `save_pretrained`
-leaves it. Its score is taken as the log-strength of Bradley and Terry, as it was trained."""
+leaves it. Its score is taken as the log-strength of Bradley and Terry, as it was trained.
+
+Each text is scored alone, without padding. In a batch, transformers finds a text's last token by its pad token: before
+the first one (4.48's modeling_llama.py). Where that is also the end of a turn, the score would be read inside the
+prompt, and be the same for every answer.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,6 @@ class RewardModel:
     folder: Path
     longest: int = 2048
     """Tokens of prompt and answer together; longer ones lose tokens at their left, and are counted in the facts."""
-    batch: int = 8
     device: str = "cpu"
     name: str = "reward_model"
 
@@ -32,41 +36,33 @@ class RewardModel:
         preferences: list[float | None] = [0.5 * (1 + math.tanh(margin / 2)) for margin in margins]
         return Preferences(preferences, {"folder": str(self.folder), "texts": len(texts), "cut": cut})
 
-    def _text(self, comparison: Comparison, answer: str) -> str:
-        """The conversation in the reward model's own chat template, where both are known; else prompt and answer."""
+    def _text(self, comparison: Comparison, answer: str) -> tuple[str, bool]:
+        """(the conversation in the reward model's own chat template where both are known, else prompt and answer;
+        whether the template wrote it, and so its special tokens)."""
         if comparison.messages and self._tokenizer.chat_template:
             messages = [*map(dict, comparison.messages), {"role": "assistant", "content": answer}]
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False)), True
         space = "" if comparison.prompt[-1:].isspace() or answer[:1].isspace() else " "
-        return f"{comparison.prompt}{space}{answer}"
+        return f"{comparison.prompt}{space}{answer}", False
 
-    def _scores(self, texts: Sequence[str]) -> tuple[list[float], int]:
-        """(a score a text, how many texts were cut). Texts of like length are scored together."""
+    def _scores(self, texts: Sequence[tuple[str, bool]]) -> tuple[list[float], int]:
+        """(a score a text, how many texts were cut)."""
         import torch
 
-        begins = bool(self._tokenizer.chat_template)  # a template writes the special tokens itself
-        ids = [self._tokenizer(text, add_special_tokens=not begins)["input_ids"] for text in texts]
-        order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
-        scores = [0.0] * len(ids)
-        for start in range(0, len(order), self.batch):
-            places = order[start : start + self.batch]
-            padded = self._tokenizer.pad(
-                {"input_ids": [ids[place][-self.longest :] for place in places]}, return_tensors="pt"
-            )
+        scores, cut = [], 0
+        for text, templated in texts:
+            ids = self._tokenizer(text, add_special_tokens=not templated)["input_ids"]
+            cut += len(ids) > self.longest
             with torch.inference_mode():
-                logits = self._model(**padded.to(self.device)).logits
-            for place, score in zip(places, logits[:, 0].float().tolist(), strict=True):
-                scores[place] = score
-        return scores, sum(len(it) > self.longest for it in ids)
+                logits = self._model(input_ids=torch.tensor([ids[-self.longest :]], device=self.device)).logits
+            scores.append(float(logits[0, 0]))
+        return scores, cut
 
     @cached_property
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
+        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
 
     @cached_property
     def _model(self) -> Any:
@@ -75,6 +71,5 @@ class RewardModel:
         model = AutoModelForSequenceClassification.from_pretrained(self.folder, local_files_only=True)
         if model.config.num_labels != 1:
             raise ValueError(f"{self.folder} has {model.config.num_labels} labels; a reward model has one")
-        if model.config.pad_token_id is None:  # the classifier reads the last token that is no padding
-            model.config.pad_token_id = self._tokenizer.pad_token_id
+        model.config.pad_token_id = None  # a text has no padding: its last token is read
         return model.to(self.device).eval()

@@ -241,6 +241,13 @@ def test_a_reply_without_a_verdict_is_none_and_not_kept(tmp_path):
     assert not list((tmp_path / "cache").rglob("*.json"))
 
 
+def test_a_judge_without_any_verdict_is_unusable_and_told_why(tmp_path):
+    with serving(lambda body: "<think>A is longer, but") as server:
+        found = Endpoint(server.url, "m", tmp_path, longest_reply=7).prefer(PAIRS[:1])
+    assert server.bodies[0]["max_tokens"] == 7
+    assert "no verdict on any of 1 comparisons in 7 tokens" in found.unusable and "longest_reply" in found.unusable
+
+
 def test_a_reply_of_another_form_is_none(tmp_path):
     assert endpoint._content({"choices": []}) == endpoint._content({}) == endpoint._content({"choices": [1]}) == ""
 

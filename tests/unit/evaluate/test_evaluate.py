@@ -147,6 +147,19 @@ def test_beside(sweep, models, tmp_path, capsys):
     assert "neither" in capsys.readouterr().err
 
 
+def test_policies_of_one_name_beside_a_sweep_are_refused(sweep, models, tmp_path, capsys):
+    """Their results have one place: the second would take the first one's."""
+    command.main(["export", str(sweep.folder), "0", "--out", str(tmp_path / "a" / "tiny")])
+    both = ("--beside", models / "hf" / "tiny", "--beside", tmp_path / "a" / "tiny")
+    assert evaluate(sweep.folder, 0, *both) == 2
+    assert "give one of them another name" in capsys.readouterr().err
+    assert evaluate(sweep.folder, 0, *both[:2]) == 0
+    before = (sweep.folder / "evaluation" / "tiny" / "scores.json").read_bytes()
+    assert evaluate(sweep.folder, 0, *both[2:]) == 1
+    assert "has the name of" in capsys.readouterr().err
+    assert (sweep.folder / "evaluation" / "tiny" / "scores.json").read_bytes() == before
+
+
 def test_kept_checkpoints(sweep, capsys):
     """A checkpoint of another step is evaluated beside the end of training; one of the last step is that end."""
     folder = sweep.trials[0].folder / "results" / "checkpoints"
@@ -256,7 +269,9 @@ def test_a_response_of_the_data_is_compared_without_its_end(tiny, models):
     assert base.spoken(f" {tokenizer.decode([31, 7])}{end}") == tokenizer.decode([31, 7]).strip()
 
 
-def test_a_probe_of_too_few_pairs_says_so_and_another_judge_judges_the_same_answers(sweep, monkeypatch, capsys):
+def test_a_probe_of_too_few_pairs_says_so_and_another_judge_judges_the_same_answers(
+    sweep, monkeypatch, tmp_path, capsys
+):
     with_judge(sweep, kind="probe", pairs=40)
     assert evaluate(sweep.folder, 0) == 0
     assert "at least 20 prompts" in scores(sweep)["judges"]["reference"]["unusable"]
@@ -266,6 +281,13 @@ def test_a_probe_of_too_few_pairs_says_so_and_another_judge_judges_the_same_answ
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     assert evaluate(sweep.folder, 0) == 0
     assert "has not answered" in scores(sweep)["judges"]["reference"]["unusable"]
+    with_judge(sweep, kind="reward_model", folder=str(tmp_path / "no-such-model"))
+    assert evaluate(sweep.folder, 0) == 0
+    assert scores(sweep)["judges"]["reference"]["failed"] and scores(sweep)["per_prompt"]["length"]
+    capsys.readouterr()
+    assert evaluate(sweep.folder, 0) == 0
+    said = capsys.readouterr().out
+    assert "no win rate" in said and "evaluated already" not in said, "a judge that failed is asked again"
     with_judge(sweep, kind="reward_model")
     assert evaluate(sweep.folder, 0) == 1
     assert "evaluation.judge.folder" in capsys.readouterr().err

@@ -44,7 +44,7 @@ COMPARISONS = [
     Comparison("Human: Hi\n\nAssistant:", "Hello, how are you?", "Go away"),
     Comparison("Human: Hi\n\nAssistant:", "Go away", "Hello, how are you?"),
     Comparison("Q", "the same", "the same"),
-    Comparison("Q", "x", "a much longer answer that makes a batch of two lengths"),
+    Comparison("Q", "x", "a much longer answer"),
 ]
 
 
@@ -79,11 +79,16 @@ def test_its_own_chat_template_is_used(folder, tmp_path):
     judge = RewardModel(folder)
     messages = [{"role": "user", "content": "Hi"}]
     comparison = Comparison("Human: Hi\n\nAssistant:", "Hello", "Bye", messages)
-    assert judge._text(comparison, "Hello") == "Human: Hi\n\nAssistant: Hello"
+    assert judge._text(comparison, "Hello") == ("Human: Hi\n\nAssistant: Hello", False)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = TEMPLATE
     judge._tokenizer = tokenizer
-    assert judge._text(comparison, "Hello") == "<user>Hi<assistant>Hello"
+    assert judge._text(comparison, "Hello") == ("<user>Hi<assistant>Hello", True)
+    assert judge._text(Comparison("Q", "Hello", "Bye"), "Hello") == ("Q Hello", False)
+    # A turn that ends with the token that most base models pad with: both answers would be read before the first one.
+    tokenizer.chat_template = TEMPLATE.replace("{% endfor %}", "<end>{% endfor %}")
+    assert abs(judge.prefer([comparison]).values[0] - 0.5) > 0.01
+    assert RewardModel(folder).prefer(COMPARISONS[:1]).values == judge.prefer(COMPARISONS[:1]).values
 
 
 def test_a_classifier_with_two_labels_is_refused(folder, tmp_path):

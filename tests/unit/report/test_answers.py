@@ -179,6 +179,16 @@ def test_an_unusable_judge_says_why(sweep):
     assert "probe: no win rate, cannot be told: it may be chance." in text and "| win rate |" not in text
 
 
+def test_what_speaks_against_a_judges_verdicts_is_told(sweep):
+    facts = {"model": "m", "questions": 40, "no_verdict": 12, "first_position_preferred": 0.8}
+    for trial in sweep.trials:
+        write(trial, {**content(0.2), "judges": {"reference": {"name": "endpoint", "facts": facts}}})
+    (told,) = (line for line in report_text.answers_measured(gather.gather(sweep)) if "Judge" in line)
+    assert told.endswith(
+        "endpoint m, no verdict on 12 of 20 comparisons, 80% of its verdicts for the answer shown first."
+    )
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -293,6 +303,10 @@ def test_other_policies_and_standard_suites(sweep):
     others, suites = beside.tables(report)
     assert [row[0] for row in others[2]] == ["mine"]
     assert others[2][0][others[1].index("repeated 4-grams")] == "0.450 ± 0.011"
+    for trial, tokens in zip(sweep.trials, (256, 256, 256), strict=True):
+        write(trial, {**content(0.1), "made": {"max_tokens": tokens}})
+    (old, *_), *_ = beside.tables(gather.gather(sweep))[0][2]
+    assert old.startswith("mine (not comparable, other max_tokens")
     assert suites[1] == ["policy", "ifeval: acc", "arc: acc"]
     own_row = [f"trial {sweep.trials[1].name}", "0.5000", "1.0000 ± 0.0000"]
     assert suites[2] == [["reference abc123", "0.2500 ± 0.0100", "-"], own_row]

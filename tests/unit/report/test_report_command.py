@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -120,11 +121,15 @@ def test_refusals_leave_nothing(sweep, tmp_path, capsys):
 
 
 def test_without_matplotlib_text_is_still_written(sweep, monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert report(sweep.folder) == 2
+    assert report(sweep.folder, "--format", "html,md") == 2
     assert "--format md,csv" in capsys.readouterr().err
     assert not (sweep.folder / "report").exists()
-    assert report(sweep.folder, "--format", "md,csv") == 0
+    assert report(sweep.folder) == 0
+    assert "pip install matplotlib" in capsys.readouterr().err
+    assert {path.name for path in (sweep.folder / "report").iterdir()} == {"report.md", "report.csv"}
 
 
 def test_text_needs_no_matplotlib_and_no_torch(sweep):
