@@ -206,7 +206,7 @@ class Evaluator:
             )
         except (JudgeFailed, ValueError, OSError, RuntimeError) as error:  # RuntimeError: torch's, memory among them
             why = " ".join(str(error).split())[:400]
-            failed = {"name": setting.judge.kind, "facts": {}, "unusable": why, "failed": True}
+            failed: dict[str, Any] = {"name": setting.judge.kind, "facts": {}, "unusable": why, "failed": True}
             scored["judges"] = {"reference": failed}
             self._say(f"! no win rate: {why}; `evaluate` asks the judge again")
         else:
