@@ -119,7 +119,10 @@ train_beside() { # TRIAL
     local cores=$((SLURM_CPUS_ON_NODE / (per_element * ranks_per_node)))
     [ "$cores" -le 2 ] || cores=$((cores / 2 * 2)) # whole cores, where Slurm counts two threads of each
     local own=(--exact --mem=0 --nodes=1 --ntasks="$ranks_per_node" --cpus-per-task="$cores")
-    [ -z "${SLURM_GPUS_PER_NODE:-}" ] || own+=(--gpus-per-node="$((SLURM_GPUS_PER_NODE / per_element))")
+    if [ -n "${SLURM_GPUS_PER_NODE:-}" ]; then # 8, or with a type: a100:8
+        local gpus=${SLURM_GPUS_PER_NODE##*:}
+        own+=(--gpus-per-node="${SLURM_GPUS_PER_NODE%"$gpus"}$((gpus / per_element))")
+    fi
     train_trial "$1" "${own[@]}" 2>>"$1/log/${start}_srun.out"
     on_node -m launcher.job.begin_end end "$1" "$?"
 }
