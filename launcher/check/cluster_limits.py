@@ -64,7 +64,7 @@ def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
     """Parts of `cluster` and the trial's shape that this cluster would not run. `trials`: number in the whole sweep."""
     config = _with_profile(config)
     cluster = config.cluster
-    if _other_clusters(cluster):
+    if cluster.other_clusters:
         return []
     try:
         partitions = {partition.name: partition for partition in site.cluster.partitions}
@@ -72,7 +72,7 @@ def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
     except client.SlurmError as error:
         why = f"Slurm does not answer ({error})"
         return [Finding("cluster", cluster.name, why, "try again later, or run here with cluster=local")]
-    name = _asked_for(site, config)
+    name = asked_for(site, cluster)
     problems = _side_by_side(config)
     if not site.cluster.max_array_size:
         why = "MaxArraySize=0 turns job arrays off on this cluster, and a sweep is an array"
@@ -97,11 +97,6 @@ def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
             if not problems and site.enforces_limits:
                 problems += _limits(_association(associations, partition, cluster), config, trials)
     return problems
-
-
-def _other_clusters(cluster: Cluster) -> str:
-    """The clusters that sbatch is to choose from (`cluster.sbatch.clusters`), "" if it is to take this one."""
-    return next((str(value) for option, value in cluster.sbatch.items() if option in ("clusters", "cluster", "M")), "")
 
 
 def _side_by_side(config: TrialConfig) -> list[Finding]:
@@ -135,11 +130,11 @@ def warnings(site: Site, trials: Sequence[PlannedTrial], folder: Path) -> list[F
     for trial in trials:
         config = _with_profile(trial.config)
         unique.update(dict.fromkeys(_warned_late(config.cluster)))
-        if others := _other_clusters(config.cluster):
+        if others := config.cluster.other_clusters:
             why = "partition, account and limits were not checked: they are those of other clusters"
             unique[Finding("cluster.sbatch.clusters", others, why, "`sinfo -M` lists the partitions there")] = None
             continue
-        for name in str(_asked_for(site, config)).split(","):
+        for name in str(asked_for(site, config.cluster)).split(","):
             partition = site.cluster.partition(name)
             if partition is not None:
                 largest = max(largest, partition.total_nodes)
@@ -159,10 +154,10 @@ def _warned_late(cluster: Cluster) -> list[Finding]:
     return [Finding("cluster.signal_delay_s", str(cluster.signal_delay_s), why, "lower it, or raise cluster.time")]
 
 
-def _asked_for(site: Site, config: TrialConfig) -> str | None:
-    """The partition (or several, separated by commas) that a trial asks for; by default the cluster's default one."""
+def asked_for(site: Site, cluster: Cluster) -> str | None:
+    """The partition (or several, separated by commas) that a job asks for; by default the cluster's default one."""
     default = site.cluster.default_partition
-    return config.cluster.partition or (default.name if default else None)
+    return cluster.partition or (default.name if default else None)
 
 
 def _down_now(partition: Partition, config: TrialConfig, together: int) -> list[Finding]:
@@ -208,7 +203,7 @@ def _partition(partition: Partition, config: TrialConfig, together: int) -> list
     if nodes > partition.nodes_with(gpus, memory, kind=kind) and nodes <= partition.nodes_with(gpus, kind=kind):
         largest = max((group.memory for group in partition.groups if group.gpus_of(kind) >= gpus), default=0.0)
         fit = partition.nodes_with(gpus, memory, kind=kind)
-        why = f"{fit} nodes of {where}{with_gpus} have that much memory, and a trial needs {nodes}"
+        why = f"{fit} nodes of {where}{with_gpus} have that much memory, {nodes} needed"
         remedy = f"its largest have {largest / 1024:g} GB: write at most that, or 0 for all that a node has"
         problems.append(Finding("cluster.mem_gb", f"{cluster.mem_gb:g}", why, remedy))
         memory = 0

@@ -10,7 +10,8 @@ Pairs with more tokens than model.encoder_seq_length, by the base model's tokeni
 prepare_data.py --max-tokens; for its other options, run that program before. All trials are checked first, except for
 the data and the model that a stage will make.
 
-exit codes: 0 submitted, 2 refused, with nothing submitted
+exit codes: 0 submitted, 1 sbatch did not answer (what may have been submitted is cancelled), 2 refused, with nothing
+submitted
 """
 
 from __future__ import annotations

@@ -217,10 +217,27 @@ def sacct(jobs: Iterable[int | str], *, name: str | None = None, every_run: bool
         return rows.account_rows(answer.stdout)
 
 
-def scancel(jobs: Iterable[int | str]) -> None:
-    """Cancel jobs, arrays (`69`), elements (`69_2`, `69_[2-5]`). Ended jobs are ignored. Raises SlurmError."""
+def scancel(jobs: Iterable[int | str], *, cluster: str = "") -> None:
+    """Cancel jobs, arrays (`69`), elements (`69_2`, `69_[2-5]`). Ended jobs are ignored. Raises SlurmError.
+
+    `cluster`: the one whose ids these are, if sbatch named one.
+    """
     if ids := [str(job) for job in jobs]:
-        run("scancel", *ids, tolerate=_GONE)
+        run("scancel", *_on(cluster), *ids, tolerate=_GONE)
+
+
+def scancel_name(name: str, *, user: str, clusters: str = "") -> None:
+    """Cancel a user's jobs of this name, such as those whose ids no sbatch has told. Raises SlurmError.
+
+    `clusters`: the clusters to look on, if sbatch was to choose among some.
+    """
+    if not can_look_for(name):
+        raise ValueError(f"name={name!r}")
+    run("scancel", *_on(clusters), f"--name={name}", f"--user={user}", tolerate=_GONE)
+
+
+def _on(clusters: str) -> list[str]:
+    return [f"--clusters={clusters}"] if clusters else []
 
 
 def requeue(jobs: Iterable[int | str]) -> None:

@@ -57,6 +57,11 @@ class SlurmError(LauncherError):
         return self.code is None or bool(_UNANSWERED.search(self.stderr))
 
     @property
+    def refused(self) -> bool:
+        """Whether Slurm answered that it does not do what it was asked. False: it may have done it, or will yet."""
+        return bool(self.code) and not self.unanswered
+
+    @property
     def message(self) -> str:
         """The command's error output on one line, without the `sbatch: error: ` at its beginning."""
         lines = [re.sub(r"^(\w+: )?(error|fatal): ", "", line) for line in self.stderr.splitlines()]

@@ -67,7 +67,7 @@ def ask(sweep: Sweep) -> Answers:
         for trial in trials
         if trial.number not in answers.done
     ]
-    ids = sorted({int(part.job.id) for parts in parts_by_trial for part in parts} | _evaluations(trials, jobs))
+    ids = sorted({int(part.job.id) for parts in parts_by_trial for part in parts} | _evaluations(trials, jobs, answers))
     if not ids:
         return answers
     troubles = []
@@ -95,11 +95,11 @@ def _done(trials: Iterable[Trial]) -> dict[int, float | None]:
     return {number: result_file.seconds(result) for number, result in results if result is not None}
 
 
-def _evaluations(trials: Iterable[Trial], jobs: Sequence[Job]) -> set[int]:
-    """The arrays with an evaluation that is not complete."""
-    parts = evaluations(jobs)
-    pending = [trial for trial in trials if parts.get(trial.number)]
-    return {int(parts[it.number][-1].job.id) for it in pending if not evaluation.read(it.folder).complete}
+def _evaluations(trials: Iterable[Trial], jobs: Sequence[Job], answers: Answers) -> set[int]:
+    """The arrays of this cluster with an evaluation that is not complete."""
+    parts = {number: of_trial[-1] for number, of_trial in evaluations(jobs).items()}
+    here = [it for it in trials if it.number in parts and not answers.on_other_cluster(parts[it.number])]
+    return {int(parts[it.number].job.id) for it in here if not evaluation.read(it.folder).complete}
 
 
 def _reused(rows: Iterable[QueueRow], submitted: Mapping[str, Element], sweep: Sweep) -> set[str]:

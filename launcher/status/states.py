@@ -94,6 +94,7 @@ def _with_folder(state: TrialState, large: bool) -> TrialState:
 def _with_evaluation(state: TrialState, parts: Sequence[Element], answers: Answers) -> TrialState:
     """With how far its evaluation is. `parts`: the elements that were submitted for it, oldest first."""
     there = evaluation.read(state.trial.folder)
+    parts = [part for part in parts if not answers.on_other_cluster(part)]
     row = next((row for part in reversed(parts) if (row := (answers.queue or {}).get(part.name))), None)
     if there.complete or row is None or row.state.ended:
         ended = parts and state.state == "DONE" and answers.queue is not None and not there.error

@@ -180,6 +180,7 @@ def to_evaluate(look: Look, wanted: Sequence[Trial]) -> list[Trial]:
     """The wanted trials (none: all) that are done, and whose evaluation was submitted and has ended without scores."""
     numbers = {trial.number for trial in wanted or look.sweep.trials}
     submitted = evaluations(look.sweep.submitted())
+    submitted = {n: parts for n, parts in submitted.items() if not look.answers.on_other_cluster(parts[-1])}
     return [
         state.trial
         for state in look.trials

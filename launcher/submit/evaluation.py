@@ -14,6 +14,7 @@ from launcher.findings import Finding, Refused
 from launcher.slurm import client, container, script, template
 from launcher.slurm.script import ArrayRequest
 from launcher.submit import stages
+from launcher.submit.stage_shape import OF_TRIALS
 from launcher.sweep.folder import Sweep
 from launcher.trial_config.cluster import Cluster
 from launcher.trial_config.config import TrialConfig
@@ -74,8 +75,10 @@ def own_shape(config: TrialConfig) -> Cluster:
     """The trial's `cluster` with what `evaluation.slurm` has in its place."""
     asked = config.evaluation.slurm
     named = {name: getattr(asked, name) for name in ("partition", "account", "qos", "constraint")}
-    free = {key: value for key, value in config.cluster.sbatch.items() if not str(key).startswith(stages.OF_TRIALS)}
+    free = {key: value for key, value in config.cluster.sbatch.items() if not str(key).startswith(OF_TRIALS)}
+    elsewhere = asked.partition not in (None, config.cluster.partition)  # its nodes may lack what trials ask for
     changes = {
+        **({"constraint": None, "reservation": None} if elsewhere else {}),
         **{name: value for name, value in named.items() if value is not None},
         "time": asked.time,
         "gpus_per_node": asked.gpus or None,
@@ -125,6 +128,10 @@ def submit(sweep: Sweep, trials: Sequence[int], *, share: int = 1, behind: int |
         path.chmod(0o700)
         array = client.submit(path, receipt=sweep.receipt(path.name))
     except (client.SlurmError, Refused) as error:
+        if isinstance(error, client.SlurmError) and not error.refused:
+            look = f"squeue --me --name={shlex.quote(job_name(sweep, config))}"
+            print(f"note: it is not known whether sbatch took the evaluation ({error}): {look}", file=sys.stderr)
+            return None
         later = f"python -m launcher evaluate {shlex.quote(sweep.shown)}"
         print(f"note: sbatch did not take the evaluation ({error}); once the trials are done: {later}", file=sys.stderr)
         return None

@@ -6,7 +6,10 @@ that an earlier stage will make. If a stage fails, Slurm cancels the stages afte
 
 from __future__ import annotations
 
+import functools
+import os
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,7 @@ from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
 from launcher.findings import Finding, Refused
 from launcher.slurm import client, script
-from launcher.submit import prepare, stages, to_slurm
+from launcher.submit import prepare, stage_shape, stages, to_slurm
 from launcher.submit.compose_only import refuse_without_slurm
 from launcher.submit.stages import Stage
 from launcher.sweep.folder import Sweep
@@ -60,7 +63,10 @@ def stages_before(trials: Sequence[PlannedTrial], sources: Sources) -> list[Stag
 
 
 def submit(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]], sources: Sources) -> list[JobReturn]:
-    """Do what `python -m launcher pipeline` does with the trials. If it raises Refused, nothing was submitted."""
+    """Do what `python -m launcher pipeline` does with the trials.
+
+    If it raises, what was submitted is cancelled: Refused, SubmissionFailed if an sbatch did not answer.
+    """
     configs = prepare.composed(launcher, job_overrides)
     for trial in configs:
         refuse_without_slurm(trial.config)
@@ -68,7 +74,13 @@ def submit(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]], sour
     to_run = [stage for stage in before if not stage.there]
     site = Site()
     check, warn = to_slurm.checks(launcher, site)
-    prepare.refuse(launcher, configs, check, warn, frozenset[Path]().union(*(stage.files for stage in to_run)))
+    memory = {stage.name: stage.mem_gb for stage in sorted(to_run, key=lambda stage: stage.mem_gb)}
+    memory["report"] = stages.REPORT_GB
+
+    def with_stages(trials: Sequence[PlannedTrial]) -> list[Finding]:
+        return list(dict.fromkeys([*check(trials), *stage_shape.findings(site, trials[0].config, memory)]))
+
+    prepare.refuse(launcher, configs, with_stages, warn, frozenset[Path]().union(*(stage.files for stage in to_run)))
     sweep, trials = prepare.written(launcher, configs)
     for stage in before:
         if stage.there:
@@ -83,7 +95,6 @@ def submit(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]], sour
         ids = [int(job.id) for job in sweep.submitted() if job.kind == "slurm"]
         evaluations = [int(job.id) for job in sweep.submitted() if job.kind == "evaluation"]
         print(to_slurm.submitted(sweep, requests, configs[0].config), flush=True)
-        chain.submitted += [*ids, *evaluations]
         chain.last = ids
         chain.report(evaluations)
     except BaseException:
@@ -100,11 +111,10 @@ class Chain:
     """Jobs that depend on one another in a row, submitted from scripts in the sweep's folder."""
 
     def __init__(self, sweep: Sweep, cluster: Cluster, site: Site) -> None:
-        self.sweep, self.cluster = sweep, cluster
+        self.sweep, self.cluster = sweep, stage_shape.within_time(site, cluster)
         self.memory = site.cluster.memory_is_allocated
         self.last: Sequence[int] = ()
         """The jobs that the next one depends on."""
-        self.submitted: list[int] = []
         (sweep.folder / "slurm").mkdir(exist_ok=True)
 
     def add(self, stage: Stage) -> None:
@@ -129,23 +139,49 @@ class Chain:
         self._submit("report", made, "compares the trials once all are done")
 
     def cancel(self) -> None:
-        """Cancel the submitted jobs, since the chain cannot be completed."""
-        if self.submitted:
-            client.scancel(self.submitted)
+        """Cancel all jobs of the sweep, since the chain cannot be completed. What still may run is told on stderr.
+
+        A job whose sbatch wrote no id may be in the queue all the same. It is cancelled by its name, which has the
+        sweep's id in it.
+        """
+        ids: dict[str, list[str]] = {}
+        nameless: dict[str, None] = {}
+        for job in self.sweep.submitted():
+            if job.id:
+                ids.setdefault(job.cluster, []).append(job.id)
+            elif client.can_look_for(name := script.one_line(job.name)):
+                nameless[name] = None
+        asked = self.cluster.other_clusters or os.environ.get("SBATCH_CLUSTERS", "")
+        by_id = (functools.partial(client.scancel, jobs, cluster=cluster) for cluster, jobs in ids.items())
+        by_name = (
+            functools.partial(client.scancel_name, name, user=self.sweep.data["user"], clusters=asked)
+            for name in nameless
+        )
+        for call in (*by_id, *by_name):
+            try:
+                call()
+            except client.SlurmError as error:
+                print(f"note: not cancelled: {error}", file=sys.stderr)
 
     def _submit(self, name: str, text: str, what: str) -> None:
         path = self.sweep.folder / "slurm" / f"{name}.sbatch"
         path.write_text(text, encoding="utf-8")
         path.chmod(0o700)
+        job_name = script.one_line(self._job(name))
+        self.sweep.record_job("stage", "", [], script=path.name, name=job_name)  # sbatch itself writes the id
         try:
             job = client.submit(path, receipt=self.sweep.receipt(path.name))
         except client.SlurmError as error:
-            remedy = "correct the keys of `cluster` that it names"
-            raise Refused([Finding(str(path), "", f"sbatch refused it ({error})", remedy)]) from error
-        self.sweep.record_job("stage", str(job), [], script=path.name, name=self._job(name))
+            if error.refused:
+                remedy = "correct the keys of `cluster` that it names"
+                raise Refused([Finding(str(path), "", f"sbatch refused it ({error})", remedy)]) from error
+            look = f"squeue --me --name={shlex.quote(job_name)}"
+            raise to_slurm.SubmissionFailed(
+                f"{error}; the job {job_name} may have been submitted all the same and is cancelled by its name:"
+                f" `{look}` has to list none before you call this again"
+            ) from error
         behind = f", once {', '.join(str(earlier) for earlier in self.last)} is done" if self.last else ""
         print(f"{name}: job {job}{behind}; {what}", flush=True)
-        self.submitted.append(job)
         self.last = [job]
 
     def _free_name(self, name: str) -> str:

@@ -14,14 +14,14 @@ import launcher as package
 from launcher.check import files
 from launcher.findings import Finding, Refused
 from launcher.nemo import base_model, nemo_file
-from launcher.slurm import container, rows, script, template
+from launcher.slurm import container, script, template
 from launcher.slurm.script import ArrayRequest
+from launcher.submit.stage_shape import own_shape
 from launcher.trial_config.cluster import Cluster
 from launcher.trial_config.config import Split, TrialConfig
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-#: Beginnings of options in cluster.sbatch that concern GPUs and the shape of a trial.
-OF_TRIALS = ("gres", "gpus", "ntasks", "tres", "nodes", "mem", "cpus", "exclusive", "array")
+REPORT_GB = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ def report_text(sweep: Path, cluster: Cluster, *, name: str, output: str, after:
     command = [template.Words(light_python(cluster)), "-u", "-m", "launcher", "report", str(sweep)]
     return _text(
         "report",
-        directives(cluster, name, output, after, 2 if memory else None),
+        directives(cluster, name, output, after, REPORT_GB if memory else None),
         cluster,
         container.Inside(),
         {"srun_args": [], "command": command},
@@ -244,22 +244,7 @@ def directives(
     cluster: Cluster, name: str, output: str, after: Sequence[int] = (), mem_gb: float | None = None
 ) -> list[str]:
     """The #SBATCH lines of one process on one node: as for a trial, without requests for GPUs or several nodes."""
-    free = {key: value for key, value in cluster.sbatch.items() if not str(key).startswith(OF_TRIALS)}
-    changes: dict[str, object] = {
-        "gpus_per_node": None,
-        "exclusive": None,
-        "nodelist": None,
-        "mem_gb": mem_gb,
-        "sbatch": free,
-    }
-    per_cpu = next((value for key, value in cluster.sbatch.items() if key.replace("-", "_") == "mem_per_cpu"), None)
-    if per_cpu is not None and mem_gb is not None:
-        # The site wants memory to be requested per CPU: request enough CPUs for the stage's memory.
-        cpus = math.ceil(mem_gb * 1024 / (rows.megabytes(str(per_cpu)) or 1))
-        changes |= {"mem_gb": None, "sbatch": {**free, "mem_per_cpu": per_cpu}, "cpus_per_task": cpus}
-    if cluster.stages_partition:
-        changes["partition"] = cluster.stages_partition
-    one_process = cluster.model_copy(update=changes)
+    one_process = own_shape(cluster, mem_gb)
     request = ArrayRequest(
         sweep=Path(), name=name, trials=[0], nodes=1, ranks_per_node=1, cluster=one_process, after=after
     )

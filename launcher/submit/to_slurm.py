@@ -169,7 +169,7 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
         try:
             arrays.append((request, client.submit(path, receipt=sweep.receipt(path.name))))
         except client.SlurmError as error:
-            if number == taken and error.code and not error.unanswered:
+            if number == taken and error.refused:
                 key, remedy = reasons.refused(error.message)
                 why = f"sbatch refused {path.name} ({error.message or f'exit code {error.code}'})"
                 raise Refused([Finding(key, "", why, remedy)]) from error

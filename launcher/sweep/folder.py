@@ -190,15 +190,14 @@ class Sweep:
         return [Job.from_json(record) for record in self.data["jobs"]]
 
     def submitted(self) -> list[Job]:
-        """`jobs`, with the array ids that sbatch wrote ("" if it wrote none), oldest first.
+        """`jobs`, with the ids and clusters that sbatch wrote ("" if it wrote none), oldest first.
 
         Includes the continuations that jobs have submitted: arrays with one element, whose index is `first`.
         """
         jobs = []
         for job in self.jobs:
-            if job.kind == "slurm" and not job.id:
-                number, cluster = client.read_receipt(self.receipt(job.script)) or ("", "")
-                job = replace(job, id=str(number), cluster=cluster)
+            if job.script and (receipt := client.read_receipt(self.receipt(job.script))):
+                job = replace(job, id=job.id or str(receipt[0]), cluster=receipt[1])
             jobs.append(job)
         return sorted([*jobs, *self._continuations()], key=lambda job: job.submitted)
 

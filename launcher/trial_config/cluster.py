@@ -99,6 +99,11 @@ class Cluster(Section):
         return {str(name): str(value) for name, value in self.environment.items()}
 
     @property
+    def other_clusters(self) -> str:
+        """The clusters that sbatch is to choose from (`sbatch.clusters`); "" if it is to take this one."""
+        return next((str(value) for option, value in self.sbatch.items() if option in ("clusters", "cluster", "M")), "")
+
+    @property
     def gpus(self) -> int:
         """GPUs a node that one trial asks for."""
         return int(str(self.gpus_per_node or 0).rpartition(":")[2])

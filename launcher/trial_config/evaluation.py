@@ -37,7 +37,10 @@ class JudgeSettings(Section):
 
 
 class EvaluationJob(Section):
-    """`evaluation.slurm`: what the evaluation of a trial asks Slurm for; what is null is as under `cluster`."""
+    """`evaluation.slurm`: what the evaluation of a trial asks Slurm for; what is null is as under `cluster`.
+
+    Except for constraint and reservation of the trials, where it has a partition of its own.
+    """
 
     partition: Text | None = None
     account: Text | None = None
