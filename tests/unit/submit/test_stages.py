@@ -112,3 +112,12 @@ def test_preflight_leaves_out_what_will_be_made(composed: Any, workspace: Path) 
     assert preflight.findings(trials, None, expected) == []
     assert preflight.warnings(trials, None) == []
     assert "do not exist yet" in preflight.summary(config)
+
+
+@pytest.mark.parametrize(("gib", "asked"), [(0, 8), (1, 9), (15, 10), (131, 25)])  # 15 GiB: Llama-3-8B in bf16
+def test_a_conversion_asks_for_the_memory_of_some_layers(tmp_path: Path, gib: int, asked: int) -> None:
+    """The proof of a model above 2 GiB holds a layer at a time; no node need have room for it in fp32."""
+    for part in range(2):
+        with (tmp_path / f"model-{part}.safetensors").open("wb") as file:
+            file.truncate(gib << 29)  # a file without blocks
+    assert stages._conversion_gb(tmp_path) == asked
