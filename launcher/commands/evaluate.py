@@ -13,14 +13,13 @@ exit codes: 0 evaluated, 1 a trial could not be, 2 refused.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from typing import TypeVar
 
+from launcher.check import installed
 from launcher.findings import Finding, Refused
 from launcher.sweep import find
 
-_NEEDED = ("torch", "transformers", "peft", "safetensors", "numpy")
 Number = TypeVar("Number", int, float)
 
 
@@ -49,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if not trials and not args.beside:
         why = "no trial is done yet"
         raise Refused([Finding("SWEEP", str(sweep.folder), why, "wait for the trials (see `status`)")])
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := installed.missing(installed.FOR_EVALUATION):
         remedy = "pip install -e '.[train]', or run this where the trials run"
         raise Refused([Finding("evaluate", "", f"needs {' and '.join(missing)}, not installed here", remedy)])
     from launcher.evaluate.run import evaluate

@@ -164,7 +164,7 @@ def conversion(config: TrialConfig, checkpoint: str | None) -> Stage:
 
 
 def _conversion_gb(folder: Path) -> int:
-    """Memory in GiB. A small model is proved whole, one above 2 GiB in fp32 a layer at a time (convert_checkpoint.WHOLE).
+    """Memory in GiB. A small model is proved whole, one above 2 GiB in fp32 (convert_checkpoint.WHOLE) layer by layer.
 
     2.5 GiB were measured for Llama-3-8B. An eighth of the weights is several layers.
     """

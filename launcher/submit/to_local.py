@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.utils import JobReturn
 
 from launcher import machine
-from launcher.check import preflight
+from launcher.check import installed, preflight
 from launcher.compose import hydra_state
 from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
@@ -22,7 +23,7 @@ from launcher.trial_config.validate import load
 
 def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
     """Raises Refused before anything is written; RunStopped after Ctrl-C, when nothing is running any more."""
-    sweep, trials = checked_trials(launcher, job_overrides, _check)
+    sweep, trials = checked_trials(launcher, job_overrides, _check, _warn)
     config = load(trials[0].folder)
     print(f"{len(trials)} trial{'s' if len(trials) > 1 else ''}, results in {sweep.folder}", flush=True)
     print(preflight.summary(config, len(trials)), flush=True)
@@ -38,4 +39,9 @@ def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> S
 
 def _check(trials: Sequence[PlannedTrial]) -> list[Finding]:
     here = machine.look()
-    return list(dict.fromkeys(finding for trial in trials for finding in capacity.check(trial.config.plain, here)))
+    unfit = (finding for trial in trials for finding in capacity.check(trial.config.plain, here))
+    return list(dict.fromkeys([*unfit, *(finding for trial in trials for finding in installed.findings(trial.config))]))
+
+
+def _warn(trials: Sequence[PlannedTrial], folder: Path) -> list[Finding]:
+    return list(dict.fromkeys(finding for trial in trials for finding in installed.warnings(trial.config)))

@@ -12,7 +12,7 @@ from pathlib import Path
 from hydra.core.utils import JobReturn, JobStatus
 
 import launcher as package
-from launcher.check import cluster_limits, preflight
+from launcher.check import cluster_limits, installed, preflight
 from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
 from launcher.engines import ENGINES
@@ -190,7 +190,8 @@ def checks(launcher: HydraLauncher, site: cluster_limits.Site) -> tuple[Check, W
         return [*_check(site, configs, folder_of(launcher)), *_folder(launcher)]
 
     def warnings(configs: Sequence[PlannedTrial], folder: Path) -> list[Finding]:
-        return cluster_limits.warnings(site, configs, folder)
+        unsure = dict.fromkeys(finding for trial in configs for finding in installed.warnings(trial.config))
+        return [*cluster_limits.warnings(site, configs, folder), *unsure]
 
     return findings, warnings
 
@@ -199,6 +200,7 @@ def _check(site: cluster_limits.Site, trials: Sequence[PlannedTrial], folder: Pa
     unique: dict[Finding, None] = {}
     seen = set()
     for trial in trials:
+        unique.update(dict.fromkeys(installed.findings(trial.config)))
         shape = slurm_shape(trial.config)
         if shape not in seen:
             seen.add(shape)
