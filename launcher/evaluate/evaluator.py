@@ -14,7 +14,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,16 @@ from launcher.evaluate.judges.endpoint import JudgeFailed
 from launcher.evaluate.judges.judge import Judge
 from launcher.evaluate.models import AnsweringModel, base_folder, exported, is_adapter
 from launcher.evaluate.options import Asked, data_file, pairs_file
+from launcher.evaluate.place import refuse_taken, working
 from launcher.evaluate.policy import Generator, PromptProgress, Say, fill
 from launcher.evaluate.prompts import Prompt
 from launcher.evaluate.reference import ReferenceAnswers
-from launcher.findings import Finding, LauncherError, Refused
+from launcher.findings import Finding, Refused
 from launcher.sweep import evaluation
 from launcher.sweep.checkpoints import Checkpoint, parts_of
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 from launcher.train.nemo_aligner.savings.reference_cache import file_digest, group_name
-
-
-class Busy(LauncherError):
-    """Another process evaluates the same policy."""
 
 
 class Evaluator:
@@ -72,7 +68,7 @@ class Evaluator:
         folder, title = trial.folder / "evaluation", f"trial {trial.name}"
         if checkpoint:
             folder, title = folder / f"{evaluation.STEP}{checkpoint.step}", f"{title}, step {checkpoint.step}"
-        with _working(folder, title):
+        with working(folder, title):
             config = trial.config()
             setting = self._setting(config)
             file = _checkpoint_file(checkpoint, config) if checkpoint else adapter_file(trial, result)
@@ -104,10 +100,10 @@ class Evaluator:
                 [Finding("--beside", str(path), why, "name a folder with config.json or adapter_config.json")]
             )
         folder = self._sweep.folder / "evaluation" / path.name
-        with _working(folder, path.name):
+        with working(folder, path.name):
             setting = self._setting(self._sweep.trials[0].config())
             digest = file_digest(path, setting.cache / "files")
-            _refuse_taken(folder, path, digest)
+            refuse_taken(folder, path, digest)
             known = self._known(folder, setting, digest, path.name, str(path))
             return known or self._evaluate(folder, setting, path, path.name)
 
@@ -265,37 +261,6 @@ def _checkpoint_file(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Path:
     if not parts:
         raise Refused([Finding(name, "", "is not there any more", remedy)])
     return parts[0]
-
-
-def _refuse_taken(folder: Path, path: Path, digest: str) -> None:
-    """Raises Refused where the folder has the results of another policy of the same name."""
-    before = whole_file.read_json(folder / "settings.json")
-    before = before if isinstance(before, dict) else {}
-    other = before.get("path")
-    if other not in (None, str(path)) and before.get("made_with", {}).get("policy") != digest:
-        why = f"has the name of {other}, which is beside this sweep already"
-        raise Refused([Finding("--beside", str(path), why, f"give its folder another name, or remove {folder}")])
-
-
-@contextlib.contextmanager
-def _working(folder: Path, title: str) -> Iterator[None]:
-    """One process at a time evaluates a policy; an error is noted in its folder. Raises Busy."""
-    for place in (folder.parent, folder):
-        if place.is_symlink():
-            raise Refused([Finding(str(place), "", "is a link", "remove it")])
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with whole_file.locked(folder / "lock", wait=False):
-            (folder / "error.json").unlink(missing_ok=True)
-            try:
-                yield
-            except Exception as error:
-                text = " ".join(str(error).split())[:400]
-                now = datetime.now().astimezone().isoformat(timespec="seconds")
-                whole_file.write_json(folder / "error.json", {"error": f"{type(error).__name__}: {text}", "time": now})
-                raise
-    except BlockingIOError:
-        raise Busy(f"{title}: another process evaluates it") from None
 
 
 def _beat(title: str, say: Say) -> Callable[[int], None]:
