@@ -115,13 +115,22 @@ def _rendered(
 
 
 def _turns(preference: Preference, rejected: object, system: str, rewards: Rewards | None) -> Conversation | Drop:
-    before = _read_prompt(preference.prompt, preference.chosen)
-    sides: list[_Turns] = []
+    before = _read_prompt(preference.prompt)
+    said: list[_Turns] = []
     for key, value in (("chosen", preference.chosen), ("rejected", rejected)):
-        turns = _read_response(value, key, before)
+        turns = _read_response(value, key)
         if isinstance(turns, Drop):
             return turns
-        sides.append(turns)
+        said.append(turns)
+    in_messages = isinstance(preference.prompt, list)
+    if in_messages and isinstance(before, list) and before and any(turns[-1:] == before[-1:] for turns in said):
+        before = before[:-1]  # some sets repeat a response, most often the chosen one, at the end of their messages
+    sides: list[_Turns] = []
+    for turns in said:
+        whole = _whole(before, turns, in_messages)
+        if isinstance(whole, Drop):
+            return whole
+        sides.append(whole)
     if sides[0] and sides[0][0][0] == "system":
         system = sides[0][0][1] or system
     good, bad = ([turn for turn in side[:1] if turn[0] != "system"] + side[1:] for side in sides)
@@ -152,7 +161,7 @@ def _system(value: object) -> str:
     return value.strip()
 
 
-def _read_prompt(prompt: object, chosen: object) -> _Turns | Drop | None:
+def _read_prompt(prompt: object) -> _Turns | Drop | None:
     """The turns that a response answers; None if there is no prompt."""
     if prompt is None:
         return None
@@ -163,10 +172,7 @@ def _read_prompt(prompt: object, chosen: object) -> _Turns | Drop | None:
         return [(role, turn.text) for role, turn in zip(cycle(("user", "assistant")), turns_of_prompt, strict=False)]
     if not isinstance(prompt, list):
         raise BadRow(f"'prompt' is {type(prompt).__name__}, neither text nor a list of messages")
-    turns = _read_messages(prompt, "prompt")
-    if isinstance(turns, list) and turns and isinstance(chosen, str) and turns[-1] == ("assistant", chosen.strip()):
-        return turns[:-1]  # some sets repeat the chosen response at the end of their messages
-    return turns
+    return _read_messages(prompt, "prompt")
 
 
 def _prompt_turns(given: str) -> list[hh_format.Turn]:
@@ -180,19 +186,36 @@ def _prompt_turns(given: str) -> list[hh_format.Turn]:
     return [hh_format.Turn("Human", question, 0, 0)] if question and not turns else []
 
 
-def _read_response(value: object, key: str, before: _Turns | Drop | None) -> _Turns | Drop:
-    """The whole conversation that ends with the response."""
+def _read_response(value: object, key: str) -> _Turns | Drop:
+    """The response's turns: the answer alone, or the conversation that ends with it."""
     if isinstance(value, str):
-        turns: _Turns | Drop = [("assistant", value.strip())]
-    elif isinstance(value, (list, Mapping)):
-        turns = _read_messages(value if isinstance(value, list) else [value], key)
-    else:
-        raise BadRow(f"{key!r} is {type(value).__name__}, neither text nor a list of messages")
-    if isinstance(turns, Drop) or not turns or turns[0][0] != "assistant":
-        return turns
+        return [("assistant", value.strip())]
+    if isinstance(value, (list, Mapping)):
+        return _read_messages(value if isinstance(value, list) else [value], key)
+    raise BadRow(f"{key!r} is {type(value).__name__}, neither text nor a list of messages")
+
+
+def _whole(before: _Turns | Drop | None, turns: _Turns, in_messages: bool) -> _Turns | Drop:
+    """The whole conversation of a response's `turns`; `before` is the prompt, `in_messages` a list of messages."""
+    if not turns or turns[0][0] != "assistant":  # the response has a prompt of its own
+        # A prompt that is a text is not compared: it may be the conversation's last question alone.
+        return turns if before is None or not in_messages else _completed(before, turns)
     if before is None:
         raise BadRow("there is no key 'prompt'")
     return before if isinstance(before, Drop) else [*before, *turns]
+
+
+def _completed(before: _Turns | Drop, turns: _Turns) -> _Turns | Drop:
+    """`turns` with what only the prompt has: a system message, or turns before the ones that both have."""
+    if isinstance(before, Drop):
+        return before
+    asked = turns[:-1]
+    if before in (asked[: len(before)], asked[-len(before) :]):
+        return turns  # the whole prompt is there
+    for start in range(1, len(before)):
+        if before[start:] == asked[: len(before) - start]:
+            return [*before[:start], *turns]
+    return Drop.PROMPTS_DIFFER
 
 
 def _read_messages(messages: list[object], key: str) -> _Turns | Drop:

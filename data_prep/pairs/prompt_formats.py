@@ -59,9 +59,8 @@ class Llama3:
             return Drop.MARKER
         turns = "".join(self.HEAD.format(role) + text + self.END for role, text in _messages(conversation))
         prompt = self.BEGIN + turns + self.HEAD.format("assistant")
-        return Pair(
-            prompt, conversation.chosen + self.END, conversation.rejected + self.END, opening=conversation.turns[0]
-        )
+        chosen, rejected = conversation.chosen + self.END, conversation.rejected + self.END
+        return Pair(prompt, chosen, rejected, conversation.turns[0], conversation.rewards)
 
 
 class Template:

@@ -90,6 +90,15 @@ def test_all_forms_say_the_same(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_every_format_keeps_rewards_and_opening(name: str) -> None:
+    row = {"prompt": messages("q", "a", "r"), "chosen": messages("", "yes")[1:], "rejected": messages("", "no")[1:]}
+    pair = pair_of({**row, "chosen_reward": 8, "rejected_reward": 2.5}, name)
+    assert isinstance(pair, Pair)
+    assert (pair.opening, pair.rewards) == ("q", (8.0, 2.5))
+    assert (pair.row()["chosen_reward"], pair.row()["rejected_reward"]) == (8.0, 2.5)
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_the_system_prompt_is_kept(name: str) -> None:
     rows = [
         {"chosen": messages("q", "yes", system="Be brief."), "rejected": messages("q", "no", system="Be brief.")},
@@ -105,6 +114,40 @@ def test_the_system_prompt_is_kept(name: str) -> None:
         assert isinstance(pair, Pair)
         said = [("system", "Be brief."), ("user", "q")]
         assert reread(name, pair.prompt + pair.chosen_response) == [*said, ("assistant", "yes")]
+
+
+FRENCH = "Answer in French."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "before", "whole"),
+    [
+        (messages("q", system=FRENCH), messages("q"), messages("q", system=FRENCH)),
+        (messages("q", "a", "r"), messages("r"), messages("q", "a", "r")),
+        (messages("q", "a", "r", system=FRENCH), messages("r"), messages("q", "a", "r", system=FRENCH)),
+        (messages("q", "a", "r"), messages("q", "a", "r"), messages("q", "a", "r")),
+        (messages("q"), messages("q", "a", "r"), messages("q", "a", "r")),
+        (messages("r"), messages("q", "a", "r"), messages("q", "a", "r")),
+        (messages("q"), messages("q", system=FRENCH), messages("q", system=FRENCH)),
+        ([], messages("q"), messages("q")),
+        (messages("q", "yes"), messages("q"), messages("q")),  # the chosen response once more
+        ("r", messages("q", "a", "r"), messages("q", "a", "r")),
+        ("something else", messages("q"), messages("q")),  # a text is not compared
+        (messages("other"), messages("q"), None),
+        (messages("q", "b", "r"), messages("q", "a", "r"), None),
+        (messages("q", system=FRENCH), messages("q", system="Be brief."), None),
+        ([{"role": "tool", "content": "x"}, *messages("q")], messages("q"), Drop.ROLE),
+    ],
+)
+def test_nothing_of_a_prompt_vanishes_where_responses_are_whole_conversations(
+    prompt: Any, before: list[dict[str, str]], whole: Any
+) -> None:
+    sides = {side: [*before, *messages("", text)[1:]] for side, text in (("chosen", "yes"), ("rejected", "no"))}
+    found = auto({"prompt": prompt, **sides})
+    if not isinstance(whole, list):
+        assert found is (whole or Drop.PROMPTS_DIFFER)
+        return
+    assert found == auto({"prompt": whole, "chosen": messages("", "yes")[1:], "rejected": messages("", "no")[1:]})
 
 
 @pytest.mark.parametrize(
@@ -218,6 +261,10 @@ def expected(row: dict[str, Any], side: str) -> list[tuple[str, str]]:
         if isinstance(before, str):
             return expected({**row, side: read[0][1]}, side)
         read = [(m.get("role", m.get("from")).strip().lower(), m["content"].strip()) for m in before] + read
+    elif isinstance(row.get("prompt"), list):
+        before = [(m.get("role", m.get("from")).strip().lower(), m["content"].strip()) for m in row["prompt"]]
+        begun = [before[:count] + read for count in range(len(before) + 1)]
+        read = next(turns for turns in begun if before in (turns[: len(before)], turns[-1 - len(before) : -1]))
     read = [(names.get(role, role), text) for role, text in read if (role, text) != ("system", "")]
     return read if read[0][0] == "system" else system + read
 
