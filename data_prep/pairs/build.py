@@ -20,7 +20,7 @@ from data_prep.progress import Progress
 from launcher.findings import Finding, Refused
 
 #: Increase this number when the same source and options must give different files.
-RULES = 3
+RULES = 4
 
 #: What to do if no pairs are left, by the most common reason for dropping rows.
 _REMEDIES = {

@@ -1,6 +1,6 @@
 """Turns the rows of a source into pairs that NeMo-Aligner can train on; counts dropped rows by reason.
 
-It stores two hashes of each row on the disk, never the text.
+It stores two hashes of each row on the disk (three with --too-long cut), never the text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data_prep.pairs import splits
 from data_prep.pairs.containers import KINDS_OF_FILES
-from data_prep.pairs.conversation import BadRow, Conversation, Drop, Pair, Repair
+from data_prep.pairs.conversation import BadRow, Conversation, Drop, Pair, Repair, hash64
 from data_prep.pairs.forms import RowReader, UnknownForm
 from data_prep.pairs.hash_set import HashSet
 from data_prep.pairs.jsonl import Record
@@ -65,10 +65,12 @@ class PairFilter:
         self._folder = folder
         self._hashes = HashSet(folder / ".rows")
         self._prompts: list[HashSet] = []  # one per pool so far; the last is the current pool's
+        self._openings = HashSet(folder / ".openings") if options.too_long == "cut" else None
 
     def close(self) -> None:
-        for hashes in (self._hashes, *self._prompts):
-            hashes.close()
+        for hashes in (self._hashes, *self._prompts, self._openings):
+            if hashes is not None:
+                hashes.close()
 
     def kept(self, records: Iterator[Record]) -> Iterator[tuple[Pair, int]]:
         """Yields the kept pairs of one pool in order, each with its length in tokens (characters without a tokenizer).
@@ -170,9 +172,12 @@ class PairFilter:
             if isinstance(pair, Drop):
                 return pair
             measured = self._tokenizer.measure([pair])[0]
-            if isinstance(measured, Drop) or measured.length <= longest:
-                self.repaired[Repair.CUT] += isinstance(measured, Measured)
+            if isinstance(measured, Drop):
                 return measured
+            if measured.length <= longest:
+                self.repaired[Repair.CUT] += 1
+                # The split follows from the opening: with the one that was cut off it is that of the earlier stages.
+                return measured._replace(pair=measured.pair._replace(opening=conversation.turns[0]))
             shorter = shorter.without_oldest_exchange()
         return Drop.TOO_LONG
 
@@ -181,6 +186,11 @@ class PairFilter:
         prompt = pair.prompt_hash()
         if any(prompt in earlier for earlier in self._prompts[:-1]):
             return Drop.OTHER_SPLIT
+        if self._openings is not None:  # what is left of two conversations may be the same prompt
+            opening = hash64(str(prompt), str(pair.opening_hash()))
+            if prompt in self._prompts[-1] and opening not in self._openings:
+                return Drop.OTHER_SPLIT
+            self._openings.add(opening)
         if not self._hashes.add(pair.row_hash()):
             return Drop.DUPLICATE
         self._prompts[-1].add(prompt)

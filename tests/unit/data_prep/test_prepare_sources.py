@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.pairs import hub, sources
+from data_prep.pairs import hub, sources, splits
 from data_prep.pairs.hash_set import HashSet
 from tests.unit.prepare_tools import (
     ROOT,
@@ -25,6 +25,7 @@ from tests.unit.prepare_tools import (
     characters_as_tokens,
     hh,
     many,
+    prompts,
     record_of,
     rows_of,
     write,
@@ -279,6 +280,32 @@ def test_long_pairs_lose_their_oldest_exchanges(prepare: Prepare, tmp_path: Path
     record = record_of(prepare(*words[:-1], longer, "--too-long", "cut"))
     assert (record["repaired"], record["dropped"]) == ({"oldest turns cut off": 60}, {"over --max-tokens": 1})
     assert {row["prompt"].count("Human:") for row in rows_of(tmp_path / "out", "train")} == {1, 2}
+
+
+def test_a_cut_pair_stays_with_the_earlier_stages_of_its_conversation(prepare: Prepare, tmp_path: Path) -> None:
+    """The later stages lose their first exchange; their splits still follow from the first question."""
+    rows = []
+    for number in range(100):
+        first, second = f"first {number:02}", f"second {number:02}"
+        later = f"{first}\n\nAssistant: {'a' * 60}\n\nHuman: {second}"
+        rows += [hh(first), hh(later), hh(f"{later}\n\nAssistant: yes\n\nHuman: third {number:02}")]
+    folder = str(characters_as_tokens(tmp_path / "hf"))
+    most = len("\n\nHuman: second 00\n\nAssistant: yes\n\nHuman: third 00\n\nAssistant: yes")
+    words = (write(tmp_path / "pairs.jsonl", rows), "--tokenizer", folder, "--max-tokens", str(most))
+    for sizes in (("--validation", "0.3", "--test", "0.3"), ("--validation", "60", "--test", "60")):
+        made = prepare(*words, "--too-long", "cut", *sizes)
+        assert record_of(made)["repaired"] == {"oldest turns cut off": 200}
+        numbers = [{re.findall(r"\d\d", prompt)[-1] for prompt in prompts(made, name)} for name in splits.NAMES]
+        assert sum(map(len, numbers)) == len(set().union(*numbers)) == 100
+
+
+def test_equal_remains_of_two_conversations_are_not_in_two_splits(prepare: Prepare, tmp_path: Path) -> None:
+    rows = [hh(f"first {number:02}\n\nAssistant: {'a' * 60}\n\nHuman: Why?", f"yes {number}") for number in range(40)]
+    source = write(tmp_path / "pairs.jsonl", [*many(60), *rows])
+    words = ("--tokenizer", str(characters_as_tokens(tmp_path / "hf")), "--max-tokens", "60", "--too-long", "cut")
+    record = record_of(prepare(source, *words))
+    assert record["dropped"] == {"prompt is in another split": 39}
+    assert sum(record["rows"].values()) == 61
 
 
 # -- memory and kills --------------------------------------------------------------------------------------------------
