@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from launcher import units
 from launcher.check import disk, pair_lengths
 from launcher.check.pair_lengths import PairLengths
-from launcher.check.steps import Plan
+from launcher.check.steps import Plan, limited
 from launcher.nemo import lora
 from launcher.nemo.base_model import BaseModel
 from launcher.trial_config.config import Split, TrialConfig
@@ -184,9 +184,7 @@ def least_seconds(cost: Cost) -> float | None:
 
 def _validated(plan: Plan, loop: TrainingLoop, batch: int, rows: int) -> float:
     """Held-out pairs that all validations of a trial compute together; an incomplete batch is dropped."""
-    batches = rows // batch
-    limit = loop.limit_val_batches
-    batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    batches = limited(rows // batch, loop.limit_val_batches)
     times = math.ceil(plan.max_steps / plan.val_check_interval)
     return float(times * batches * batch)
 

@@ -73,6 +73,12 @@ def _packs(config: TrialConfig) -> list[Finding]:
     if micro != 1:
         why = f"packed pairs are read one pack at a time (model.data.data_impl={impl})"
         problems.append(Finding("model.micro_batch_size", str(micro), why, "write 1"))
+    if config.model.data.append_eod:
+        # DPOPackedDataset gives the stored tokens as they are, and prepare_data.py stores no end.
+        why = f"does nothing to packed pairs, whose tokens are stored (model.data.data_impl={impl})"
+        remedy = "write false, and prepare the pairs with --prompt-format llama3 or chat, which end each response; or"
+        remedy += " write model.data.data_impl=jsonl, and name the .jsonl files"
+        problems.append(Finding("model.data.append_eod", "true", why, remedy))
     accelerator = config.trainer.accelerator
     if accelerator == "cpu" or (accelerator == "auto" and config.cluster.is_local and not machine.gpus()):
         # Megatron's own attention refuses packs; Transformer Engine's has no CPU kernels.

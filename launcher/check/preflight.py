@@ -132,6 +132,8 @@ def _trial(config: TrialConfig, expected: Collection[Path]) -> list[Finding]:
             problems.append(Finding(str(path), "", why, remedy))
     if rows.get("train", 0) >= batch:
         problems += _steps(config, rows["train"])
+    if rows.get("validation", 0) >= batch:
+        problems += _validation(config, rows["validation"])
     return problems
 
 
@@ -199,6 +201,14 @@ def _steps(config: TrialConfig, train_rows: int) -> list[Finding]:
     if warmup >= plan.max_steps:
         why = f"the trial has only {plan.max_steps} steps, so the learning rate would never reach its maximum"
         return [Finding("model.optim.sched.warmup_steps", str(warmup), why, f"write {max(0, plan.max_steps // 10)}")]
+    return []
+
+
+def _validation(config: TrialConfig, rows: int) -> list[Finding]:
+    try:
+        steps.validation_batches(rows, config.global_batch_size, config.trainer.dpo.limit_val_batches)
+    except Refused as refused:
+        return refused.findings
     return []
 
 

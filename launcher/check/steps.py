@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from launcher.findings import Finding, Refused
 from launcher.trial_config.config import TrialConfig
 
+_AT_LEAST_ONE = "write a larger share, or 1 for one batch"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -39,25 +41,12 @@ def plan(
 
     Raises Refused with every finding.
     """
-    per_epoch = rows // global_batch_size
-    if per_epoch < 1:
-        raise Refused(
-            [
-                Finding(
-                    "model.global_batch_size",
-                    str(global_batch_size),
-                    f"the training file has only {rows} rows, fewer than one global batch",
-                    f"set it to at most {rows} or prepare more data",
-                )
-            ]
-        )
-    if isinstance(limit_train_batches, float):
-        per_epoch = int(per_epoch * min(limit_train_batches, 1.0))
-    elif limit_train_batches is not None:
-        per_epoch = min(per_epoch, limit_train_batches)
+    per_epoch = _whole_batches(rows, global_batch_size, "training")
+    if limit_train_batches is not None:
+        per_epoch = limited(per_epoch, limit_train_batches)
     if per_epoch < 1:
         why = f"leaves no step of the {rows // global_batch_size} in an epoch"
-        raise Refused([Finding("trainer.dpo.limit_train_batches", str(limit_train_batches), why, "raise it")])
+        raise Refused([Finding("trainer.dpo.limit_train_batches", str(limit_train_batches), why, _AT_LEAST_ONE)])
     total = per_epoch * max_epochs
     if max_steps >= 0:
         total = min(total, max_steps)
@@ -93,6 +82,32 @@ def trial_plan(trial: TrialConfig, rows: int) -> Plan:
         loop.save_interval,
         loop.limit_train_batches,
     )
+
+
+def validation_batches(rows: int, global_batch_size: int, limit: int | float) -> int:
+    """Global batches of a validation on `rows` pairs. Raises Refused where `limit` leaves none.
+
+    NeMo-Aligner takes the mean over the batches, which fails on every rank once the model is loaded.
+    """
+    whole = _whole_batches(rows, global_batch_size, "validation")
+    batches = limited(whole, limit)
+    if batches < 1:
+        why = f"leaves no batch of the {whole} that {rows} validation pairs make"
+        raise Refused([Finding("trainer.dpo.limit_val_batches", str(limit), why, _AT_LEAST_ONE)])
+    return batches
+
+
+def _whole_batches(rows: int, global_batch_size: int, file: str) -> int:
+    if rows < global_batch_size:
+        why = f"the {file} file has only {rows} rows, fewer than one global batch"
+        remedy = f"set it to at most {rows} or prepare more data"
+        raise Refused([Finding("model.global_batch_size", str(global_batch_size), why, remedy)])
+    return rows // global_batch_size
+
+
+def limited(batches: int, limit: int | float) -> int:
+    """At most `limit` batches (a whole number), or that share of them (a float), rounded down as in NeMo-Aligner."""
+    return int(batches * min(limit, 1.0)) if isinstance(limit, float) else min(batches, limit)
 
 
 def _in_steps(interval: int | float, steps_per_epoch: int) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from launcher.check.steps import Plan, plan
+from launcher.check.steps import Plan, plan, validation_batches
 from launcher.findings import Finding, Refused
 from launcher.nemo import data_files
 from launcher.sweep.trial import tracker_name
@@ -64,18 +64,19 @@ def _name_runs(manager: DictConfig, name: str) -> None:
 def _plan(config: DictConfig) -> Plan:
     dpo, batch = config.trainer.dpo, config.model.global_batch_size
     rows = count_rows(config.model.data)
+    validation_batches(count_rows(config.model.data, "validation"), batch, dpo.get("limit_val_batches", 1.0))
     limit = dpo.get("limit_train_batches", 1.0)
     return plan(rows, batch, dpo.max_epochs, dpo.max_steps, dpo.val_check_interval, dpo.save_interval, limit)
 
 
-def count_rows(data: DictConfig) -> int:
-    """The number of training pairs, or of packs. `data` is model.data. Raises Refused if they cannot be read."""
-    names = [str(name) for name in data.data_prefix.train]
+def count_rows(data: DictConfig, split: str = "train") -> int:
+    """The number of a split's pairs, or of packs. `data` is model.data. Raises Refused if they cannot be read."""
+    names = [str(name) for name in data.data_prefix[split]]
     try:
         return data_files.count_rows(data_files.only_file(names), packed=data.data_impl == "packed_jsonl")
     except (OSError, ValueError) as error:
         why = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
-        raise Refused([Finding(f"{data_files.KEY}.train", ",".join(names), why, "prepare the data")]) from error
+        raise Refused([Finding(f"{data_files.KEY}.{split}", ",".join(names), why, "prepare the data")]) from error
 
 
 def plain(config: DictConfig) -> dict[str, object]:

@@ -121,6 +121,21 @@ def test_the_job_counts_packs_and_refuses_blends(
             settings.count_rows(data)
 
 
+def test_the_job_refuses_a_validation_without_a_batch(tmp_path: Path) -> None:
+    """The pairs may have been made since the submission: here nothing is loaded yet."""
+    settings = pytest.importorskip("launcher.train.nemo_aligner.settings")
+    files = {split: [str(tmp_path / f"{split}.jsonl")] for split in ("train", "validation")}
+    for (name,) in files.values():
+        Path(name).write_text("".join(row(i) for i in range(8)))
+    loop = {"max_epochs": 1, "max_steps": -1, "val_check_interval": 1, "save_interval": 1, "limit_val_batches": 0.4}
+    model = {"global_batch_size": 4, "data": {"data_impl": "jsonl", "data_prefix": files}}
+    config = OmegaConf.create({"trainer": {"dpo": loop}, "model": model})
+    with pytest.raises(Refused, match="limit_val_batches=0.4: leaves no batch of the 2"):
+        settings._plan(config)
+    config.trainer.dpo.limit_val_batches = 1
+    assert settings._plan(config).max_steps == 2
+
+
 def test_rows_too_long_by_the_record_of_their_preparation(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text(row(1) + row(2))

@@ -44,6 +44,9 @@ def test_packed_pairs_are_counted_in_packs(composed: Any, workspace: Path) -> No
     assert findings(composed, workspace, *words) == []
     (found,) = findings(composed, workspace, *words, "model.micro_batch_size=2")
     assert found.startswith("model.micro_batch_size=2: packed pairs are read one pack at a time")
+    (found,) = findings(composed, workspace, *words, "model.data.append_eod=true")
+    assert found.startswith("model.data.append_eod=true: does nothing to packed pairs") and "--prompt-format" in found
+    assert findings(composed, workspace, "model.data.append_eod=true") == []
     preflight._packed.cache_clear()
     found = findings(composed, workspace, *write_packs(workspace, 3), "trainer.accelerator=gpu")
     assert "has 3 rows, fewer than model.global_batch_size=4" in found[0]
@@ -80,6 +83,8 @@ def test_packs_need_a_gpu(
         (["model.optim.sched.warmup_steps=50"], "model.optim.sched.warmup_steps=50", "write 0"),
         (["model.optim.sched.min_lr=1"], "model.optim.sched.min_lr=1", "lower"),
         (["model.global_batch_size=9"], "validation.jsonl", "at most 8"),
+        (["trainer.dpo.limit_val_batches=0.4"], "trainer.dpo.limit_val_batches=0.4: leaves no batch of the 2", "1 for"),
+        (["trainer.dpo.limit_train_batches=0.2"], "trainer.dpo.limit_train_batches=0.2: leaves no step of", "1 for"),
     ],
 )
 def test_rules(composed: Any, workspace: Path, overrides: list[str], key: str, remedy: str) -> None:

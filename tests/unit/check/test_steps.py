@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.check.steps import Plan, plan
+from launcher.check.steps import Plan, plan, validation_batches
 from launcher.findings import Refused
 
 
@@ -49,3 +49,12 @@ def test_an_epoch_may_be_cut() -> None:
     assert plan(100, 10, 1, -1, 1, 1, 1.0) == plan(100, 10, 1, -1, 1, 1, None) == plan(100, 10, 1, -1, 1, 1, 99)
     with pytest.raises(Refused, match="limit_train_batches"):
         plan(100, 10, 1, -1, 1, 1, 0.01)
+
+
+def test_a_validation_has_at_least_one_batch() -> None:
+    """As NeMo-Aligner's compute_limit_batches rounds, where the loader holds that many batches."""
+    assert [validation_batches(4000, 64, limit) for limit in (1.0, 0.5, 0.017, 3, 99, 2.0)] == [62, 31, 1, 3, 62, 62]
+    with pytest.raises(Refused, match=r"limit_val_batches=0\.01: leaves no batch of the 62 .* 1 for one batch"):
+        validation_batches(4000, 64, 0.01)
+    with pytest.raises(Refused, match="the validation file has only 7 rows"):
+        validation_batches(7, 8, 1)
