@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from launcher import units
-from launcher.check import disk, pair_lengths
+from launcher import machine, units
+from launcher.check import disk, kept_reference, pair_lengths
 from launcher.check.pair_lengths import PairLengths
 from launcher.check.steps import Plan, limited
 from launcher.nemo import lora
@@ -80,24 +80,37 @@ class Cost:
         return self._work(self.positions.reference)
 
     @property
+    def policy_work(self) -> float:
+        """Work of a trial without the reference; in training positions."""
+        return self._work(0.0)
+
+    @property
     def whole_work(self) -> float:
         """Work of all trials, in training positions."""
         references = 1 if self.reference_once else self.trials
-        return self._work(0.0) * self.trials + self.positions.reference * references / self.passes
+        return self.policy_work * self.trials + self.positions.reference * references / self.passes
 
     def _work(self, reference: float) -> float:
         return self.positions.training + (self.positions.validation + reference) / self.passes
 
 
-def batching(config: TrialConfig) -> Batching:
-    """The batching that the trial's config asks for."""
-    compute, accelerator = config.compute, config.trainer.accelerator
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not config.cluster.gpus)
+def batching(config: TrialConfig, base: BaseModel | None = None) -> Batching:
+    """The batching that the trial's config asks for, and gets: the reference is not kept everywhere."""
+    compute, on_gpu = config.compute, _on_gpu(config)
     ours = compute.cut_padding or compute.share_prompt
-    usual = _CPU_MULTIPLE if ours and on_cpu else _STOCK_MULTIPLE
+    usual = _CPU_MULTIPLE if ours and not on_gpu else _STOCK_MULTIPLE
+    model = base.under(config) if base else config.model_keys
+    gpu_in_bf16 = on_gpu and config.trainer.precision != "32"
+    kept = not kept_reference.unsupported_reason(model, compute.positions_per_micro_batch, gpu_in_bf16)
     return Batching(
-        compute.cut_padding, compute.cache_reference, compute.length_multiple or usual, config.shares_prompts
+        compute.cut_padding, compute.cache_reference and kept, compute.length_multiple or usual, config.shares_prompts
     )
+
+
+def _on_gpu(config: TrialConfig) -> bool:
+    if config.trainer.accelerator != "auto":
+        return config.trainer.accelerator == "gpu"
+    return bool(machine.gpus()) if config.cluster.is_local else config.cluster.gpus > 0
 
 
 def estimate(
@@ -107,7 +120,7 @@ def estimate(
 
     Returns None if the data's lengths are unknown or the steps are refused.
     """
-    model, layout = config.model, layout or batching(config)
+    model, layout = config.model, layout or batching(config, base)
     train, validation = (pair_lengths.load(config.data_files[split]) for split in SPLITS)
     if train is None or validation is None:
         return None
@@ -130,7 +143,7 @@ def estimate(
 
     training, validating = computed(pairs, train, trained), computed(checked, validation, trained)
     seen_trained, seen_checked = float(pairs), checked
-    if cut and layout.reference_once:  # each pair once, however many trials and epochs
+    if layout.reference_once:  # each pair once, however many trials and epochs
         seen_trained, seen_checked = min(pairs, train.rows), min(checked, validation.rows)
     reference = computed(seen_trained, train, referred) + computed(seen_checked, validation, referred)
     sides = [lengths.mean * (lengths.row_share if layout.rows else 2) for lengths in (train, validation)]

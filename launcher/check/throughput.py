@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -30,12 +30,15 @@ _ALIKE = (
     "model.micro_batch_size",
     "model.peft.peft_scheme",
     "model.activations_checkpoint_granularity",
+    "deterministic",
     "cluster.name",
     "cluster.partition",
     "cluster.constraint",
+    "cluster.gpus_per_node",  # names the type of GPU where a partition has several
+    "cluster.sbatch",  # so may any option of sbatch
 )
-#: Phases that `cost` can compute; the time of the other phases does not depend on the number of pairs.
-_COMPUTING = ("training", "validating", "reference")
+#: The phase in which the reference policy is computed for the cache, and those that compute every pair of a trial.
+_REFERENCE, _COMPUTING = "reference", ("training", "validating")
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,15 @@ def _of(trial: Path, config: TrialConfig) -> Speed | None:
         if any(earlier.at(key) != config.at(key) for key in _ALIKE):
             return None
         phases = result["phase_seconds"]
-        computed = cost.estimate(earlier, base_model.load(earlier.base_model))
+        base, cached = base_model.load(earlier.base_model), _REFERENCE in phases
+        computed = cost.estimate(earlier, base, replace(cost.batching(earlier, base), reference_once=cached))
         spent = sum(phases.get(phase, 0.0) for phase in _COMPUTING)
     except (OSError, ValueError, KeyError, TypeError, Refused, yaml.YAMLError):  # written by another version
         return None
     if computed is None or not spent:
         return None
-    overhead = sum(phases.values()) - spent
-    return Speed(computed.work / (spent * computed.ranks), overhead, f"as measured in {os.path.relpath(trial)}")
+    # Another trial may have filled the cache, so how much of the reference this one computed is not known. Without a
+    # cache it is computed with each batch, in the same phases as the policy.
+    work = computed.policy_work if cached else computed.work
+    overhead = sum(phases.values()) - spent - phases.get(_REFERENCE, 0.0)
+    return Speed(work / (spent * computed.ranks), overhead, f"as measured in {os.path.relpath(trial)}")

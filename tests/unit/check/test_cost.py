@@ -17,9 +17,11 @@ from launcher.check.cost import Batching
 from launcher.check.pair_lengths import PairLengths
 from launcher.compose.trials import PlannedTrial
 from launcher.nemo.base_model import BaseModel
+from launcher.trial_config.config import TrialConfig
 from tests.unit.llama import LLAMA3_8B, write_described
 
 BASE = BaseModel(Path("llama3_8b.nemo"), LLAMA3_8B, 128256, {})
+PIPED = ("model.pipeline_model_parallel_size=2", "trainer.devices=2")
 STOCK, OURS = Batching(cut=False, reference_once=False), Batching(cut=True, reference_once=True)
 
 
@@ -124,9 +126,13 @@ def test_cutting_takes_padding_away(trial: Any, workspace: Path) -> None:
     assert stock.positions.padding > 0.3
     # the longest of 4 is one of the long ones with 1 - 0.75^4
     assert stock.positions.training / 32 == pytest.approx(20 + 180 * (1 - 0.75**4), rel=0.15)
-    piped = trial("model.pipeline_model_parallel_size=2", "trainer.devices=2")
+    piped = trial(*PIPED)
     pipes = cost.estimate(piped, BASE, OURS)
     assert pipes is not None and pipes.positions.training == pytest.approx(stock.positions.training)
+    long = cost.estimate(trial("trainer.dpo.max_epochs=3", *PIPED), BASE, OURS)
+    assert long is not None and long.positions.reference == pytest.approx(
+        pipes.positions.reference
+    )  # kept all the same
 
 
 def test_flops_of_llama_3_8b(trial: Any) -> None:
@@ -189,22 +195,104 @@ def test_without_a_speed_only_the_impossible_is_warned_of(composed: Any, workspa
 def test_speed_is_that_of_the_last_trial_like_it(trial: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = trial()
     assert throughput.known(config) is None
-    done = workspace / "runs" / "dpo" / "one" / "0"
-    done.mkdir(parents=True)
-    (done.parent / "sweep.json").write_text("{}")
-    (done / "config.yaml").write_text(json.dumps(config.plain))
-    phases = {"starting": 5.0, "training": 30.0, "validating": 10.0, "evaluating": 2.0}
-    (done / "result.json").write_text(json.dumps({"phase_seconds": phases}))
+    phases = {"starting": 5.0, "reference": 0.5, "training": 30.0, "validating": 10.0, "evaluating": 2.0}
+    done = finished(workspace, config, phases)
     speed = throughput.known(config)
     computed = cost.estimate(config, None, cost.batching(config))
     assert speed is not None and computed is not None
-    assert speed.positions == pytest.approx(computed.work / 40)
+    # The reference came from the cache: its half second says nothing of the work that the next trial may have to do.
+    assert speed.positions == pytest.approx(computed.policy_work / 40)
     assert speed.overhead == 7.0
-    assert cost.seconds(computed, speed.positions) == pytest.approx(40)
+    assert cost.seconds(computed, speed.positions) == pytest.approx(40 * computed.work / computed.policy_work)
     assert throughput.known(trial("model.micro_batch_size=2")) is None
     assert throughput.known(trial("cluster.tokens_per_second=9")).positions == 9  # type: ignore[union-attr]
     (done / "result.json").write_text("{}")
     assert throughput.known(config) is None
+
+
+def test_speed_where_the_reference_is_computed_with_each_batch(trial: Any, workspace: Path) -> None:
+    """Then it is done in the phases of the policy, and none is called reference."""
+    config = trial("trainer.dpo.val_check_interval=2", "trainer.dpo.save_interval=2", "compute.cache_reference=false")
+    finished(workspace, config, {"starting": 5.0, "training": 30.0, "validating": 10.0})
+    computed, speed = cost.estimate(config, None), throughput.known(config)
+    assert computed is not None and speed is not None
+    assert computed.positions.reference == computed.positions.training + computed.positions.validation
+    assert cost.seconds(computed, speed.positions) == pytest.approx(40)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "alike"),
+    [
+        (["cluster.gpus_per_node=a100:2"], ["cluster.gpus_per_node=a100:2"], True),
+        (["cluster.gpus_per_node=a100:2"], ["cluster.gpus_per_node=h100:2"], False),
+        (["cluster.gpus_per_node=null"], [], False),
+        (["+cluster.sbatch.gres='gpu:h100:2'"], [], False),
+        (["deterministic=true"], [], False),
+        (["trainer.dpo.max_epochs=2"], [], True),
+    ],
+)
+def test_a_speed_is_not_that_of_another_gpu(
+    composed: Any, workspace: Path, before: list[str], now: list[str], alike: bool
+) -> None:
+    record(workspace / "data" / "sample", train=[100] * 16, validation=[64] * 8)
+    words = ("cluster=slurm", "model=tiny", "data=sample", "trainer.dpo.max_steps=-1", "trainer.devices=2")
+    finished(workspace, composed(*words, *before)[0], {"reference": 1.0, "training": 30.0, "validating": 10.0})
+    assert (throughput.known(composed(*words, *now)[0]) is not None) == alike
+
+
+def finished(workspace: Path, config: TrialConfig, phases: dict[str, float]) -> Path:
+    """The folder of a trial that has finished, with the seconds of its phases."""
+    done = workspace / "runs" / "dpo" / "one" / "0"
+    done.mkdir(parents=True)
+    (done.parent / "sweep.json").write_text("{}")
+    (done / "config.yaml").write_text(json.dumps(config.plain))
+    (done / "result.json").write_text(json.dumps({"phase_seconds": phases}))
+    return done
+
+
+ON_GPUS = ["cluster=slurm", "trainer.accelerator=auto"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "once"),
+    [
+        (ON_GPUS, True),
+        ([*ON_GPUS, "model.micro_batch_size=2"], False),
+        ([*ON_GPUS, "model.dpo.log_prob_forward_micro_batch_size=2"], False),
+        ([*ON_GPUS, "compute.positions_per_micro_batch=512"], False),
+        ([*ON_GPUS, "compute.positions_per_micro_batch=null"], True),
+        ([*ON_GPUS, "model.micro_batch_size=2", "trainer.precision='32'"], True),
+        ([*ON_GPUS, "model.micro_batch_size=2", "trainer.accelerator=cpu"], True),
+        ([*ON_GPUS, "model.micro_batch_size=2", "cluster.gpus_per_node=null"], True),
+        ([*ON_GPUS, "model.data.reset_attention_mask=true"], False),
+        ([*ON_GPUS, "++model.hidden_dropout=0.1"], False),
+        ([*ON_GPUS, "compute.cache_reference=false"], False),
+        (["cluster=local", "model.micro_batch_size=2"], True),
+        (["cluster=local", "model.micro_batch_size=2", "trainer.accelerator=gpu"], False),
+    ],
+)
+def test_the_reference_is_not_once_where_the_ranks_do_not_keep_it(
+    composed: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], once: bool
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    record(workspace / "data" / "sample", train=[100] * 16, validation=[64] * 8)
+    config, found = composed("model=tiny", "data=sample", *overrides)
+    assert found == []
+    computed = cost.estimate(config, BASE, trials=3)
+    assert computed is not None and computed.reference_once == once
+    assert ("reference once for all" if once else "reference in each trial") in cost.describe(computed, None, "")
+
+
+def test_the_reference_is_not_once_on_this_machines_gpu_or_under_the_base_models_dropout(
+    trial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = trial("model.micro_batch_size=2")
+    for visible, once in (("", True), ("0", False)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert cost.batching(config).reference_once == once
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    noisy = BaseModel(BASE.path, {**LLAMA3_8B, "attention_dropout": 0.1}, 128256, {})
+    assert not cost.batching(config, noisy).reference_once
 
 
 def test_a_prompt_that_is_computed_once_is_counted_once(trial: Any, workspace: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from launcher.check import kept_reference
 from launcher.train import result
 from launcher.train.nemo_aligner.savings.reference_cache import file_digest
 
@@ -38,21 +39,9 @@ def unsupported_reason(config: DictConfig, model_config: DictConfig) -> str:
     """Why a trial's reference log-probabilities cannot be kept, "" where they can."""
     if not config.paths.get("cache"):
         return "paths.cache is not set"
-    if model_config.data.data_impl == "packed_jsonl":
-        return "packed pairs are no rows of their own"
-    if (model_config.get("context_parallel_size") or 1) > 1:
-        return "context parallelism splits a pair's log-probabilities"
-    if model_config.data.get("reset_attention_mask") or model_config.data.get("reset_position_ids"):
-        return "with reset_attention_mask or reset_position_ids they depend on the pairs beside"
-    for name in ("hidden_dropout", "attention_dropout", "ffn_dropout"):
-        if model_config.get(name):
-            return f"the base model's {name} makes the reference policy random"
-    several = max(model_config.micro_batch_size, model_config.dpo.log_prob_forward_micro_batch_size) > 1
-    several |= (config.get("compute") or {}).get("positions_per_micro_batch", "auto") not in ("auto", None)
-    if config.trainer.accelerator == "gpu" and str(config.trainer.precision) != "32" and several:
-        # Policy and reference have to round alike, and a GPU's kernels are chosen by the shape of what they multiply.
-        return "in bf16 a pair is rounded with those beside it; model.micro_batch_size=1 has none"
-    return ""
+    positions = (config.get("compute") or {}).get("positions_per_micro_batch", "auto")
+    gpu_in_bf16 = config.trainer.accelerator == "gpu" and str(config.trainer.precision) != "32"
+    return kept_reference.unsupported_reason(model_config, positions, gpu_in_bf16)
 
 
 def of_model(
