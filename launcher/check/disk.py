@@ -47,8 +47,8 @@ def checkpoints(base: BaseModel, trial: TrialConfig, plan: steps.Plan | None) ->
     """What a trial writes; None if the .nemo's shape is unknown. `plan` is used only if every checkpoint is kept.
 
     Measured on NeMo 2.1.0 with LoRA: a .ckpt holds no base weights. It holds the adapters (2 bytes a parameter in
-    bf16), their fp32 main copy (4) and Adam's two moments (8): 14 bytes a trained parameter. In fp32 there is no main
-    copy: 4 + 8. The .nemo contains only the adapters. `-last` is a separate file, not a link.
+    bf16), their fp32 main copy (4) and Adam's two moments (8): 14 bytes a trained parameter. Weights in fp32 have no
+    main copy: 4 + 8. The .nemo contains only the adapters. `-last` is a separate file, not a link.
     """
     if not base.shaped:
         return None
@@ -61,8 +61,8 @@ def checkpoints(base: BaseModel, trial: TrialConfig, plan: steps.Plan | None) ->
         trained, matrices = lora.parameters(model, base.vocabulary), 9 * model["num_layers"]
     else:
         return None
-    weight = 4 if trial.trainer.precision == "32" else 2
-    main_copy = 4 if weight == 2 and trial.model.megatron_amp_O2 else 0
+    weight = trial.weight_bytes
+    main_copy = 4 if weight == 2 else 0
     beside = _FILE_BYTES + matrices * _TENSORS_PER_MATRIX * _TENSOR_BYTES
     best = kept.save_top_k
     if best < 0:  # all of them

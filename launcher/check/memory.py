@@ -84,7 +84,7 @@ def per_gpu(base: BaseModel, trial: TrialConfig, changes: Mapping[str, object] |
 def _stage(vocabulary: int, model: GptConfig, trial: TrialConfig, stage: int) -> Memory:
     """Memory of one pipeline stage. `model` is the base model's config, overridden by the trial's keys."""
     tensor, pipeline = trial.model.tensor_model_parallel_size, trial.model.pipeline_model_parallel_size
-    wide = _bytes(trial) / 2  # the paper assumes 2-byte numbers
+    wide = 2.0 if trial.trainer.precision == "32" else 1.0  # the paper assumes 2-byte numbers; `auto` is bf16 on GPUs
     layers = model["num_layers"] / pipeline
     rows = _padded_rows(vocabulary, model, tensor)
     tables = _tables(model, stage, pipeline)
@@ -111,7 +111,7 @@ def _stage(vocabulary: int, model: GptConfig, trial: TrialConfig, stage: int) ->
     bytes_per_logit = _PICKED_LOGITS if picked else _STOCK_LOGITS
     logits = bytes_per_logit * referred * rows / tensor if last else 0.0
     return Memory(
-        weights=2 * wide * held / GIB,
+        weights=trial.weight_bytes * held / GIB,
         states=_state_bytes(model, trial, held) / GIB,
         activations=kept * in_flight * wide / GIB,
         logits=logits / GIB,
@@ -175,22 +175,18 @@ def _dropout_bytes(model: GptConfig, trial: TrialConfig) -> float:
 
 
 def _state_bytes(model: GptConfig, trial: TrialConfig, held: float) -> float:
-    """Bytes of adapters with gradients, main copy and moments: 18 a parameter in bf16 (the rest in fp32), 16 in fp32.
+    """Bytes of adapters with gradients, main copy and moments: 18 a parameter in bf16 (the rest in fp32), 16 where
+    weights are fp32 and have no main copy.
 
     In full training the weights are counted in `weights`, so 16 and 12 remain, of which the 4 of the
     gradients stay on each rank and a distributed optimizer shards the rest.
     """
-    single = _bytes(trial) == 4
+    single = trial.weight_bytes == 4
     if trial.trains_adapters:
         trained = lora.trainable_parameters(model, trial.model.peft.lora_tuning)
         return (16 if single else 18) * trained / trial.model_parallel_ranks
     shared = trial.data_parallel_ranks if "distributed" in trial.model.optim.name else 1
     return held * (4 + (8 if single else 12) / shared)
-
-
-def _bytes(trial: TrialConfig) -> int:
-    """Bytes of one weight on a GPU; `auto` is bf16 there."""
-    return 4 if trial.trainer.precision == "32" else 2
 
 
 def warnings(base: BaseModel, trial: TrialConfig, gpu_gib: float | None, where: str) -> list[Finding]:

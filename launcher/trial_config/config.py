@@ -131,6 +131,15 @@ class TrialConfig(Section):
         return self.model.peft.peft_scheme == "lora"
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of one weight in memory and in checkpoints; `auto` is bf16 on GPUs.
+
+        Without megatron_amp_O2 NeMo keeps fp32 weights also in bf16 (megatron_base_model.py, params_dtype): autocast
+        makes only the activations bf16.
+        """
+        return 4 if self.trainer.precision == "32" or not self.model.megatron_amp_O2 else 2
+
+    @property
     def evaluated_after_training(self) -> bool:
         """Whether the policy answers prompts by itself; what another engine trains may not be an adapter of NeMo's."""
         return self.evaluation.after_training and self.engine in ENGINES

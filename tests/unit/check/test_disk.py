@@ -57,6 +57,8 @@ def test_precision_and_what_is_kept(composed: Any) -> None:
     trial = changed(config, {"trainer.precision": "32"})
     single = written(SMOLLM2, trial).size
     assert half - single == 2 * 8_110_080  # no main copy, but weights of 4 bytes
+    without = written(SMOLLM2, changed(config, {"model.megatron_amp_O2": False}))
+    assert without == written(SMOLLM2, trial)  # weights of 4 bytes in bf16 too
     trial = changed(trial, {f"{kept}.save_top_k": 5})
     assert written(SMOLLM2, trial).count == 6
     trial = changed(trial, {f"{kept}.save_top_k": -1})  # all

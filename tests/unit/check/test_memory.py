@@ -129,6 +129,18 @@ def test_whole_weights_take_18_bytes_a_parameter_and_fp32_twice(llama: Any) -> N
     assert parts(llama("trainer.precision='32'"))[0] == pytest.approx(2 * 15.0, abs=0.2)
 
 
+def test_without_o2_weights_are_fp32_and_activations_are_not(llama: Any) -> None:
+    """NeMo's params_dtype is fp32 then, whatever the precision: 15 GiB more for the 8B model."""
+    bf16, off = (memory.per_gpu(BASE, llama(*words)) for words in ([], ["model.megatron_amp_O2=false"]))
+    single = memory.per_gpu(BASE, llama("trainer.precision='32'"))
+    assert bf16 and off and single
+    assert off.weights == single.weights == 2 * bf16.weights
+    assert (off.activations, off.logits) == (bf16.activations, bf16.logits)
+    assert off.states == single.states == pytest.approx(bf16.states * 16 / 18)  # no main copy
+    full = memory.per_gpu(BASE, llama("model.peft.peft_scheme=none", "model.megatron_amp_O2=false"))
+    assert full and (full.weights + full.states) * memory.GIB == pytest.approx(16 * 8030261248, rel=1e-3)
+
+
 def test_a_model_that_does_not_say_its_shape(llama: Any) -> None:
     assert memory.per_gpu(BaseModel(Path("m"), {}, 10, {}), llama()) is None
     assert memory.per_gpu(BaseModel(Path("m"), LLAMA3_8B, None, {}), llama()) is None
