@@ -31,7 +31,8 @@ def test_bad_files_are_refused_in_one_line(refused: Refusal, tmp_path: Path) -> 
     number = {"prompt": "q", "chosen": "yes", "rejected": 3}
     assert "'rejected' is int" in refused(write(tmp_path / "number.jsonl", [number]))
     answered = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    turns = [{"prompt": answered, "chosen": [answered[1]], "rejected": [answered[1]]}]
+    others = ([{"role": "assistant", "content": text}] for text in ("b", "c"))
+    turns = [{"prompt": answered, **dict(zip(("chosen", "rejected"), others, strict=True))}]
     assert "1 broken turn order" in refused(write(tmp_path / "turns.jsonl", turns))
     whole = "\n\nAssistant: no question"
     bad = [{"chosen": whole, "rejected": whole}] * 2
