@@ -27,7 +27,7 @@ from tests.benchmarks.login_node import ROOT
 
 SAMPLE = ROOT / "data_prep" / "sample" / "pairs.jsonl"
 TIMES, TEMPERATURE = 4, 0.3
-ANSWERS = {"held_out": 24, "instructions": 24, "samples": 2, "max_tokens": 96}
+ANSWERS = {"held_out": 12, "instructions": 12, "samples": 2, "max_tokens": 96}
 RECIPE = [
     *("model=smollm2_135m", "cluster=local", "model.dpo.ref_policy_kl_penalty=0.1", "evaluation.after_training=false"),
     "model.data.append_eod=true",  # the end of an answer is taught: what is too long cannot be seen without one
