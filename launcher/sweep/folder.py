@@ -244,7 +244,8 @@ class Sweep:
         """The number of the copy of the launcher's code that a trial ran last. None in a sweep that keeps no code."""
         if not self.data.get("code"):
             return None
-        return next((job.code for job in reversed(self.jobs) if trial in job.trials), 0)
+        training = [job for job in self.jobs if job.kind != "evaluation"]  # an evaluation runs the clone's code
+        return next((job.code for job in reversed(training) if trial in job.trials), 0)
 
     def keep_code(self) -> int:
         """Keep the code that runs now as a further copy, unless one of the copies equals it. Returns its number."""

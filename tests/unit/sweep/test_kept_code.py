@@ -55,6 +55,7 @@ def test_requests_name_the_copy_of_each_trial(tmp_path: Path, composed: Any) -> 
     (sweep.folder / "code" / "1").mkdir()
     sweep.record_job("slurm", "7", [0, 1, 2], script="0.sbatch")
     sweep.record_job("slurm", "8", [1], script="1.sbatch", code=1)
+    sweep.record_job("evaluation", "9", [0, 1, 2], script="evaluate0.sbatch")  # names no copy, and hides none
     config, _ = composed("cluster=slurm", "model=tiny", "data=sample")
     configs = {trial.number: config for trial in sweep.trials}
     requests = list(to_slurm.arrays(sweep, configs, None))
