@@ -125,8 +125,10 @@ def _agrees(row: QueueRow, part: Element) -> bool:
     if row.submitted is None:
         return True
     delay = row.submitted - part.job.submitted.timestamp()
-    if part.job.first is not None and delay < 0:
-        return True  # the time of a continuation is that of a file, which may have been copied since
+    # A continuation's time is that of a file, which may have been copied since. A job that recorded itself had waited
+    # in the queue before. A job that got the id later would be younger than the record.
+    if delay < 0 and (part.job.first is not None or part.job.recorded_once_started):
+        return True
     return abs(delay) <= _SUBMITTED_SLACK_S
 
 

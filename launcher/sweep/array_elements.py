@@ -68,6 +68,11 @@ class Job:
         return record
 
     @property
+    def recorded_once_started(self) -> bool:
+        """Whether its own first element recorded it, as it started: an array that was submitted by hand."""
+        return self.kind == "slurm" and not self.script
+
+    @property
     def has_array_id(self) -> bool:
         """Whether it is a Slurm array with a known id."""
         return self.kind == "slurm" and bool(self.id)
