@@ -99,6 +99,11 @@ def findings(site: Site, config: TrialConfig, trials: int = 1) -> list[Finding]:
     return problems
 
 
+def cluster_name(site: Site, cluster: Cluster) -> str:
+    """Slurm's name of the cluster that gets a trial's array; several, separated by commas, if sbatch is to choose."""
+    return cluster.other_clusters or os.environ.get("SBATCH_CLUSTERS") or site.cluster.name
+
+
 def _side_by_side(config: TrialConfig) -> list[Finding]:
     """Settings that do not work for trials that share a node."""
     cluster, nodes = config.cluster, config.nodes

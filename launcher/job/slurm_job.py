@@ -191,8 +191,10 @@ def continuation(
     )
     folder = sweep / "slurm"
     folder.mkdir(exist_ok=True)
-    for trial in trials:
-        whole_file.write_text(folder / f"trial{trial}-after-{job.element}.id", f"{made.job_id}\n")
+    cluster = made.cluster or job.cluster
+    for trial in trials:  # as sbatch writes it for a cluster of several
+        name = f"{made.job_id};{cluster}" if cluster else f"{made.job_id}"
+        whole_file.write_text(folder / f"trial{trial}-after-{job.element}.id", f"{name}\n")
     _bring_dependents(job.element.partition("_")[0], made.job_id)
     return f"{made.job_id}_{task}"
 

@@ -55,6 +55,8 @@ class ArrayRequest:
     """The folder of functions.sh; None: sbatch/."""
     code: int = 0
     """The number of the copy of the launcher's code (launcher.sweep.kept_code) that `scripts` and `pythonpath` name."""
+    cluster_name: str = ""
+    """Slurm's name of the cluster that gets the array; "" if it is not known."""
     after: Sequence[int] = ()
     """Jobs that have to succeed first; if one fails, Slurm cancels the array."""
 

@@ -115,10 +115,13 @@ def _of_evaluation(finding: Finding, config: TrialConfig) -> Finding:
     return Finding(key, str(value), finding.why, f"{remedy}; or another evaluation.slurm.partition")
 
 
-def submit(sweep: Sweep, trials: Sequence[int], *, share: int = 1, behind: int | None = None) -> int | None:
+def submit(
+    sweep: Sweep, trials: Sequence[int], *, share: int = 1, behind: int | None = None, cluster_name: str = ""
+) -> int | None:
     """Submit the evaluation of `trials`, for `text`. Returns the array's id; None where sbatch does not take it.
 
     That is reported on stderr and is no error: the trials run all the same, and `evaluate` can be called later.
+    `cluster_name` is the cluster that gets it, if sbatch does not name another.
     """
     folder = sweep.folder / "slurm"
     path = folder / f"{NAME}{len(list(folder.glob(f'{NAME}*.sbatch')))}.sbatch"
@@ -135,5 +138,8 @@ def submit(sweep: Sweep, trials: Sequence[int], *, share: int = 1, behind: int |
         later = f"python -m launcher evaluate {shlex.quote(sweep.shown)}"
         print(f"note: sbatch did not take the evaluation ({error}); once the trials are done: {later}", file=sys.stderr)
         return None
-    sweep.record_job("evaluation", str(array), trials, script=path.name, name=job_name(sweep, config), share=share)
+    sweep.record_job(
+        "evaluation", str(array), trials, script=path.name, name=job_name(sweep, config), share=share,
+        cluster=cluster_name,
+    )  # fmt: skip
     return array

@@ -148,7 +148,7 @@ class Chain:
         nameless: dict[str, None] = {}
         for job in self.sweep.submitted():
             if job.id:
-                ids.setdefault(job.cluster, []).append(job.id)
+                ids.setdefault(job.cluster if job.cluster_named else "", []).append(job.id)
             elif client.can_look_for(name := script.one_line(job.name)):
                 nameless[name] = None
         asked = self.cluster.other_clusters or os.environ.get("SBATCH_CLUSTERS", "")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from launcher.check import installed
-from launcher.check.cluster_limits import Site
+from launcher.check.cluster_limits import Site, cluster_name
 from launcher.findings import Refused
 from launcher.submit import evaluation, to_slurm
 from launcher.sweep import kept_code
@@ -70,4 +70,5 @@ def evaluate_again(sweep: Sweep, trials: Sequence[Trial]) -> list[tuple[int | No
         raise Refused([replace(finding, remedy=f"{finding.remedy}; {remedy}") for finding in dict.fromkeys(unfit)])
     most = site.cluster.max_array_size
     parts = [part[first : first + most] for part in alike.values() for first in range(0, len(part), most)]
-    return [(evaluation.submit(sweep, part), part) for part in parts]
+    there = {part[0]: cluster_name(site, load(sweep.folder / str(part[0])).cluster) for part in parts}
+    return [(evaluation.submit(sweep, part, cluster_name=there[part[0]]), part) for part in parts]

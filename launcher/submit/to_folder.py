@@ -33,8 +33,9 @@ def launch(launcher: HydraLauncher, job_overrides: Sequence[Sequence[str]]) -> S
         print(f"{folder} has been written already", flush=True)
         return [unfinished(trial) for trial in existing.trials]
     if _is_whole_array(len(trials), os.environ):
-        name = os.environ.get("SLURM_JOB_NAME", "")
-        sweep.record_job("slurm", os.environ["SLURM_ARRAY_JOB_ID"], [trial.number for trial in trials], name=name)
+        name, cluster = (os.environ.get(f"SLURM_{what}", "") for what in ("JOB_NAME", "CLUSTER_NAME"))
+        numbers = [trial.number for trial in trials]
+        sweep.record_job("slurm", os.environ["SLURM_ARRAY_JOB_ID"], numbers, name=name, cluster=cluster)
     print(f"{folder}: {len(trials)} trial{'s' if len(trials) > 1 else ''} written, nothing started", flush=True)
     return [unfinished(trial) for trial in trials]
 

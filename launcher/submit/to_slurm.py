@@ -121,6 +121,7 @@ def _request(
         pythonpath=":".join([kept_code.pythonpath(sweep.folder, code), *own]),
         scripts=scripts,
         code=code,
+        cluster_name=cluster_limits.cluster_name(site, config.cluster) if site else "",
         after=after,
     )
 
@@ -162,8 +163,9 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
         path.write_text(script.text(request), encoding="utf-8")
         path.chmod(0o700)
         sweep.record_job(
-            "slurm", "", request.trials, script=path.name, name=request.name, share=request.share, code=request.code
-        )
+            "slurm", "", request.trials, script=path.name, name=request.name, share=request.share, code=request.code,
+            cluster=request.cluster_name,
+        )  # fmt: skip
         for variable, value in profile.overriding(path.read_text(encoding="utf-8")).items():
             print(f"note: {variable}={value} in your environment is ignored: the script decides", file=sys.stderr)
         try:
@@ -180,7 +182,9 @@ def submit(sweep: Sweep, requests: Sequence[ArrayRequest]) -> None:
             ) from error
     for request, array in arrays:
         if load(sweep.folder / str(request.trials[0])).evaluated_after_training:
-            evaluation.submit(sweep, request.trials, share=request.share, behind=array)
+            evaluation.submit(
+                sweep, request.trials, share=request.share, behind=array, cluster_name=request.cluster_name
+            )
 
 
 def checks(launcher: HydraLauncher, site: cluster_limits.Site) -> tuple[Check, Warn]:

@@ -31,7 +31,10 @@ class Job:
     first: int | None = None
     """Of a continuation, an array with one element: the index of that element."""
     cluster: str = ""
-    """The cluster, where sbatch named one."""
+    """The cluster that has it; several, separated by commas, if sbatch was to choose and returned no id. "" in records
+    of earlier versions."""
+    cluster_named: bool = False
+    """Whether sbatch itself named the cluster: it may be another one than that of the machine that submitted it."""
 
     @classmethod
     def from_json(cls, record: SubmissionRecord) -> Job:
@@ -48,6 +51,7 @@ class Job:
             name=record.get("name", ""),
             share=record.get("share", 1),
             code=record.get("code", 0),
+            cluster=record.get("cluster", ""),
         )
 
     def to_json(self) -> SubmissionRecord:
@@ -65,6 +69,8 @@ class Job:
             record["share"] = self.share
         if self.code:
             record["code"] = self.code
+        if self.cluster:
+            record["cluster"] = self.cluster
         return record
 
     @property

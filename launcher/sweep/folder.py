@@ -190,14 +190,15 @@ class Sweep:
         return [Job.from_json(record) for record in self.data["jobs"]]
 
     def submitted(self) -> list[Job]:
-        """`jobs`, with the ids and clusters that sbatch wrote ("" if it wrote none), oldest first.
+        """`jobs`, with the ids and clusters that sbatch wrote ("" if it wrote no id), oldest first.
 
         Includes the continuations that jobs have submitted: arrays with one element, whose index is `first`.
         """
         jobs = []
         for job in self.jobs:
             if job.script and (receipt := client.read_receipt(self.receipt(job.script))):
-                job = replace(job, id=job.id or str(receipt[0]), cluster=receipt[1])
+                number, named = receipt
+                job = replace(job, id=job.id or str(number), cluster=named or job.cluster, cluster_named=bool(named))
             jobs.append(job)
         return sorted([*jobs, *self._continuations()], key=lambda job: job.submitted)
 
@@ -206,8 +207,11 @@ class Sweep:
         for path in (self.folder / "slurm").glob("trial*-after-*_*.id"):
             trial, index = path.stem.partition("-")[0].removeprefix("trial"), path.stem.rpartition("_")[2]
             when = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
-            number = (whole_file.read(path) or b"").decode(errors="replace").strip()
-            yield Job(kind="slurm", id=number, trials=[int(trial)], first=int(index), submitted=when, script=path.name)
+            number, cluster = client.read_receipt(path) or ("", "")
+            yield Job(
+                kind="slurm", id=str(number), trials=[int(trial)], first=int(index), submitted=when, script=path.name,
+                cluster=cluster,
+            )  # fmt: skip
 
     def receipt(self, script: str) -> Path:
         """The file into which sbatch writes the array's id; `script` is the script's name in the folder slurm/."""
@@ -231,11 +235,12 @@ class Sweep:
         name: str = "",
         share: int = 1,
         code: int = 0,
+        cluster: str = "",
     ) -> None:
         """Record in sweep.json what was submitted; see Job."""
         job = Job(
             kind=kind, id=job_id, trials=list(trials), submitted=datetime.now().astimezone(), script=script, name=name,
-            share=share, code=code,
+            share=share, code=code, cluster=cluster,
         )  # fmt: skip
         with self._changing() as data:
             data["jobs"].append(job.to_json())

@@ -22,6 +22,7 @@ class SubmissionRecord(TypedDict, total=False):
     name: str
     share: int
     code: int
+    cluster: str
 
 
 class GitState(TypedDict):

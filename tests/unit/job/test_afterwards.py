@@ -231,6 +231,8 @@ def test_a_continuation_starts_in_the_jobs_folder_with_its_own_variables(
     env = made["env"]
     assert (env["LAUNCHER_CHAIN"], env["KEPT"]) == ("8_1", "1")
     assert not {"TRIAL_ENDS_AT", "SLURM_MEM_PER_CPU", "SRUN_CPUS_PER_TASK", "SBATCH_SIGNAL"} & set(env)
+    receipt = tmp_path / "slurm" / "trial1-after-8_1.id"
+    assert client.read_receipt(receipt) == (12, "lab"), "the cluster of this job, since sbatch names none"
 
 
 def test_the_line_with_the_clusters_name_is_no_node(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from launcher.findings import Refused
 from launcher.slurm import client
 from launcher.submit import resubmit
 from launcher.sweep.folder import Sweep
+from launcher.trial_config.validate import load
 from tests.unit.check.test_slurm_check import site
 from tests.unit.conftest import changed
 
@@ -42,12 +44,33 @@ def test_trials_whose_evaluations_ask_for_the_same_share_an_array(sweep: Any) ->
     assert ["#SBATCH --time=5\n" in text for text in scripts] == [False, True]
 
 
+@pytest.mark.parametrize(("chosen", "cluster"), [({}, "lab"), ({"clusters": "green,blue"}, "green,blue")])
+def test_what_is_submitted_names_its_cluster(sweep: Any, chosen: dict[str, str], cluster: str) -> None:
+    """Until sbatch names the one that took it, with its id."""
+    made = sweep({})
+    config = load(made.folder / "0")
+    (made.folder / "0" / "config.yaml").write_text(yaml.safe_dump(changed(config, {"cluster.sbatch": chosen}).plain))
+    resubmit.submit_again(made, made.trials)
+    resubmit.evaluate_again(made, made.trials)
+    jobs = Sweep.load(made.folder).submitted()
+    assert [(job.kind, job.cluster) for job in jobs] == [
+        (kind, cluster) for kind in ("slurm", "evaluation", "evaluation")
+    ]
+    assert not any(job.cluster_named for job in jobs)
+    for script in ("0", "evaluate0"):
+        (made.folder / "slurm" / f"{script}.id").write_text("70;green\n")
+    jobs = Sweep.load(made.folder).submitted()
+    assert [(job.id, job.cluster, job.cluster_named) for job in jobs[:2]] == [
+        ("70", "green", True),
+        ("71", "green", True),
+    ]
+
+
 def test_no_array_is_larger_than_the_cluster_takes(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resubmit.evaluation, "findings", lambda *args: [])
     made = sweep({}, {}, {})
-    monkeypatch.setattr(
-        resubmit, "Site", lambda: types.SimpleNamespace(cluster=types.SimpleNamespace(max_array_size=2))
-    )
+    lab = types.SimpleNamespace(max_array_size=2, name="lab")
+    monkeypatch.setattr(resubmit, "Site", lambda: types.SimpleNamespace(cluster=lab))
     assert resubmit.evaluate_again(made, made.trials) == [(70, [0, 1]), (71, [2])]
 
 

@@ -300,6 +300,7 @@ MAIN = str(ROOT / "launcher" / "main.py")
 ELEMENT = {
     "SWEEP": "a $(b), 'c'", "SLURM_ARRAY_JOB_ID": "4711", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "1",
     "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_JOB_NAME": "x", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1",
+    "SLURM_CLUSTER_NAME": "lab",
 }  # fmt: skip
 WRITE = (
     "--multirun", "hydra/launcher=preference_write", "cluster=slurm", "hydra.sweep.dir=${oc.env:SWEEP}", "model=tiny",
@@ -314,7 +315,7 @@ def test_write_only_writes_and_does_so_once(workspace: Path) -> None:
     assert (first.returncode, first.stderr) == (0, ""), first.stderr
     sweep = Sweep.load(workspace / ELEMENT["SWEEP"])
     assert [trial.beta for trial in sweep.trials] == [0.1, 0.5]
-    assert [(job.id, job.trials) for job in sweep.jobs] == [("4711", [0, 1])]
+    assert [(job.id, job.trials, job.cluster) for job in sweep.jobs] == [("4711", [0, 1], "lab")]
     again = run(workspace, MAIN, *WRITE, env=ELEMENT)
     assert again.returncode == 0 and "has been written already" in again.stdout
     other = run(workspace, MAIN, *WRITE, "model.seed=7", env=ELEMENT)
