@@ -16,7 +16,7 @@ known). A trial is done only if its result.json exists.
              attempt is the former name of name
   bad_nodes  [{name, cluster, why, trial, time}] that the sweep avoids
   state    WAITING RUNNING STOPPING DONE FAILED CANCELLED, UNSUBMITTED (sbatch did not accept it), UNKNOWN (Slurm does
-             not answer)
+             not answer, or the job is on another cluster)
   slurm    Slurm's own state, such as TIMEOUT; exit_code as sacct writes it, such as 3:0
   error    of the rank that failed first; rank: which one; looked up for the first 50 failed trials
 """

@@ -6,6 +6,7 @@ launcher.slurm.run runs the commands. Written for Slurm 22.05 and newer.
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 import re
@@ -282,6 +283,18 @@ def _chosen(jobs: Iterable[int | str] | None, name: str | None) -> list[str] | N
 
 
 # -- the cluster -------------------------------------------------------------------------------------------------------
+
+
+def cluster_name() -> str:
+    """The name of the cluster that these commands ask. A process asks for it once. Raises SlurmError."""
+    return _cluster_name(os.environ.get("SLURM_CONF"), os.environ.get("SLURM_CLUSTERS"))
+
+
+@functools.cache
+def _cluster_name(*_chosen_by: str | None) -> str:
+    answer = ask("scontrol", "show", "config")
+    with reading(answer):
+        return site.settings(answer.stdout)["ClusterName"]
 
 
 def cluster() -> SlurmCluster:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,9 @@ def state(trial: Trial, parts: Sequence[Element], answers: Answers) -> TrialStat
     for part in reversed(parts):  # an earlier array's element may have been requeued by hand
         if answers.queue and part.name in answers.queue and not answers.queue[part.name].state.ended:
             return _live(trial, answers.queue[part.name])
+    lost = parts[-1] if not parts[-1].job.id else None
+    if lost and (answers.unclaimed or answers.queue is None or answers.on_other_cluster(lost)):
+        return _lost(trial, lost, answers)
     taken = [part for part in parts if part.job.id]
     if not taken:
         why = "sbatch returned no job id: it refused the job, or was killed too early"
@@ -41,7 +45,7 @@ def state(trial: Trial, parts: Sequence[Element], answers: Answers) -> TrialStat
         return None
     if answers.on_other_cluster(last):
         cluster = last.job.cluster
-        why = f"is on the cluster {cluster}; to see its state: squeue -M {cluster} -j {last.job.id}"
+        why = f"{_whereabouts(last, answers)}; to see its state: squeue -M {cluster} -j {last.job.id}"
         return TrialState(trial=trial, state="UNKNOWN", reason=why, job=f"{last.name};{cluster}")
     if last.name in answers.reused:
         why = f"has ended without a result; Slurm has given the job id {last.name} to another job"
@@ -124,6 +128,20 @@ def _live(trial: Trial, row: QueueRow) -> TrialState:
         restarts=row.restarts,
         expected=row.started if waits else None,
     )
+
+
+def _whereabouts(part: Element, answers: Answers) -> str:
+    """That an element is on another cluster, as far as this machine knows its own."""
+    where = f"is on the cluster {part.job.cluster}"
+    return where if answers.cluster else f"{where}, which may not be this one"
+
+
+def _lost(trial: Trial, part: Element, answers: Answers) -> TrialState:
+    """sbatch returned no job id for the trial's last start, and Slurm here does not tell whether there is a job."""
+    where = f" -M {part.job.cluster}" if answers.on_other_cluster(part) else ""
+    name = shlex.quote(part.job.name)
+    why = f"sbatch returned no job id; to see whether there is a job: squeue{where} --me --name={name}"
+    return TrialState(trial=trial, state="UNKNOWN", reason=why)
 
 
 def _chain(parts: Sequence[Element], name: str) -> str:

@@ -94,6 +94,10 @@ def _with_folder(state: TrialState, large: bool) -> TrialState:
 def _with_evaluation(state: TrialState, parts: Sequence[Element], answers: Answers) -> TrialState:
     """With how far its evaluation is. `parts`: the elements that were submitted for it, oldest first."""
     there = evaluation.read(state.trial.folder)
+    if parts and not there.complete and answers.on_other_cluster(parts[-1]):
+        job, cluster = parts[-1].job.id, parts[-1].job.cluster
+        words = f"evaluation on the cluster {cluster}; to see its state: squeue -M {cluster} -j {job}"
+        return replace(state, evaluation=words, evaluation_job=f"{parts[-1].name};{cluster}")
     parts = [part for part in parts if not answers.on_other_cluster(part)]
     row = next((row for part in reversed(parts) if (row := (answers.queue or {}).get(part.name))), None)
     if there.complete or row is None or row.state.ended:

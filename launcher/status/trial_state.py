@@ -42,7 +42,7 @@ class TrialState:
     exit_code: str = ""
     """As sacct writes it, `3:0` (code:signal), with the steps' code if that differs; "" if it is not known."""
     job: str = ""
-    """`69_2`, as scancel takes it, or `host:pid` of a local launcher."""
+    """`69_2`, as scancel takes it, `69_2;b` on another cluster b, or `host:pid` of a local launcher."""
     nodes: str = ""
     node_count: int | None = None
     elapsed: float | None = None
@@ -58,7 +58,8 @@ class TrialState:
     evaluation: str = ""
     """How far the evaluation of its answers is, in words; "" where there is none."""
     evaluation_job: str = ""
-    """The element of an array that waits to evaluate it, or does: `71_2`; "" where there is none."""
+    """The element of an array that waits to evaluate it, or does: `71_2`; "" where there is none. `71_2;b`: it may do
+    so on another cluster b."""
     progress: TrialProgress = field(default_factory=TrialProgress)
     log: Path | None = None
     """The log to read, from the last start: that of the rank that failed, else rank 0's."""

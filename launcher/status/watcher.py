@@ -76,12 +76,13 @@ class Watcher:
         old = self._answers
         if answers.troubles and old is not None:
             # The old answers, with their age, are better than none; what sacct reported about an end stays true.
-            known = answers.queue is not None
-            queue = answers.queue if known else old.queue
+            since = old if answers.queue is None else answers
             account = {**(old.account or {}), **(answers.account or {})} or answers.account
             claimed = {**old.claimed, **answers.claimed}
-            since = answers.time if known else old.time
-            answers = replace(answers, time=since, queue=queue, account=account, claimed=claimed)
+            answers = replace(
+                since, account=account, claimed=claimed, unclaimed=answers.unclaimed, done=answers.done,
+                troubles=answers.troubles,
+            )  # fmt: skip
         self._every = min(AWAY_S, self._every * 2) if answers.troubles else ASK_S
         self._answers = answers
         self._due = time.monotonic() + self._every

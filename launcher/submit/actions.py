@@ -51,7 +51,7 @@ def to_cancel(look: Look, wanted: Sequence[Trial]) -> Selection:
 def cancel(look: Look, chosen: Sequence[TrialState]) -> list[str]:
     """Stop trials, with one scancel. Returns one line for each action. Raises SlurmError and Refused."""
     look.sweep.refuse_foreign("cancel")
-    _refuse_other_cluster(chosen)
+    _refuse_out_of_reach(look, chosen)
     live = [state for state in chosen if state.state in LIVE]
     slurms = [state for state in live if _is_element(state)]
     _refuse_some_of_a_job(look, slurms)
@@ -67,13 +67,23 @@ def cancel(look: Look, chosen: Sequence[TrialState]) -> list[str]:
     return done
 
 
-def _refuse_other_cluster(chosen: Sequence[TrialState]) -> None:
-    """Refuse trials on another cluster: their job ids belong to other jobs on this one."""
+def _refuse_out_of_reach(look: Look, chosen: Sequence[TrialState]) -> None:
+    """Refuse trials whose job (or that of their evaluation) is on another cluster, since its id is another job's here,
+    and those whose job id is not known. Raises SlurmError if this cluster's name is needed and Slurm does not answer.
+    """
+    unsure = {state.job for state in chosen if state.state == "UNKNOWN"}  # squeue did not answer
+    parts = elements(look.answers.jobs(look.sweep)).values() if unsure else ()
+    recorded = {part.name: part.job.cluster for of_trial in parts for part in of_trial if part.name in unsure}
+    here = client.cluster_name().lower() if any(recorded.values()) else ""
     for state in chosen:
-        name, _, cluster = state.job.partition(";")
-        if cluster:
-            why = f"its job {name} is on the cluster {cluster}"
-            raise Refused([Finding("TRIAL", str(state.trial.number), why, f"scancel -M {cluster} {name}")])
+        for what, job in (("its job", state.job), ("its evaluation", state.evaluation_job)):
+            name, _, cluster = job.partition(";")
+            cluster = cluster or recorded.get(name, "")
+            if cluster.lower() not in ("", here):
+                why = f"{what} {name} is on the cluster {cluster}"
+                raise Refused([Finding("TRIAL", str(state.trial.number), why, f"scancel -M {cluster} {name}")])
+        if state.state == "UNKNOWN" and not state.job:
+            raise Refused([Finding("TRIAL", str(state.trial.number), state.reason, "scancel what that lists")])
 
 
 def _refuse_some_of_a_job(look: Look, chosen: Sequence[TrialState]) -> None:
@@ -177,10 +187,14 @@ def to_retry(look: Look, wanted: Sequence[Trial], only_failed: bool) -> Selectio
 
 
 def to_evaluate(look: Look, wanted: Sequence[Trial]) -> list[Trial]:
-    """The wanted trials (none: all) that are done, and whose evaluation was submitted and has ended without scores."""
+    """The wanted trials (none: all) that are done, and whose evaluation was submitted and has ended without scores.
+
+    An empty list if squeue does not answer: the evaluation may wait or run.
+    """
+    if look.answers.queue is None:
+        return []
     numbers = {trial.number for trial in wanted or look.sweep.trials}
     submitted = evaluations(look.sweep.submitted())
-    submitted = {n: parts for n, parts in submitted.items() if not look.answers.on_other_cluster(parts[-1])}
     return [
         state.trial
         for state in look.trials

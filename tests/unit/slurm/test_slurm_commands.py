@@ -274,6 +274,17 @@ def test_the_cluster_in_two_commands(fakes: Fakes) -> None:
     assert found.default_partition is found.partition("main") and found.partition("nope") is None
 
 
+def test_the_clusters_name_in_one_command_a_process(fakes: Fakes) -> None:
+    client._cluster_name.cache_clear()
+    fakes.add("scontrol", stderr="scontrol: error: Unable to contact slurm controller\n", code=1)
+    with pytest.raises(client.SlurmError, match="Unable to contact"):
+        client.cluster_name()
+    fakes.add("scontrol", said("cluster").partition("scontrol: show partition")[0])
+    assert [client.cluster_name(), client.cluster_name()] == ["lab", "lab"]
+    assert client.count == {"scontrol": 2}, "a failure is not kept, the name is"
+    client._cluster_name.cache_clear()
+
+
 def test_scontrol_without_readline_writes_its_prompt_in_front_of_the_answer(fakes: Fakes) -> None:
     text = (
         said("cluster")

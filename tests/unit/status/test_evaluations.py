@@ -28,11 +28,11 @@ def test_an_evaluation_on_another_cluster(
     row = queued(0, "RUNNING", array_id=EVALUATION, job_id=EVALUATION)
     look = states.join(sweep, replace(answers([row]), cluster="lab"))
     (state,) = look.trials
-    assert state.evaluation_job == (f"{EVALUATION}_0" if ours else ""), "`cancel` would end somebody's job"
+    assert state.evaluation_job == f"{EVALUATION}_0{'' if ours else ';far'}", "`cancel` refuses what is there"
     assert "ended early" not in state.evaluation
     assert actions.to_evaluate(look, []) == [], "it may be running there"
     asked: list[list[int]] = []
-    monkeypatch.setattr("launcher.status.answers._cluster_name", lambda: "lab")
+    monkeypatch.setattr(client, "cluster_name", lambda: "lab")
     monkeypatch.setattr(client, "squeue", lambda ids, **_: asked.append(ids) or [])
     monkeypatch.setattr(client, "sacct", lambda ids, **_: [])
     ask(sweep)

@@ -110,7 +110,7 @@ def test_jobs_of_another_cluster_are_cancelled_there(
     with run.recorded() as answers, pytest.raises(SubmissionFailed):
         submit(far, monkeypatch, workspace / "sweep")
     sweep = Sweep.load(workspace / "sweep")
-    assert [job.cluster for job in sweep.submitted()] == ["far", "far", ""]
+    assert [job.cluster for job in sweep.submitted()] == ["far", "far", "far,away"]
     by_id, by_name = cancelled(answers)
     assert by_id == ["--clusters=far", "41", "42"]
     assert by_name[:2] == ["--clusters=far,away", f"--name={sweep.submitted()[-1].name}"]

@@ -186,10 +186,7 @@ def test_a_job_on_another_cluster_of_the_federation_is_no_failure(runs: Path, sl
 
 
 def test_a_job_of_another_cluster(runs: Path, slurm: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    class Here:
-        name = "blue"
-
-    monkeypatch.setattr(client, "cluster", Here)
+    monkeypatch.setattr(client, "cluster_name", lambda: "Blue")
     sweep = make(runs / "s")
     (sweep.folder / "slurm" / "0.id").write_text("Willkommen, \udcdcbermut\n69;green\n", errors="surrogateescape")
     look = states.look(sweep)
