@@ -52,13 +52,13 @@ def test_bad_lines_are_counted_when_asked(prepare: Prepare, tmp_path: Path) -> N
 
 mostly_right = st.builds(hh, st.sampled_from("abcdefgh"), st.sampled_from(["yes", "no", "", " x"]))
 wrong = st.dictionaries(st.sampled_from(["chosen", "rejected"]), st.text() | st.integers()) | st.text() | st.integers()
-noise = st.binary(max_size=20).filter(lambda line: not line.startswith(b"\x1f\x8b"))  # else the file is taken for gzip
-chaos = st.lists(st.one_of(mostly_right, wrong.map(json.dumps), noise), max_size=40)
+chaos = st.lists(st.one_of(mostly_right, wrong.map(json.dumps), st.binary(max_size=20)), max_size=40)
 
 
 @settings(max_examples=60, deadline=None)
 @given(rows=chaos)
 def test_every_row_read_is_written_or_counted(rows: list[Any]) -> None:
+    rows = [hh("first"), *rows]  # a file that begins with [, or as gzip does, is no JSON Lines
     with tempfile.TemporaryDirectory() as name:
         path = write(Path(name) / "pairs.jsonl", rows)
         pair_filter = PairFilter(Options("auto", splits.Sizes(0.2, 0.2), skip_bad_lines=True), HH(), None, Path(name))
