@@ -6,7 +6,7 @@ import pytest
 
 from tests.slurm import inject
 from tests.slurm.cases import Case
-from tests.slurm.victim import BF16, LONG, SAVE, trained
+from tests.slurm.victim import BF16, LONGER, SAVE, trained
 
 pytestmark = [pytest.mark.slurm, pytest.mark.nemo]
 slow = pytest.mark.slow
@@ -63,11 +63,11 @@ def test_preemption_of_trials_that_share_a_node(case: Case) -> None:
 @slow
 def test_time_limit(case: Case) -> None:
     """2 minutes for a trial that needs more: USR2 comes at about half of it, and as often as it takes."""
-    case.submit(*LONG, "cluster.time=2", "cluster.signal_delay_s=30")
+    case.submit(*LONGER, "cluster.time=2", "cluster.signal_delay_s=30")
     case.sweep.wait_ended(900)
     first = next(lines for lines in case.sweep.attempts() if trained(lines))
     case.sweep.faults[0] = [max(line["time"] for line in first if "train/loss" in line)]
-    row = case.row("time limit", note="of 2 minutes, USR2 30 s before it; 120 steps")
+    row = case.row("time limit", note="of 2 minutes, USR2 30 s before it; 320 steps")
     assert row.troubles == [] and row.lost == 0 and row.restarts >= 1
 
 

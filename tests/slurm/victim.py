@@ -24,6 +24,7 @@ STEPS, SAVE = 24, 4
 BF16 = "trainer.precision=bf16"
 #: Trains for a minute and more, where 24 steps would be over before Slurm has noticed.
 LONG = ("trainer.dpo.max_epochs=14", "trainer.dpo.max_steps=120")
+LONGER = ("trainer.dpo.max_epochs=40", "trainer.dpo.max_steps=320")  # more than two minutes on any machine so far
 FENCE = 10.0
 """Seconds for which a start that Slurm has lost sight of may go on beside its successor, which imports NeMo by then."""
 SABOTAGE = Path(__file__).with_name("sabotage")
