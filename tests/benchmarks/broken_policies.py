@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import shutil
 import subprocess
@@ -26,8 +27,8 @@ from launcher.sweep.folder import Sweep
 from tests.benchmarks.login_node import ROOT
 
 SAMPLE = ROOT / "data_prep" / "sample" / "pairs.jsonl"
-TIMES, TEMPERATURE = 4, 0.3
-ANSWERS = {"held_out": 12, "instructions": 12, "samples": 2, "max_tokens": 96}
+TIMES, TEMPERATURE = (4, 16), 0.3
+ANSWERS = {"held_out": 24, "instructions": 24, "samples": 2, "max_tokens": 96}
 RECIPE = [
     *("model=smollm2_135m", "cluster=local", "model.dpo.ref_policy_kl_penalty=0.1", "evaluation.after_training=false"),
     "model.data.append_eod=true",  # the end of an answer is taught: what is too long cannot be seen without one
@@ -37,7 +38,7 @@ RECIPE = [
 ]
 FAULTS = {
     "seed": "a sound policy, other training seed",
-    "collapse": f"adapter x {TIMES}",
+    **{f"times{times}": f"adapter x {times}" for times in TIMES},
     "length": "trained on pairs whose longer answer wins",
     "cold": f"samples at temperature {TEMPERATURE}",
     "flipped": "trained on flipped pairs",
@@ -115,8 +116,8 @@ def evaluated(folder: Path) -> tuple[Sweep, dict[str, dict[str, object]]]:
     sound = trained(folder, "sound", SAMPLE)
     flipped = trained(folder, "flipped", SAMPLE, "--map", "chosen=rejected,rejected=chosen")
     length = trained(folder, "length", longer_wins(folder))
-    policies = {
-        "collapse": lambda out: scaled(sound, out),
+    policies: dict[str, Callable[[Path], None]] = {
+        **{f"times{times}": functools.partial(scaled, sound, times=times) for times in TIMES},
         "cold": lambda out: cold(sound, out),
         "length": lambda out: exported(length, out),
         "flipped": lambda out: exported(flipped, out),
