@@ -13,9 +13,11 @@ exit codes: 0 evaluated, 1 a trial could not be, 2 refused.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TypeVar
 
+from launcher import machine
 from launcher.check import installed
 from launcher.findings import Finding, Refused
 from launcher.sweep import find
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if missing := installed.missing(installed.FOR_EVALUATION):
         remedy = "pip install -e '.[train]', or run this where the trials run"
         raise Refused([Finding("evaluate", "", f"needs {' and '.join(missing)}, not installed here", remedy)])
+    machine.share_cores(os.environ)
     from launcher.evaluate.run import evaluate
     from launcher.evaluate.suites import Suites
 

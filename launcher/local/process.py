@@ -16,6 +16,7 @@ from typing import Any
 from submitit.local.local import LocalExecutor, LocalJob
 
 import launcher
+from launcher import machine
 from launcher.local.controller import GRACE, JOB_ID
 from launcher.local.end_with_parent import PARENT
 from launcher.sweep.logs import log_of
@@ -103,6 +104,7 @@ def environment(*, threads: int, gpus: tuple[str, ...] | None, grace_s: float, c
     env = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN) and name not in _OWN}
     if _THREADS[0] not in env:
         env.update(dict.fromkeys(_THREADS, str(threads)))
+    machine.share_cores(env)
     if gpus is not None:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     root = str(Path(launcher.__file__).resolve().parents[1])

@@ -34,6 +34,7 @@ BESIDES = [
     Cell("tiny", "32", "LoRA", 4),
     Cell("tiny", "32", "LoRA", 4, 2),
     Cell("tiny", "32", "all", 4, 2),
+    Cell("smollm2_135m", "32", "LoRA", 3, 3),
 ]
 QUICK = {BESIDES[0], Cell("tiny", "bf16-mixed", "LoRA", 2)}
 """Those that every run of the tests has time for."""

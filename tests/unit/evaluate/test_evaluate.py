@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -60,8 +61,11 @@ def scores(sweep: Sweep, number: int = 0) -> dict[str, Any]:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def test_all_that_is_done(sweep, capsys):
+def test_all_that_is_done(sweep, capsys, monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # restored afterwards
+    del os.environ["GOMP_SPINCOUNT"]
     assert evaluate(sweep.folder) == 0
+    assert os.environ["GOMP_SPINCOUNT"], "its idle threads give up their core"
     assert [evaluation.read(trial.folder).text for trial in sweep.trials] == ["evaluated", "evaluated", ""]
     found = answered(sweep)
     assert [answer.source for answer in found.values()].count("heldout") == 3

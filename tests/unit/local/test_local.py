@@ -391,6 +391,18 @@ def test_foreign_ranks_are_not_believed_and_own_threads_are_kept(monkeypatch: py
     assert env["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
 
 
+def test_idle_threads_leave_their_core_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spins(**env: str) -> str | None:
+        with monkeypatch.context() as patch:
+            for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+                patch.delenv(name, raising=False)
+            for name, value in env.items():
+                patch.setenv(name, value)
+            return process.environment(threads=2, gpus=None, grace_s=1).get("GOMP_SPINCOUNT")
+
+    assert int(spins() or 0) < 10_000 and spins(GOMP_SPINCOUNT="7") == "7" and spins(OMP_WAIT_POLICY="active") is None
+
+
 def test_stopped_says_what_became_of_each_trial(tmp_path: Path) -> None:
     trials = make(tmp_path, {}, {}).trials
     states = [
