@@ -43,6 +43,16 @@ WORKING = (
     Set((0, 7), (2, 1), (0, 10), "the pip packages of pyproject.toml; image 24.12 with NeMo-Aligner 0.7.0 added"),
     Set((0, 7), (2, 2), (0, 11), "image 25.02"),
 )
+#: Tag of NVIDIA's image nvcr.io/nvidia/nemo -> what it holds (docs/gpu.md, "Sets of versions").
+IMAGES = {
+    tag: dict(zip(PACKAGES, numbers, strict=True))
+    for tag, numbers in {
+        "24.09": ("0.5.0", "2.0.0", "0.9.0"),
+        "24.12": ("0.6.0", "2.1.0", "0.10.0"),
+        "25.02": ("0.7.0", "2.2.0", "0.11.0"),
+        "25.04": ("0.7.0", "2.3.0", "0.12.0"),
+    }.items()
+}
 #: (package, first version that fails, first later one that works or None): the reason, printed instead of a list.
 _KNOWN_FAILURES = (
     ("nemo-aligner", (0, 0), (0, 7), "its DPOTrainer has no pad_length_to_multiple_of, and its labels differ"),
@@ -57,16 +67,32 @@ def installed() -> dict[str, str]:
     An image may have a source tree on the path that was never installed. Its package_info.py is then read.
     """
     present = {}
-    for name, folder in PACKAGES.items():
+    for name in PACKAGES:
         try:
             present[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            places = (Path(entry or ".", folder, "package_info.py") for entry in sys.path)
-            text = next((place.read_text(errors="replace") for place in places if place.is_file()), "")
-            numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH) = (\d+)$", text, flags=re.MULTILINE))
-            if numbers:
-                present[name] = ".".join(numbers.get(part, "0") for part in ("MAJOR", "MINOR", "PATCH"))
+            places = (_in_source(Path(entry or "."), name) for entry in sys.path)
+            if found := next(filter(None, places), ""):
+                present[name] = found
     return present
+
+
+def in_folder(folder: Path) -> dict[str, str]:
+    """The same for one folder of Python's path, which need not be this Python's."""
+    present = {}
+    for name in PACKAGES:
+        there = importlib.metadata.distributions(name=name, path=[str(folder)])
+        if found := next((it.version for it in there), "") or _in_source(folder, name):
+            present[name] = found
+    return present
+
+
+def _in_source(folder: Path, name: str) -> str:
+    """The version that a package's source tree in this folder names, or ""."""
+    file = folder / PACKAGES[name] / "package_info.py"
+    text = file.read_text(errors="replace") if file.is_file() else ""
+    numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH) = (\d+)$", text, flags=re.MULTILINE))
+    return ".".join(numbers.get(part, "0") for part in ("MAJOR", "MINOR", "PATCH")) if numbers else ""
 
 
 def unsupported_reason(versions: dict[str, str]) -> str:

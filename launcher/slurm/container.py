@@ -44,7 +44,8 @@ def findings(config: TrialConfig, sweep: Path) -> list[Finding]:
 
 
 def of_trials(config: TrialConfig, sweep: Path, in_container: str, more: Sequence[str] = ()) -> Inside:
-    """The container of a trial's ranks: sweep, cache, model and data keep their paths; home is not mounted.
+    """The container of a trial's ranks: sweep, cache, model, data and packages brought along keep their paths; home is
+    not mounted.
 
     `in_container` is the path of in_container.sh; `more` are further folders to read.
     """
@@ -119,5 +120,12 @@ class _Mount:
 
 
 def _read(config: TrialConfig) -> list[str]:
-    """The folders from which a trial reads its model and its pairs."""
-    return sorted({str(path.parent) for path in (config.base_model, *config.data_files.values())})
+    """The folders from which a trial reads its model, its pairs, and packages that it brings along."""
+    files = {str(path.parent) for path in (config.base_model, *config.data_files.values())}
+    return sorted(files | {str(folder) for folder in brought_along(config) if folder.is_dir()})
+
+
+def brought_along(config: TrialConfig) -> list[Path]:
+    """The folders of `cluster.environment.PYTHONPATH`, whose packages come before the image's own."""
+    parts = map(Path, str(config.cluster.environment.get("PYTHONPATH") or "").split(":"))
+    return [folder for folder in parts if folder.is_absolute()]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from launcher.check import installed
+from launcher.check import image, installed
 from launcher.check.cluster_limits import Site, cluster_name
 from launcher.findings import Refused
 from launcher.submit import evaluation, to_slurm
@@ -39,10 +39,13 @@ def submit_again(sweep: Sweep, trials: Sequence[Trial], code: int | None = None)
 
     There are several ids only if the trials have different requests to Slurm. Training goes on from the last checkpoint
     in each trial's folder. `code` is that of `code_to_run`. Raises SlurmError, and Refused if a trial's config is not
-    valid or this Python cannot train, where trials run the Python that submits.
+    valid, or this Python or image, if trials run it, cannot train.
     """
     configs = {trial.number: load(trial.folder) for trial in trials}
-    if unfit := dict.fromkeys(finding for config in configs.values() for finding in installed.findings(config)):
+    found = [
+        finding for config in configs.values() for check in (installed, image) for finding in check.findings(config)
+    ]
+    if unfit := dict.fromkeys(found):
         raise Refused(unfit)
     requests = list(to_slurm.arrays(sweep, configs, Site(), code=code))
     to_slurm.submit(sweep, requests)

@@ -12,7 +12,7 @@ from pathlib import Path
 from hydra.core.utils import JobReturn, JobStatus
 
 import launcher as package
-from launcher.check import cluster_limits, installed, preflight
+from launcher.check import cluster_limits, image, installed, preflight
 from launcher.compose.hydra_state import HydraLauncher
 from launcher.compose.trials import PlannedTrial
 from launcher.engines import ENGINES
@@ -210,7 +210,7 @@ def _check(site: cluster_limits.Site, trials: Sequence[PlannedTrial], folder: Pa
             seen.add(shape)
             unfit = cluster_limits.findings(site, trial.config, len(trials))
             unfit += script.findings(trial.config.cluster)
-            unfit += container.findings(trial.config, folder)
+            unfit += container.findings(trial.config, folder) or image.findings(trial.config)
             if not unfit and trial.config.evaluated_after_training:
                 unfit = evaluation.findings(site, trial.config, len(trials))
             unique.update(dict.fromkeys(unfit))

@@ -73,3 +73,6 @@ def test_the_jobs_variables_hold_whatever_the_image_sets() -> None:
         ["bash", IN_CONTAINER, "bash", "-c", show, "-", "a b"], env=env, capture_output=True, text=True
     )
     assert done.stdout.split("|")[:-1] == ["/clone:/opt/Megatron-LM", "the job's\n$own", "image", "gone", "a b"]
+    env["IN_CONTAINER_PYTHONPATH"] = "/aligner"  # comes before the image's, which is kept
+    done = subprocess.run(["bash", IN_CONTAINER, "bash", "-c", show], env=env, capture_output=True, text=True)
+    assert done.stdout.startswith("/clone:/aligner:/opt/Megatron-LM|")
