@@ -31,6 +31,7 @@ from launcher import units
 from launcher.job.node_check import NodeUnfit
 from launcher.nemo.gpt_config import DIVISION
 from launcher.nemo.nemo_file import unpack_tokenizer
+from launcher.train.nemo_aligner import fused_activation
 from launcher.train.nemo_aligner.rotary import scale_frequencies
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ _POLL_S = 0.2
 def complete_config(config: DictConfig, trial_dir: Path) -> None:
     """Merge the .nemo's own config into config.model, and give NeMo the tokenizer as a folder beside the trial."""
     path = Path(config.pretrained_checkpoint.restore_from_path)
+    own = fused_activation.KEY in config.model
     config.model = OmegaConf.merge(DIVISION, config.model)
     config.model = load_and_override_model_config(str(path), config.model)
+    fused_activation.leave_open(config.model, own)
     if str(config.model.tokenizer.type or "").startswith("nemo:"):
         config.model.tokenizer.type = str(unpack_tokenizer(path, trial_dir / "tokenizer"))
     # Data-parallel ranks each read a share of the weights and exchange them.
@@ -64,6 +67,7 @@ def load(config: DictConfig, lightning: Trainer, trial_dir: Path) -> MegatronGPT
         )
         torch.distributed.barrier()  # the copy has to stay until the last rank has read it
     scale_frequencies(model, config.model)
+    fused_activation.switch_on(model)
     return model
 
 

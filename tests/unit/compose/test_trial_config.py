@@ -146,7 +146,7 @@ def test_keys_for_the_base_model_may_be_forced(composed: Any) -> None:
 
 
 def test_fusions_can_be_switched_on(composed: Any) -> None:
-    """The converter leaves them off: they need Transformer Engine's kernels."""
+    """The converter leaves them off; one is switched on by itself, see test_fused_activation.py."""
     config, _ = composed("model=llama3_8b")
     added = {"model.apply_rope_fusion": True, "model.bias_activation_fusion": True}
     keys = changed(config, added, frozenset(added)).model_keys
