@@ -22,7 +22,7 @@ from data_prep.models.hf_folder import TOKENIZER_FILES
 from data_prep.models.model_card import card
 from data_prep.progress import Progress
 from launcher.findings import Finding, Refused
-from launcher.nemo import base_model, nemo_file
+from launcher.nemo import base_model, lora, nemo_file
 from launcher.sweep.folder import Sweep
 from launcher.sweep.trial import Trial
 
@@ -68,14 +68,9 @@ def export_all(
         for name, trial in zip(names, trials, strict=True):
             (folder / name).mkdir()
             rank = max(rank, _fill(folder / name, sweep, trial, False, base).rank)
-    largest = next((size for size in _VLLM_RANKS if size >= rank), rank)
     command = ["vllm", "serve", base or base_name(Path(bases.pop())), "--enable-lora", "--max-loras", str(len(names))]
-    command += ["--max-lora-rank", str(largest), "--lora-modules"]
+    command += ["--max-lora-rank", str(lora.vllm_rank(rank)), "--lora-modules"]
     return [*command, *(f"{name}={out / name}" for name in names)]
-
-
-#: The values that vLLM accepts for --max-lora-rank.
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def _fill(

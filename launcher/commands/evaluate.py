@@ -4,9 +4,10 @@
   python -m launcher evaluate --beside my_adapter    another peft adapter or Hugging Face folder as well
   python -m launcher evaluate --suite ifeval,truthfulqa_mc1 --lm-eval lm/bin/lm_eval    standard suites as well
   python -m launcher evaluate --prompts mine.jsonl --samples 8 --max-tokens 512
-The trained policies answer prompts (transformers and peft; no NeMo): greedily once, and some samples a prompt. Answers
-and scores go to evaluation/ in each trial's folder, and from there into the report. What is there is not made again; an
-evaluation that was interrupted goes on. The reference policy's answers are generated once, and kept in paths.cache.
+The trained policies answer prompts (transformers and peft, or vLLM; no NeMo): greedily once, and some samples a prompt.
+Answers and scores go to evaluation/ in each trial's folder, and from there into the report. What is there is not made
+again; an evaluation that was interrupted goes on. The reference policy's answers are generated once, and kept in
+paths.cache.
 exit codes: 0 evaluated, 1 a trial could not be, 2 refused.
 """
 
@@ -35,6 +36,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=_positive, metavar="T", help="of the samples")
     parser.add_argument("--max-tokens", type=_one_or_more, metavar="N", help="the longest answer")
     parser.add_argument("--seed", type=int, metavar="N", help="of the samples")
+    parser.add_argument("--engine", choices=("auto", "transformers", "vllm"), help="who generates")
+    parser.add_argument("--vllm-python", metavar="PYTHON", help="the Python that has vLLM, where it is not this one")
+    parser.add_argument("--vllm-memory", type=_share, metavar="SHARE", help="of the GPU's memory, for vLLM")
     parser.add_argument(
         "--suite", metavar="TASKS", help="also run these tasks of lm-eval, such as ifeval,truthfulqa_mc1"
     )
@@ -59,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
     suites = Suites.of(args.suite, args.lm_eval) if args.suite else None
 
-    names = ("prompts", "ifeval", "samples", "temperature", "max_tokens", "seed")
+    names = ["prompts", "ifeval", "samples", "temperature", "max_tokens", "seed"]
+    names += ["engine", "vllm_python", "vllm_memory"]
     changes = {name: getattr(args, name) for name in names}
     failed = evaluate(sweep, trials, args.beside, changes, again=args.again, suites=suites, kept=args.checkpoints)
     for title, error in failed.items():
@@ -77,6 +82,13 @@ def _one_or_more(word: str) -> int:
 
 def _positive(word: str) -> float:
     return _number(word, float, 1e-3)
+
+
+def _share(word: str) -> float:
+    value = _number(word, float, 0.01)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{word} is no share below 1")
+    return value
 
 
 def _number(word: str, kind: type[Number], least: float) -> Number:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.dotted_keys import at
-from launcher.evaluate import prompts
+from launcher.evaluate import engine, prompts
 from launcher.evaluate.judging import JudgeAsked
 from launcher.evaluate.models import choose_device, own_cache
 from launcher.evaluate.options import Asked, data_file, pairs_file
@@ -37,17 +37,19 @@ class Setting:
         self.pairs_file, self.pairs = pairs_file(config), int(at(config, "evaluation.kl_pairs") or 0)
         self.judge = JudgeAsked.of(config)
         self.device = choose_device()
+        self.vllm = engine.choose(asked, self.device)
         self.base = file_digest(self.nemo, self.cache / "files")
 
     @property
     def key(self) -> dict[str, Any]:
-        """What an answer depends on beside the prompt and the policy's adapter."""
+        """What an answer depends on beside the prompt and the policy's adapter. Without an engine: transformers."""
         return {
             "base": self.base,
             **self.asked.sampling,
             "form": self.form.name,
             "device": f"{self.device.name} {self.device.dtype}",
             "version": _VERSION,
+            **({"engine": self.vllm.version} if self.vllm else {}),
             **{name: version(name) for name in ("torch", "transformers")},
         }
 

@@ -23,15 +23,18 @@ from launcher.dotted_keys import at
 from launcher.evaluate import answers, held_out, judging, prompt_columns, scores, trackers
 from launcher.evaluate.answers import PromptAnswers
 from launcher.evaluate.common_setup import Setting
+from launcher.evaluate.engine import Say
 from launcher.evaluate.judges.endpoint import JudgeFailed
 from launcher.evaluate.judges.judge import Judge
 from launcher.evaluate.models import AnsweringModel, base_folder, exported, is_adapter
 from launcher.evaluate.options import Asked, data_file, pairs_file
 from launcher.evaluate.place import refuse_taken, working
-from launcher.evaluate.policy import Generator, PromptProgress, Say, fill
+from launcher.evaluate.policy import Generator, PromptProgress, fill
 from launcher.evaluate.prompts import Prompt
 from launcher.evaluate.reference import ReferenceAnswers
+from launcher.evaluate.vllm_engine import Engines
 from launcher.findings import Finding, Refused
+from launcher.report.recorded_scores import TRANSFORMERS
 from launcher.sweep import evaluation
 from launcher.sweep.checkpoints import Checkpoint, parts_of
 from launcher.sweep.folder import Sweep
@@ -50,6 +53,11 @@ class Evaluator:
         self._model: AnsweringModel | None = None
         self._references: dict[str, ReferenceAnswers] = {}
         self._judges: dict[str, Judge | None] = {}
+        self._engines = Engines(sweep, say)
+
+    def close(self) -> None:
+        """End what runs beside this process."""
+        self._engines.close()
 
     @property
     def reference_generated(self) -> int:
@@ -149,7 +157,7 @@ class Evaluator:
             else:
                 model = AnsweringModel(policy, setting.device)
             same = model is base or model.tokenizer.get_vocab() == base.tokenizer.get_vocab()
-            generate = Generator(model, setting.asked, model.stop(setting.form), base if same else None)
+            generate = self._generator(setting, model, base if same else None)
             fill(folder / "answers.jsonl", setting.prompts, generate, title, self._say)
             pairs = generate.held_out(self._pairs(setting, model), _beat(title, self._say)) if same else None
         reference, reference_pairs = self._reference(setting)
@@ -167,6 +175,7 @@ class Evaluator:
         seconds = round(time.monotonic() - began, 3)
         scored |= {
             "made": {
+                "engine": TRANSFORMERS,
                 **setting.key,
                 "beta": beta,
                 "judge": asdict(setting.judge),
@@ -214,7 +223,7 @@ class Evaluator:
         base = self._base(setting)
         owner = f"{socket.gethostname()} {os.getpid()} {self._sweep.folder}"
         kept = self._references.setdefault(name, ReferenceAnswers(setting.cache, setting.key, owner))
-        generate = Generator(base, setting.asked, base.stop(setting.form), None)
+        generate = self._generator(setting, base, None)
         progress = PromptProgress("reference", len(setting.prompts), self._say)
 
         def answered(missing: Sequence[Prompt]) -> list[PromptAnswers]:
@@ -244,6 +253,10 @@ class Evaluator:
             self._say(f"loading {setting.nemo.name}")
             self._model = AnsweringModel(folder, setting.device)
         return self._model
+
+    def _generator(self, setting: Setting, model: AnsweringModel, reference: AnsweringModel | None) -> Generator:
+        engine = self._engines.of(setting, model, adapters=model is self._model)
+        return Generator(model, setting.asked, model.stop(setting.form), reference, engine)
 
     @staticmethod
     def _pairs(setting: Setting, model: AnsweringModel) -> list[held_out.HeldOutPair]:

@@ -115,7 +115,7 @@ def answers(
             use_cache=True,
         )  # fmt: skip
         cache, logits = out.past_key_values, out.logits[:, -1]
-    done = [_generated(tokenizer, row, stop) for row in rows]
+    done = [generated(tokenizer, row.tokens, row.ended, stop) for row in rows]
     return [done[first : first + per_prompt] for first in range(0, len(done), per_prompt)]
 
 
@@ -125,10 +125,15 @@ def last_logits_only(model: Any) -> dict[str, int]:
     return next(({name: 1} for name in ("logits_to_keep", "num_logits_to_keep") if name in names), {})
 
 
+def sample_seed(sampling: Sampling, prompt: str, sample: int) -> int:
+    """The seed of one sample, below 2 ** 56. Samples of a prompt are counted from 1."""
+    seed = hashlib.blake2b(f"{sampling.seed} {prompt} {sample}".encode(), digest_size=7).digest()
+    return int.from_bytes(seed, "little")
+
+
 def _uniforms(sampling: Sampling, prompt: str, sample: int) -> torch.Tensor:
     """One number in [0, 1) for each token of one sample."""
-    seed = hashlib.blake2b(f"{sampling.seed} {prompt} {sample}".encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(seed, "little"))
+    generator = torch.Generator().manual_seed(sample_seed(sampling, prompt, sample))
     return torch.rand(sampling.max_tokens, generator=generator, dtype=torch.float64)
 
 
@@ -150,19 +155,19 @@ def _has_stop(tokenizer: Any, tokens: Sequence[int], texts: Sequence[str]) -> bo
     return any(stop in text for stop in texts)
 
 
-def _generated(tokenizer: Any, row: _Row, stop: Stop) -> Generated:
+def generated(tokenizer: Any, tokens: Sequence[int], ended: bool, stop: Stop) -> Generated:
     """The finished answer. Its text ends before a stop text, its tokens with it: what was generated until somebody
     looked for a stop text is no part of the answer.
     """
-    length = len(row.tokens)
-    stopped = _has_stop(tokenizer, row.tokens, stop.texts)
+    length = len(tokens)
+    stopped = _has_stop(tokenizer, tokens, stop.texts)
     if stopped:
         length = 1 + bisect_left(
-            range(length), True, key=lambda last: _has_stop(tokenizer, row.tokens[: last + 1], stop.texts)
+            range(length), True, key=lambda last: _has_stop(tokenizer, tokens[: last + 1], stop.texts)
         )
-    text = tokenizer.decode(row.tokens[:length], skip_special_tokens=True)
+    text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
     text = text[: min((place for it in stop.texts if (place := text.find(it)) >= 0), default=len(text))]
-    return Generated(row.tokens[:length], row.ended or stopped, text.strip())
+    return Generated(list(tokens[:length]), ended or stopped, text.strip())
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,18 @@ from launcher.sweep.trial import Trial
 from launcher.train.nemo_aligner.savings.reference_cache import private_folder
 
 _ADAPTER = "policy"
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter that is on a model."""
+
+    folder: Path
+    rank: int
+    """The highest of its matrices."""
+    number: int
+    """Of its own, while this process runs."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,8 @@ class AnsweringModel:
             raise Refused([Finding(str(folder), "", why, "name a Hugging Face folder with safetensors")]) from error
         self._base: Any = model.to(device.name).eval()
         self._policy: Any = None
+        self.adapter: Adapter | None = None
+        """The adapter that is on."""
 
     @property
     def current(self) -> Any:
@@ -74,11 +89,14 @@ class AnsweringModel:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             why = f"does not fit the base model ({' '.join(str(error).split())[:200]})"
             raise Refused([Finding(str(adapter), "", why, "name an adapter of this base model")]) from error
+        how = self._policy.peft_config[_ADAPTER]
+        ranks = [how.r, *(how.rank_pattern or {}).values()] if how.peft_type == "LORA" else [0]
+        self.adapter = Adapter(adapter, max(ranks), next(_numbers))
         try:
             yield
         finally:
             self._base = self._policy.unload()
-            self._policy = None
+            self._policy = self.adapter = None
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[Any]:

@@ -26,6 +26,12 @@ class Asked:
     temperature: float = 1.0
     max_tokens: int = 256
     seed: int = 1
+    engine: str = "auto"
+    """Who generates: `transformers`, `vllm`, or `auto`: vLLM where there is a GPU and vLLM is found."""
+    vllm_python: str | None = None
+    """The Python that has vLLM; None: this one."""
+    vllm_memory: float = 0.5
+    """vLLM's share of the GPU's memory."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any], **changes: Any) -> Asked:

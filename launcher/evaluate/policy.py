@@ -10,13 +10,13 @@ from typing import Any
 from launcher import whole_file
 from launcher.evaluate import answers, generation, held_out
 from launcher.evaluate.answers import PromptAnswers
+from launcher.evaluate.engine import Engine, Say
 from launcher.evaluate.generation import Generated, Sampling, Stop
 from launcher.evaluate.models import AnsweringModel
 from launcher.evaluate.options import Asked
 from launcher.evaluate.prompts import Prompt
 from launcher.units import clock
 
-Say = Callable[[str], None]
 #: Seconds between two lines of progress.
 _EVERY = 15.0
 #: Tokens of samples whose logits are compared at once: with Llama 3's vocabulary, in bf16, 0.5 GB a policy.
@@ -42,30 +42,40 @@ class PromptProgress:
         self._say(f"{self._title}: {done} of {self._total} prompts{detail}{rate}{left}")
 
 
+def begin(model: AnsweringModel, prompt: Prompt, max_tokens: int) -> list[int]:
+    """The prompt's tokens: of one that is too long for the model, the last ones."""
+    return model.tokens(prompt.text)[max_tokens - model.longest :]
+
+
+def longest(model: AnsweringModel, prompts: Sequence[Prompt], max_tokens: int) -> int:
+    """Tokens of the longest prompt and its longest answer."""
+    return max((len(begin(model, prompt, max_tokens)) for prompt in prompts), default=0) + max_tokens
+
+
 class Generator:
     """Answers prompts with a model as it stands. `reference` has the reference policy, which samples are held against;
     None: there is none that reads the same tokens, or the model is the reference itself.
     """
 
-    def __init__(self, model: AnsweringModel, asked: Asked, stop: Stop, reference: AnsweringModel | None) -> None:
-        self._model, self._stop, self._reference = model, stop, reference
+    def __init__(
+        self, model: AnsweringModel, asked: Asked, stop: Stop, reference: AnsweringModel | None, engine: Engine
+    ) -> None:
+        self._model, self._stop, self._reference, self._engine = model, stop, reference, engine
         self._sampling = Sampling(asked.samples, asked.temperature, asked.max_tokens, asked.seed)
         self.tokens = 0
         """Tokens generated so far."""
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
         """Prompts in batches of similar length, so that little is padded."""
-        prompts_at_once = max(1, self._model.device.rows // (1 + self._sampling.samples))
+        prompts_at_once = max(1, self._engine.rows(self._model.device) // (1 + self._sampling.samples))
         by_length = sorted(prompts, key=lambda prompt: (len(prompt.text), prompt.prompt_id))
         return [by_length[first : first + prompts_at_once] for first in range(0, len(by_length), prompts_at_once)]
 
     def __call__(
         self, prompts: Sequence[Prompt], beat: Callable[[int], None] = lambda made: None
     ) -> list[PromptAnswers]:
-        room = self._model.longest - self._sampling.max_tokens
-        begun = [(prompt.prompt_id, self._model.tokens(prompt.text)[-room:]) for prompt in prompts]
-        tokenizer = self._model.tokenizer
-        made = generation.answers(self._model.current, tokenizer, begun, self._sampling, self._stop, beat)
+        begun = [(prompt.prompt_id, begin(self._model, prompt, self._sampling.max_tokens)) for prompt in prompts]
+        made = self._engine.answers(self._model, begun, self._sampling, self._stop, beat)
         self.tokens += sum(len(answer.tokens) for row in made for answer in row)
         drifts = [self._divergences(tokens, row[1:]) for (_, tokens), row in zip(begun, made, strict=True)]
         return [self._answer(*parts) for parts in zip(prompts, made, drifts, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -41,7 +42,19 @@ def evaluate(
     if alike := sorted({name for name in names if names.count(name) > 1}):
         why = "is the name of several of the folders, and results are kept by name"
         raise Refused([Finding("--beside", ", ".join(alike), why, "give one of them another name")])
-    evaluator = Evaluator(sweep, changes or {}, say, again=again)
+    with contextlib.closing(Evaluator(sweep, changes or {}, say, again=again)) as evaluator:
+        return _evaluate(evaluator, sweep, trials, beside, suites, kept, say)
+
+
+def _evaluate(
+    evaluator: Evaluator,
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    beside: Sequence[str],
+    suites: Suites | None,
+    kept: bool,
+    say: Callable[[str], None],
+) -> dict[str, Exception]:
     failed: dict[str, Exception] = {}
     rows: dict[str, dict[str, Any]] = {}
     todo: dict[str, Callable[[], dict[str, Any]]] = {
@@ -64,6 +77,7 @@ def evaluate(
     if rows:
         say(scores.table(rows))
     if suites:
+        evaluator.close()  # lm-eval needs the memory
         say(table(_suites(evaluator, sweep, trials, suites, failed, say)))
     return failed
 

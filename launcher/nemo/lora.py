@@ -24,6 +24,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "all": tuple(FUSED),
 }
 _HF = [name for names in FUSED.values() for name in names]
+#: The values that vLLM accepts for --max-lora-rank.
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def vllm_rank(rank: int) -> int:
+    """The least that vLLM accepts as the highest rank of its adapters, for adapters of this rank."""
+    return next((size for size in _VLLM_RANKS if size >= rank), rank)
 
 
 def nemo_modules(names: Sequence[str]) -> list[str]:

@@ -18,6 +18,8 @@ from launcher.report.recorded import Pairs
 FILE = "evaluation/scores.json"
 PROMPT = "prompt"
 """The column that names each value's prompt, by a number that is equal for equal prompts."""
+TRANSFORMERS = "transformers"
+"""The engine of answers that name none. Its version stands beside it."""
 _OWN = ("base", "beta", "seconds", "tokens")
 """What `made` says of one trial, and not of how it was evaluated."""
 
@@ -88,6 +90,7 @@ def scores(data: Mapping[str, object]) -> RecordedScores | None:
     prompts = [zlib.crc32(str(name).encode()) for name in ids]
     checks = {str(key): _checks(found) for key, found in recorded.mapping(data.get("checks")).items()}
     made = {key: it for key, it in recorded.mapping(data.get("made")).items() if key not in _OWN}
+    made.setdefault("engine", TRANSFORMERS)
     return RecordedScores(prompts, columns, recorded.columns(data.get("per_pair")), judges, checks, made)
 
 

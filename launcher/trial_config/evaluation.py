@@ -20,6 +20,11 @@ class AnswerSettings(Section):
     temperature: float = Field(gt=0, description="of the samples")
     max_tokens: int = Field(ge=1, description="tokens of an answer at most")
     seed: int = Field(description="of the samples")
+    engine: Literal["auto", "transformers", "vllm"] = Field(
+        "auto", description="who generates; auto: vLLM where there is a GPU and vLLM is found, else transformers"
+    )
+    vllm_python: Text | None = Field(None, description="the Python that has vLLM; null: the one that evaluates")
+    vllm_memory: float = Field(0.5, gt=0, lt=1, description="vLLM's share of the GPU's memory")
 
 
 class JudgeSettings(Section):

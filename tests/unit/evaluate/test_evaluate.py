@@ -15,6 +15,7 @@ from launcher.report import gather
 from launcher.sweep import checkpoints, evaluation
 from launcher.sweep.folder import Sweep
 from tests.integration.minimal_trial import write_pairs
+from tests.unit.evaluate.evaluated import answered, evaluate, scores
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -22,41 +23,7 @@ pytest.importorskip("peft")
 
 from launcher.evaluate import generation, run  # noqa: E402
 from launcher.evaluate.models import AnsweringModel, choose_device  # noqa: E402
-from tests.unit.export_sweep import config, finish, matrices, states  # noqa: E402
-
-ASKED = {"held_out": 3, "instructions": 2, "samples": 2, "max_tokens": 6, "temperature": 1.0, "seed": 1}
-
-
-@pytest.fixture
-def sweep(tmp_path, models) -> Sweep:
-    """Three trials, of which 0 and 1 are done."""
-    (tmp_path / "data").mkdir()
-    files = {split: write_pairs(tmp_path / "data" / f"{split}.jsonl", 6) for split in ("train", "validation", "test")}
-    trials = []
-    for beta in (0.05, 0.1, 0.5):
-        one = config(models / "tiny.nemo", beta, files["train"])
-        one["model"]["data"]["data_prefix"] = {split: [str(path)] for split, path in files.items()}
-        one |= {"evaluation": {"kl_pairs": 4, "answers": ASKED}, "paths": {"cache": str(tmp_path / "cache")}}
-        trials.append(([f"model.dpo.ref_policy_kl_penalty={beta}"], one))
-    made = Sweep.create(tmp_path / "sweep", command=["main.py", "-m"], experiment={"name": "t"}, trials=trials)
-    finish(made, 0)
-    finish(made, 1)
-    return made
-
-
-def evaluate(*words: Any) -> int:
-    return command.main(["evaluate", *map(str, words)])
-
-
-def answered(sweep: Sweep, number: int = 0) -> dict[str, answers.PromptAnswers]:
-    file = sweep.trials[number].folder / "evaluation" / "answers.jsonl"
-    return {answer.prompt_id: answer for answer in answers.read(file)}
-
-
-def scores(sweep: Sweep, number: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = whole_file.read_json(sweep.trials[number].folder / "evaluation" / "scores.json")
-    return found
-
+from tests.unit.export_sweep import matrices, states  # noqa: E402
 
 # -- the command -------------------------------------------------------------------------------------------------------
 
