@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +14,7 @@ from launcher.findings import Finding
 from launcher.nemo import versions
 from launcher.trial_config.cluster import Cluster
 from launcher.trial_config.config import TrialConfig
+from launcher.trial_config.evaluation import AnswerSettings
 
 #: What `launcher.evaluate` imports.
 FOR_EVALUATION = ("torch", "transformers", "peft", "safetensors", "numpy")
@@ -25,6 +28,12 @@ _NAME_ANOTHER = (
 def missing(names: Sequence[str]) -> list[str]:
     """The modules that this Python does not have."""
     return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def has_vllm() -> bool:
+    """Whether this Python has vLLM. A folder of that name where it was started, such as its environment, is none."""
+    found = importlib.util.find_spec("vllm")
+    return found is not None and found.origin is not None
 
 
 def findings(config: TrialConfig) -> list[Finding]:
@@ -41,7 +50,21 @@ def warnings(config: TrialConfig) -> list[Finding]:
         why = f"trials run {sys.executable}, which lacks {' and '.join(lacking)}: they train, but are not evaluated"
         remedy = f"{_INSTALL}, or evaluation.after_training=false"
         problems.append(Finding("evaluation.after_training", "true", why, remedy))
+    if config.evaluated_after_training and _runs_this_python(cluster) and not lacking:
+        problems += _without_vllm(config.evaluation.answers)
     return problems
+
+
+def _without_vllm(asked: AnswerSettings) -> list[Finding]:
+    """The Python that is to have vLLM, where trials run this machine's: the evaluation would fail after training."""
+    key, remedy = "evaluation.answers.vllm_python", "name the Python that has vLLM, or evaluation.answers.engine=auto"
+    if asked.vllm_python and asked.engine != "transformers":
+        if shutil.which(os.path.expanduser(asked.vllm_python)) is None:
+            return [Finding(key, asked.vllm_python, "cannot be run here: trials train, but are not evaluated", remedy)]
+    elif asked.engine == "vllm" and not has_vllm():
+        why = f"{sys.executable} lacks vllm: trials train, but are not evaluated"
+        return [Finding(key, "null", why, remedy)]
+    return []
 
 
 def _runs_this_python(cluster: Cluster) -> bool:

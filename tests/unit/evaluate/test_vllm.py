@@ -143,13 +143,16 @@ def test_without_vllm_the_remedy_is_named(
     assert why in told and "evaluation.answers.vllm_python" in told and "--engine transformers" in told
 
 
-def test_auto_takes_vllm_where_there_are_a_gpu_and_vllm(vllm: StandIn) -> None:
+def test_auto_takes_vllm_where_there_are_a_gpu_and_vllm(
+    vllm: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))  # the folder vllm in it is no vLLM
+    assert engine.choose(Asked(), ModelDevice("cuda", torch.bfloat16, 256)) is None
     gpu, cpu = ModelDevice("cuda", torch.bfloat16, 256), ModelDevice("cpu", torch.float32, 40)
     named = Asked(vllm_python=str(vllm.python))
     taken = engine.choose(named, gpu)
     assert taken is not None and taken.version.startswith("vllm 9.9.9")
     assert engine.choose(named, cpu) is None
-    assert engine.choose(Asked(), gpu) is None, "this Python has no vLLM"
     assert engine.choose(Asked(engine="transformers", vllm_python=str(vllm.python)), gpu) is None
     with pytest.raises(Refused, match="cannot be run"):  # what is named must not be passed over in silence
         engine.choose(Asked(vllm_python="/nowhere/python"), gpu)

@@ -154,4 +154,14 @@ def test_samples_and_ends(models: Path, tmp_path: Path) -> None:
             assert made[0][0].ended and len(made[0][0].tokens) < 20
         last = Stop((whole[0][19],), ())
         assert engine.answers(base, begun, how, last, print) == Transformers().answers(base, begun, how, last, print)
+        assert set(listening(engine)) <= {"0100007F"}, "on the loopback interface alone"
     assert engine.started == 1
+
+
+def listening(engine: vllm_engine.VllmEngine) -> list[str]:
+    """The addresses, in hexadecimal digits as the kernel writes them, that vLLM's process listens on."""
+    assert engine._process is not None
+    process = Path(f"/proc/{engine._process._process.pid}")
+    own = {os.readlink(link) for link in (process / "fd").iterdir()}
+    rows = [row.split() for name in ("tcp", "tcp6") for row in (process / "net" / name).read_text().splitlines()[1:]]
+    return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own]
