@@ -22,7 +22,7 @@ Beat = Callable[[int], None]
 Say = Callable[[str], None]
 
 
-class Engine(Protocol):
+class AnswerEngine(Protocol):
     """Answers prompts with a model as it stands."""
 
     def rows(self, device: ModelDevice) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from launcher import whole_file
 from launcher.evaluate import answers, generation, held_out
 from launcher.evaluate.answers import PromptAnswers
-from launcher.evaluate.engine import Engine, Say
+from launcher.evaluate.engine import AnswerEngine, Say
 from launcher.evaluate.generation import Generated, Sampling, Stop
 from launcher.evaluate.models import AnsweringModel
 from launcher.evaluate.options import Asked
@@ -58,7 +58,7 @@ class Generator:
     """
 
     def __init__(
-        self, model: AnsweringModel, asked: Asked, stop: Stop, reference: AnsweringModel | None, engine: Engine
+        self, model: AnsweringModel, asked: Asked, stop: Stop, reference: AnsweringModel | None, engine: AnswerEngine
     ) -> None:
         self._model, self._stop, self._reference, self._engine = model, stop, reference, engine
         self._sampling = Sampling(asked.samples, asked.temperature, asked.max_tokens, asked.seed)

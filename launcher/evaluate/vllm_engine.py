@@ -13,7 +13,7 @@ import torch
 from launcher.dotted_keys import at
 from launcher.evaluate import generation
 from launcher.evaluate.common_setup import Setting
-from launcher.evaluate.engine import Beat, Begun, Engine, Say, Transformers
+from launcher.evaluate.engine import Beat, Begun, AnswerEngine, Say, Transformers
 from launcher.evaluate.generation import Generated, Sampling, Stop
 from launcher.evaluate.models import Adapter, AnsweringModel, ModelDevice
 from launcher.evaluate.policy import longest
@@ -49,7 +49,7 @@ class VllmEngine:
     def answers(
         self, model: AnsweringModel, prompts: Begun, sampling: Sampling, stop: Stop, beat: Beat
     ) -> list[list[Generated]]:
-        """See Engine. Raises VllmFailed; what is asked next starts another process."""
+        """See AnswerEngine. Raises VllmFailed; what is asked next starts another process."""
         longest = max(len(tokens) for _, tokens in prompts) + sampling.max_tokens
         self.expect(model, longest, model.adapter.rank if model.adapter else 0)
         seeds = range(1, 1 + sampling.samples)
@@ -127,7 +127,7 @@ class Engines:
         self._sweep, self._say = sweep, say
         self._vllm: tuple[tuple[FoundVllm, float], VllmEngine] | None = None
 
-    def of(self, setting: Setting, model: AnsweringModel, *, adapters: bool) -> Engine:
+    def of(self, setting: Setting, model: AnsweringModel, *, adapters: bool) -> AnswerEngine:
         """The engine that answers the setting's prompts with a model. `adapters`: it is the sweep's base model, which
         the adapters of all trials are put on."""
         if setting.vllm is None:

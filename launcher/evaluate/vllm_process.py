@@ -88,7 +88,8 @@ class VllmProcess:
             (scratch / "vllm_worker.py").write_bytes(pkgutil.get_data("launcher.evaluate", "vllm_worker.py") or b"")
             with log.open("w") as written:
                 self._process = subprocess.Popen(
-                    [vllm.python, "-u", str(scratch / "vllm_worker.py")], env=_environment(), cwd=scratch,
+                    [vllm.python, "-u", str(scratch / "vllm_worker.py")], cwd=scratch,
+                    env=_environment() | {"TMPDIR": str(scratch)},  # vLLM leaves files in it
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=written, text=True, encoding="utf-8",
                     start_new_session=True,
                 )  # fmt: skip

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import sys
 import threading
 from typing import Any, TextIO
@@ -71,10 +72,18 @@ def _requests() -> queue.SimpleQueue[Any]:
     def read() -> None:
         for line in stream:
             found.put(json.loads(line))
+        _remove_own_folder()
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
     return found
+
+
+def _remove_own_folder() -> None:
+    """The evaluation made it for this process, and may have been killed."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    if os.path.basename(folder).startswith("vllm-worker-"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _replies() -> TextIO:

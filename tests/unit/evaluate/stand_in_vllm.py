@@ -39,7 +39,7 @@ class LLM:
         if behaviour() == "memory":
             raise ValueError("Free memory on device (9.1/79.2 GiB) is less than desired GPU memory utilization (0.5)")
         if behaviour() == "hang":
-            say(hangs=True)
+            say(hangs=True, folder=os.environ["TMPDIR"])
             time.sleep(600)
         self.calls = 0
 

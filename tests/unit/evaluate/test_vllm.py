@@ -201,9 +201,11 @@ def test_it_ends_when_the_evaluation_is_killed(sweep: Sweep, vllm: StandIn) -> N
         evaluation_of.send_signal(signal.SIGKILL)
         evaluation_of.wait()
     deadline = time.monotonic() + 20
-    while alive(hanging["process"]) and time.monotonic() < deadline:
+    while (left := alive(hanging["process"])) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not alive(hanging["process"])
+    if left:
+        os.kill(hanging["process"], signal.SIGKILL)
+    assert not left and not Path(hanging["folder"]).exists()
 
 
 def alive(process: int) -> bool:
