@@ -13,7 +13,7 @@ import torch
 from launcher.dotted_keys import at
 from launcher.evaluate import generation
 from launcher.evaluate.common_setup import Setting
-from launcher.evaluate.engine import Beat, Begun, AnswerEngine, Say, Transformers
+from launcher.evaluate.engine import AnswerEngine, Beat, Begun, Say, Transformers
 from launcher.evaluate.generation import Generated, Sampling, Stop
 from launcher.evaluate.models import Adapter, AnsweringModel, ModelDevice
 from launcher.evaluate.policy import longest
