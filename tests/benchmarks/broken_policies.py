@@ -94,10 +94,10 @@ def exported(sweep: Path, out: Path, *words: str) -> None:
     run("-m", "launcher", "export", sweep, "0", "--out", out, "--base", "HuggingFaceTB/SmolLM2-135M-Instruct", *words)
 
 
-def scaled(sweep: Path, out: Path) -> None:
+def scaled(sweep: Path, out: Path, times: int) -> None:
     exported(sweep, out)
     config = json.loads((out / "adapter_config.json").read_text())
-    (out / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": TIMES * config["lora_alpha"]}))
+    (out / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": times * config["lora_alpha"]}))
 
 
 def cold(sweep: Path, out: Path) -> None:
