@@ -8,6 +8,7 @@ finds nothing, nothing is claimed: each rank looks for itself in its first secon
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 import struct
@@ -30,7 +31,7 @@ _PACKAGES = tuple(
     for kind in ("dist-packages", "site-packages")
 )
 _SOURCES = ("opt/NeMo", "opt/NeMo-Aligner", "opt/megatron-lm", "opt/Megatron-LM")
-_NVIDIA = re.compile(r"(?:docker://)?nvcr\.io[#/]nvidia/nemo:([\w.-]+)$")
+_NVIDIA = re.compile(r"(?:docker://)?(?:[^@/]*@)?nvcr\.io[#/]nvidia/nemo:([\w.-]+)(?:@sha256:[0-9a-f]+)?$")
 _PYTHONS = {None, "python", "python3"}
 _REMEDY = f"{versions.REMEDY}: +cluster.environment.PYTHONPATH=DIR"
 
@@ -41,19 +42,35 @@ def findings(config: TrialConfig) -> list[Finding]:
     image = asked.image
     if not (asked.runtime and image) or config.engine not in ENGINES or config.cluster.python not in _PYTHONS:
         return []
-    found = versions_in(image)
+    if any(mount.split(":")[-1 if mount.count(":") < 2 else 1].startswith(("/opt", "/usr")) for mount in asked.mounts):
+        return []  # they may hide what the image has
+    try:
+        found = versions_in(image)
+    except OSError:  # it is not for this user, or damaged
+        return []
     for folder in reversed(container.brought_along(config)):  # the first counts, as on Python's path
-        if not folder.is_dir():
-            return []  # it is on the nodes alone
-        found |= versions.in_folder(folder)
+        if not folder.is_dir() or versions.sources(folder):
+            return []  # it is on the nodes alone, or comes behind what the image has installed
+        found |= versions.distributions(folder)
     if set(found) != set(versions.PACKAGES):
         return []
     why = versions.unsupported_reason(found)
     return [Finding("cluster.container.image", image, f"holds a set that ranks refuse: {why}", _REMEDY)] if why else []
 
 
+def warnings(config: TrialConfig) -> list[Finding]:
+    """An image that is a file, and is not here: each trial would wait for its turn to find that out."""
+    container = config.cluster.container
+    image = container.image or ""
+    is_path = image.startswith(("/", "./", "~")) or (container.runtime == "apptainer" and "://" not in image)
+    if not (container.runtime and image and is_path) or os.path.lexists(Path(image).expanduser()):
+        return []
+    why = "is not on this machine: trials fail unless the nodes have it"
+    return [Finding("cluster.container.image", image, why, "name a file on the shared disk (docs/gpu.md has how)")]
+
+
 def versions_in(image: str) -> dict[str, str]:
-    """Package -> version, for those of versions.PACKAGES whose version in the image is known."""
+    """Package -> version, for those of versions.PACKAGES whose version in the image is known. Raises OSError."""
     if tagged := _NVIDIA.match(image):
         return dict(versions.IMAGES.get(tagged[1], {}))
     path = Path(image).expanduser()
@@ -119,9 +136,9 @@ def squashfs_at(image: Path) -> int | None:
 
 def _read(root: Path) -> dict[str, str]:
     """What the files under `root` say, where all that say something of a package say the same."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, list[str]] = {}
     for place in (*_PACKAGES, *_SOURCES):
         for folder in root.glob(place):
-            for name, version in versions.in_folder(folder).items():
-                found.setdefault(name, set()).add(version)
-    return {name: said.pop() for name, said in found.items() if len(said) == 1}
+            for name, version in (versions.sources(folder) | versions.distributions(folder)).items():
+                found.setdefault(name, []).append(version)
+    return {name: said[0] for name, said in found.items() if len(set(map(versions.numbers, said))) == 1}

@@ -77,14 +77,22 @@ def installed() -> dict[str, str]:
     return present
 
 
-def in_folder(folder: Path) -> dict[str, str]:
-    """The same for one folder of Python's path, which need not be this Python's."""
+def distributions(folder: Path) -> dict[str, str]:
+    """Package -> version, of those of PACKAGES that are installed in a folder, which need not be on this Python's path.
+
+    The names of their .dist-info folders have both (packaging.python.org, "Recording installed projects").
+    """
     present = {}
     for name in PACKAGES:
-        there = importlib.metadata.distributions(name=name, path=[str(folder)])
-        if found := next((it.version for it in there), "") or _in_source(folder, name):
-            present[name] = found
+        escaped = name.replace("-", "_")
+        for found in folder.glob(f"{escaped}-*.dist-info"):
+            present[name] = found.name.removeprefix(f"{escaped}-").removesuffix(".dist-info")
     return present
+
+
+def sources(folder: Path) -> dict[str, str]:
+    """The same of source trees in the folder."""
+    return {name: found for name in PACKAGES if (found := _in_source(folder, name))}
 
 
 def _in_source(folder: Path, name: str) -> str:
@@ -100,11 +108,11 @@ def unsupported_reason(versions: dict[str, str]) -> str:
     absent = [name for name in PACKAGES if name not in versions]
     if absent:
         return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed"
-    numbers = {name: _numbers(version) for name, version in versions.items()}
-    if tuple(numbers[name] for name in PACKAGES) in [pins.versions for pins in WORKING]:
+    known = {name: numbers(version) for name, version in versions.items()}
+    if tuple(known[name] for name in PACKAGES) in [pins.versions for pins in WORKING]:
         return ""
     for name, first, fixed, why in _KNOWN_FAILURES:
-        if first <= numbers[name] and (fixed is None or numbers[name] < fixed):
+        if first <= known[name] and (fixed is None or known[name] < fixed):
             return f"{name} {versions[name]} does not work: {why}"
     return f"{', '.join(f'{name} {versions[name]}' for name in PACKAGES)} were not tried together"
 
@@ -125,7 +133,7 @@ def described() -> str:
     return "; ".join(sets)
 
 
-def _numbers(version: str) -> tuple[int, int]:
+def numbers(version: str) -> tuple[int, int]:
     """The first two numbers of a version: (0, 11) for 0.11.0rc1+791b70e."""
     match = re.match(r"(\d+)\.(\d+)", version)
     return (int(match[1]), int(match[2])) if match else (0, 0)

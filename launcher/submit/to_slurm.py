@@ -194,7 +194,7 @@ def checks(launcher: HydraLauncher, site: cluster_limits.Site) -> tuple[Check, W
         return [*_check(site, configs, folder_of(launcher)), *_folder(launcher)]
 
     def warnings(configs: Sequence[PlannedTrial], folder: Path) -> list[Finding]:
-        unsure = dict.fromkeys(finding for trial in configs for finding in installed.warnings(trial.config))
+        unsure = dict.fromkeys(it for trial in configs for of in (installed, image) for it in of.warnings(trial.config))
         return [*cluster_limits.warnings(site, configs, folder), *unsure]
 
     return findings, warnings

@@ -53,8 +53,9 @@ def test_it_trains_the_same_policy(train, new_trial, precision, bound):
         assert fused.values(key) == pytest.approx(without.values(key), abs=bound), key
 
 
-def test_the_trials_own_word_counts(train, new_trial):
-    trial = train(new_trial(model__bias_activation_fusion=False, trainer__dpo__max_steps=3), 1, with_transformer_engine)
+@pytest.mark.parametrize("key", [{"model__bias_activation_fusion": False}, {"deterministic": True}])
+def test_the_trials_own_word_counts(train, new_trial, key):
+    trial = train(new_trial(**key, trainer__dpo__max_steps=3), 1, with_transformer_engine)
     assert "fused: {False} False" in trial.said()
 
 

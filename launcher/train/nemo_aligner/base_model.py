@@ -44,10 +44,11 @@ _POLL_S = 0.2
 def complete_config(config: DictConfig, trial_dir: Path) -> None:
     """Merge the .nemo's own config into config.model, and give NeMo the tokenizer as a folder beside the trial."""
     path = Path(config.pretrained_checkpoint.restore_from_path)
-    own = fused_activation.KEY in config.model
+    fixed = fused_activation.KEY in config.model or config.get("deterministic")
     config.model = OmegaConf.merge(DIVISION, config.model)
     config.model = load_and_override_model_config(str(path), config.model)
-    fused_activation.leave_open(config.model, own)
+    if not fixed:
+        fused_activation.leave_open(config.model)
     if str(config.model.tokenizer.type or "").startswith("nemo:"):
         config.model.tokenizer.type = str(unpack_tokenizer(path, trial_dir / "tokenizer"))
     # Data-parallel ranks each read a share of the weights and exchange them.

@@ -1,9 +1,10 @@
 """SwiGLU as one kernel where Transformer Engine is there: fewer passes over memory, less kept for the backward pass.
 
-Converters write `bias_activation_fusion: false` into a .nemo. Here the fusion is on unless the trial's own config says
-otherwise, once it has computed on this GPU what the unfused layers compute: torch.compile makes the kernel, and what it
-needs (Triton, a compiler) may be missing on a node. `apply_rope_fusion` stays off: with Transformer Engine, Megatron
-then copies queries, keys and values into another layout in each layer (extensions/transformer_engine.py, qkv_format).
+Converters write `bias_activation_fusion: false` into a .nemo. Here the fusion goes on all the same, unless the trial's
+own config has the key or asks for `deterministic` (another node might decide otherwise), once it has computed on this
+GPU what the unfused layers compute: torch.compile makes the kernel, and what it needs (Triton, a compiler) may be
+missing on a node. `apply_rope_fusion` stays off: with Transformer Engine, Megatron then copies queries, keys and values
+into another layout in each layer (extensions/transformer_engine.py, qkv_format).
 
 Import only after launcher.train.nemo_aligner.standins.install().
 """
@@ -30,46 +31,54 @@ KEY = "bias_activation_fusion"
 _ROUNDINGS = 8
 
 
-def leave_open(model_config: DictConfig, own: bool) -> None:
-    """Before the model is built: note in its config that `switch_on` is to decide. `own`: the trial's config did."""
-    if not own and "transformer_engine" not in standins.missing():
-        with open_dict(model_config):
-            model_config[KEY] = None
+def leave_open(model_config: DictConfig) -> None:
+    """Before the model is built: where its .nemo has the fusion off, note that `switch_on` is to decide."""
+    if model_config.get(KEY) is False:
+        model_config[KEY] = None
 
 
 def switch_on(model: MegatronGPTDPOModel) -> None:
     """Decide what is left open: on in all ranks, or in none. Every rank has to call it."""
-    if KEY not in model.cfg or model.cfg[KEY] is not None:
+    if model.cfg.get(KEY, True) is not None:
         return
     weight = next(model.parameters())
     layers = [module for module in model.modules() if isinstance(module, MLP)]
-    fit = [each.config for each in layers if each.config.gated_linear_unit and each.activation_func is silu]
-    if len(fit) < len(layers) or not fit:
-        why = "the model's activation is not SwiGLU"
-    else:
-        why = problem(weight.device, weight.dtype)
-    works = torch.tensor(not why, dtype=torch.int32, device=weight.device)
+    here = "transformer_engine" not in standins.missing()
+    why = ""
+    if here:
+        swiglu = all(map(_is_swiglu, layers))
+        why = problem(weight.device, weight.dtype) if swiglu else "the model's activation is not SwiGLU without biases"
+    works = torch.tensor(here and not why, dtype=torch.int32, device=weight.device)
     torch.distributed.all_reduce(works, torch.distributed.ReduceOp.MIN)
     on = bool(works)
-    if not on:
+    if here and not on:
         print(f"{KEY} stays off: {why or 'it does not work in another rank'}", flush=True)
-    for config in fit:
-        config.bias_activation_fusion = on
+    for layer in layers:
+        layer.config.bias_activation_fusion = on
     with open_dict(model.cfg):
         model.cfg[KEY] = on
+
+
+def _is_swiglu(layer: MLP) -> bool:
+    config = layer.config
+    return bool(config.gated_linear_unit and layer.activation_func is silu and not config.add_bias_linear)
 
 
 def problem(device: torch.device, dtype: torch.dtype) -> str:
     """What is wrong with the fused kernel on this device; "" if it computes what the unfused one does."""
     chance = torch.Generator().manual_seed(0)
     given, gradient = (torch.randn(96, 2, width, generator=chance).to(device, dtype) for width in (512, 256))
+    unfused = _both_ways(_unfused, given, gradient)
     try:
         fused = _both_ways(lambda x: fused_bias_swiglu.bias_swiglu_impl(x, None), given, gradient)
+        differences = [
+            float((one.float() - other.float()).abs().max() / other.float().abs().max())
+            for one, other in zip(fused, unfused, strict=True)
+        ]  # what failed on a GPU may be told only here
     except Exception as error:  # of torch.compile, of the compiler that it calls, of CUDA
         return f"it fails here ({' '.join(str(error).split())[:200]})"
     bound = _ROUNDINGS * torch.finfo(dtype).eps / 2
-    for name, one, other in zip(("value", "gradient"), fused, _both_ways(_unfused, given, gradient), strict=True):
-        difference = float((one.float() - other.float()).abs().max() / other.float().abs().max())
+    for name, difference in zip(("value", "gradient"), differences, strict=True):
         if not difference <= bound:  # nan, too
             return f"its {name} is {difference:.1e} from the unfused one's (bound {bound:.1e})"
     return ""

@@ -77,8 +77,13 @@ def test_nvidias_images_are_known_by_their_tag(trial: Trial, name: str) -> None:
     for tag, word in {"24.09": "nemo-aligner 0.5.0", "24.12": "pad_length", "25.04": "inference_context"}.items():
         (found,) = image.findings(trial(f"{name}:{tag}"))
         assert found.where == "cluster.container.image" and word in found.why and "25.02" in found.remedy
+    assert image.findings(trial(f"{name}:24.12@sha256:{'0' * 64}"))
     for tag in ("25.02", "25.07", "dev"):
         assert image.findings(trial(f"{name}:{tag}")) == []
+
+
+def test_a_name_with_a_user_is_nvidias(trial: Trial) -> None:
+    assert image.versions_in("$oauthtoken@nvcr.io#nvidia/nemo:24.12")["nemo-aligner"] == "0.6.0"
 
 
 @pytest.mark.parametrize("kind", ["sqsh", "sif", "folder"])
@@ -92,6 +97,25 @@ def test_a_file_or_folder_is_looked_into(trial: Trial, tmp_path: Path, kind: str
         assert image.versions_in(str(place)) == expected
         found = image.findings(trial(str(place), "pyxis" if kind == "sqsh" else "apptainer"))
         assert bool(found) == refused and (not found or "0.6.0" in found[0].why)
+
+
+def test_a_package_and_its_source_tree_are_one(trial: Trial, tmp_path: Path) -> None:
+    """Installed in place, as in NVIDIA's images: the release candidate's name differs, its numbers do not."""
+    root = installed(tmp_path / "i", "0.7.0")
+    (root / SITE / "nemo_toolkit-2.1.0rc3.dist-info").mkdir()
+    assert set(image.versions_in(str(root))) == set(versions.PACKAGES)
+    (root / SITE / "nemo_toolkit-2.1.0rc3.dist-info").rename(root / SITE / "nemo_toolkit-2.3.0.dist-info")
+    assert "nemo_toolkit" not in image.versions_in(str(root)), "which one counts is not known"
+
+
+@pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
+def test_an_image_that_is_not_here_is_warned_of(trial: Trial, tmp_path: Path, runtime: str) -> None:
+    (found,) = image.warnings(trial(str(tmp_path / "typo.sqsh"), runtime))
+    assert found.value.endswith("typo.sqsh") and "not on this machine" in found.why
+    (tmp_path / "there.sqsh").touch()
+    for name in (str(tmp_path / "there.sqsh"), "docker://nvcr.io/nvidia/nemo:25.02"):
+        assert image.warnings(trial(name, runtime)) == []
+    assert image.warnings(trial("nvcr.io#nvidia/nemo:25.02")) == []
 
 
 def test_an_image_that_was_replaced_is_looked_into_again(trial: Trial, tmp_path: Path) -> None:
@@ -110,10 +134,17 @@ def test_what_cannot_be_known_is_not_claimed(trial: Trial, tmp_path: Path, monke
     root = installed(tmp_path / "two")
     shutil.copytree(root / SITE, root / "usr/lib/python3/dist-packages")
     other = root / "usr/lib/python3/dist-packages/nemo_aligner-0.6.0.dist-info"
-    (other / "METADATA").write_text("Name: nemo-aligner\nVersion: 0.7.0\n")
-    for name in ("odd.sif", "other.img", "two", "absent.sqsh"):
+    other.rename(other.with_name("nemo_aligner-0.7.0.dist-info"))
+    far = struct.pack("<qqq", 1, 1, -5)
+    (tmp_path / "damaged.sif").write_bytes(bytes(32) + b"SIF_MAGIC\0" + bytes(38) + far + bytes(99))
+    for name in ("odd.sif", "damaged.sif", "other.img", "two", "absent.sqsh"):
         assert image.findings(trial(str(tmp_path / name))) == [], name
+    monkeypatch.setattr(image, "squashfs_at", lambda path: (tmp_path / "absent").stat().st_size)
+    assert image.findings(trial(str(tmp_path / "other.img"))) == [], "one that this user may not read"
+    monkeypatch.undo()
     wrong = "nvcr.io#nvidia/nemo:24.12"
+    assert image.findings(trial(wrong, "pyxis", "cluster.container.mounts=[/my/NeMo:/opt/NeMo]")) == []
+    assert image.findings(trial(wrong, "pyxis", "cluster.container.mounts=[/scratch]"))
     assert image.findings(trial(wrong, "pyxis", "cluster.python=/opt/own/bin/python")) == []
     assert image.findings(trial(wrong, "pyxis", "engine=tests.unit.train.second_engine")) == []
     place = squashed(installed(tmp_path / "root"), tmp_path / "i.sqsh")
@@ -132,6 +163,7 @@ def test_a_package_that_is_brought_along_comes_first_and_is_mounted(trial: Trial
     assert image.findings(trial(wrong, PYTHONPATH=f"/nowhere:{tmp_path}/aligner")) == [], "it may be on the nodes"
     assert "/nowhere" not in str(container.of_trials(trial(wrong, PYTHONPATH="/nowhere"), tmp_path, "x"))
     assert image.findings(trial(wrong, PYTHONPATH=str(tmp_path / "root" / "opt")))
+    assert image.findings(trial(wrong, PYTHONPATH=str(tmp_path / "root/opt/NeMo"))) == [], "which counts, is not known"
 
 
 def test_nothing_is_submitted(trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
