@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,12 @@ def test_weights_and_biases_continues_the_trial_s_run(trial, monkeypatch):
     (trial.folder / "results").mkdir(exist_ok=True)
     assert send(trial, create_wandb_logger=True, wandb_logger_kwargs={"project": "dpo", "name": "beta_0.1"}) == []
     (run,) = (trial.folder / "results" / "wandb").glob("offline-run-*")
-    assert run.name.endswith("tune-today-1") and b"evaluation" in next(run.glob("*.wandb")).read_bytes()
+    assert run.name.endswith("tune-today-1")
+    (file,) = run.glob("*.wandb")
+    end = time.monotonic() + 30  # a process of W&B's own writes it, after finish() too
+    while b"evaluation" not in file.read_bytes() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert b"evaluation" in file.read_bytes()
 
 
 def test_mlflow_adds_them_to_the_newest_run_of_the_trial(trial, tmp_path):
@@ -59,7 +65,7 @@ def test_mlflow_adds_them_to_the_newest_run_of_the_trial(trial, tmp_path):
     client = mlflow.MlflowClient(uri)
     experiment = client.create_experiment("tune")
     earlier, newest = (
-        client.create_run(experiment, start_time=time, tags={"trial": "tune-today-1"}) for time in (1, 2)
+        client.create_run(experiment, start_time=began, tags={"trial": "tune-today-1"}) for began in (1, 2)
     )
     assert (
         send(trial, create_mlflow_logger=True, mlflow_logger_kwargs={"experiment_name": "tune", "tracking_uri": uri})
