@@ -4,7 +4,7 @@
 
 Three betas of SmolLM2-135M, trained two steps on the project's sample, and the reference policy answer 48 prompts,
 once greedily and with 4 samples of at most 64 tokens. `evaluate` does all of it, with the KL of each sample and the
-measures; `generate` answers every sixth prompt, with an adapter as peft loads it and the same ends. Both have the
+measures; `generate` answers every twelfth prompt, with an adapter as peft loads it and the same ends. Both have the
 reference policy answer once. Exit code 1 if a greedy answer differs.
 """
 
@@ -27,7 +27,7 @@ from launcher.evaluate.options import Asked
 from launcher.sweep.folder import Sweep
 from tests.benchmarks.broken_policies import run
 
-SAMPLES, TOKENS, EVERY = 4, 64, 6
+SAMPLES, TOKENS, EVERY = 4, 64, 12
 ANSWERS = {"held_out": 28, "instructions": 20, "samples": SAMPLES, "max_tokens": TOKENS}
 RECIPE = [
     *("-m", "model=smollm2_135m", "cluster=local", "model.dpo.ref_policy_kl_penalty=0.05,0.1,0.5"),
