@@ -32,6 +32,7 @@ ANSWERS = {"held_out": 28, "instructions": 20, "samples": SAMPLES, "max_tokens":
 RECIPE = [
     *("-m", "model=smollm2_135m", "cluster=local", "model.dpo.ref_policy_kl_penalty=0.05,0.1,0.5"),
     *("trainer.dpo.max_steps=2", "trainer.dpo.val_check_interval=2", "trainer.dpo.save_interval=2"),
+    "model.optim.sched.warmup_steps=0",
     *(f"evaluation.answers.{key}={value}" for key, value in ANSWERS.items()),
     *("evaluation.kl_pairs=0", "evaluation.samples=0", "evaluation.judge.kind=null", "evaluation.after_training=false"),
 ]
