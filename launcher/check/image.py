@@ -48,7 +48,7 @@ def findings(config: TrialConfig) -> list[Finding]:
         found = versions_in(image)
     except OSError:  # it is not for this user, or damaged
         return []
-    for folder in reversed(container.brought_along(config)):  # the first counts, as on Python's path
+    for folder in reversed(container.brought_along(config.cluster)):  # the first counts, as on Python's path
         if not folder.is_dir() or versions.sources(folder):
             return []  # it is on the nodes alone, or comes behind what the image has installed
         found |= versions.distributions(folder)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.findings import Finding
-from launcher.trial_config.cluster import Container
+from launcher.trial_config.cluster import Cluster, Container
 from launcher.trial_config.config import TrialConfig
 
 
@@ -122,10 +122,15 @@ class _Mount:
 def _read(config: TrialConfig) -> list[str]:
     """The folders from which a trial reads its model, its pairs, and packages that it brings along."""
     files = {str(path.parent) for path in (config.base_model, *config.data_files.values())}
-    return sorted(files | {str(folder) for folder in brought_along(config) if folder.is_dir()})
+    return sorted({*files, *packages(config.cluster)})
 
 
-def brought_along(config: TrialConfig) -> list[Path]:
+def packages(cluster: Cluster) -> list[str]:
+    """The folders of `brought_along` that can be mounted: those that are here."""
+    return [str(folder) for folder in brought_along(cluster) if folder.is_dir()]
+
+
+def brought_along(cluster: Cluster) -> list[Path]:
     """The folders of `cluster.environment.PYTHONPATH`, whose packages come before the image's own."""
-    parts = map(Path, str(config.cluster.environment.get("PYTHONPATH") or "").split(":"))
+    parts = map(Path, str(cluster.environment.get("PYTHONPATH") or "").split(":"))
     return [folder for folder in parts if folder.is_absolute()]

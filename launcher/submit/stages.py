@@ -183,7 +183,7 @@ def light_python(cluster: Cluster) -> str:
 def inside(stage: Stage, cluster: Cluster) -> container.Inside:
     """How a stage runs in the cluster's container, with the folders that it reads and writes."""
     folder = str(stage.made_in)
-    read = [str(root()), *(str(path) for path in stage.reads)]
+    read = [str(root()), *(str(path) for path in stage.reads), *container.packages(cluster)]
     in_container = str(template.folder() / "in_container.sh")
     return container.inside(cluster.container, in_container, read=read, written=[folder], folder=folder)
 

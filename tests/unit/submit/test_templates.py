@@ -203,14 +203,16 @@ def test_a_name_that_is_no_variable_never_gets_into_a_script() -> None:
         stages.surroundings(CLUSTER.model_copy(update={"environment": {"A;touch /x": "1"}}), Inside())
 
 
-def test_a_stage_in_a_container_sees_what_it_reads_and_writes() -> None:
+def test_a_stage_in_a_container_sees_what_it_reads_and_writes(tmp_path: Path) -> None:
     container = {"runtime": "pyxis", "image": "nemo", "mounts": ["/m"]}
-    cluster = Cluster.model_validate({**_CLUSTER, "python": "python", "container": container})
+    own = {"environment": {"PYTHONPATH": f"{tmp_path}:/nowhere"}}  # packages that the job brings along
+    cluster = Cluster.model_validate({**_CLUSTER, "python": "python", "container": container, **own})
     stage = stages.Stage(**{**STAGE.__dict__, "reads": [Path("/pairs")]})
     (mounts,) = [word for word in stages.inside(stage, cluster).srun_args if "mounts" in word]
     option, _, listed = mounts.partition("=")  # their order depends on how deep the clone lies; see test_container
     assert option == "--container-mounts"
-    assert sorted(listed.split(",")) == sorted(["/pairs:/pairs:ro", "/m:/m", "/d/a b:/d/a b", f"{ROOT}:{ROOT}:ro"])
+    read = [f"{path}:{path}:ro" for path in ("/pairs", ROOT, tmp_path)]
+    assert sorted(listed.split(",")) == sorted([*read, "/m:/m", "/d/a b:/d/a b"])
     assert inside(Container(), "in_container.sh", read=["/a"], written=[], folder="/a").srun_args == ()
     assert stages.light_python(cluster) != "python"
 
