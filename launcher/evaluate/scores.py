@@ -12,6 +12,8 @@ from launcher.evaluate.instructions import following
 from launcher.report import measures, recorded_scores
 
 FORMAT = 1
+#: Policies beside each other in a table that is printed.
+_BESIDE = 4
 
 
 def of(
@@ -43,7 +45,16 @@ def _checks(answer: PromptAnswers) -> list[tuple[str, bool]]:
 
 
 def table(rows: Mapping[str, Mapping[str, object]]) -> str:
-    """The measures of what policies say: a line a measure, a column a policy, each value with its standard error."""
+    """The measures of what policies say: a line a measure, a column a policy, each value with its standard error.
+
+    More policies than fit beside each other, such as a sweep's checkpoints, follow in tables of their own.
+    """
+    titles = list(rows)
+    blocks = [titles[first : first + _BESIDE] for first in range(0, len(titles), _BESIDE)]
+    return "\n\n".join(_block({title: rows[title] for title in block}) for block in blocks)
+
+
+def _block(rows: Mapping[str, Mapping[str, object]]) -> str:
     known = {title: recorded_scores.scores(scored) for title, scored in rows.items()}
     lines = [["", *rows]]
     for measure in measures.REGISTRY.values():

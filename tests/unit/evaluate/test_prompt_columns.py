@@ -10,11 +10,12 @@ import pytest
 
 from launcher import estimates
 from launcher.evaluate import answers as stored
-from launcher.evaluate import prompt_columns
+from launcher.evaluate import prompt_columns, scores
 from launcher.report import gather, judge, measures, recorded_scores
 from launcher.report.measure import Measure
 from tests.unit.evaluate import simulated
 from tests.unit.evaluate.simulated import FAULTS, SOUND, VOCABULARY
+from tests.unit.report.test_answers import content
 
 ANSWER = stored.PromptAnswers(
     prompt_id="a", source="heldout", prompt="Q", greedy="my answer, lantern", greedy_ended=True,
@@ -187,3 +188,12 @@ def test_values_are_finite_for_empty_answers():
     content = simulated.scores([empty, dataclasses.replace(empty, prompt_id="b")], [empty])
     values = [it for column in content["per_prompt"].values() for it in column if it is not None]
     assert values and all(math.isfinite(it) for it in values)
+
+
+def test_many_policies_are_shown_in_tables_that_fit():
+    names = [f"trial {number} (beta 0.05), step 12" for number in range(9)]
+    shown = scores.table({name: content(0.01 * number) for number, name in enumerate(names)})
+    blocks = shown.split("\n\n")
+    assert [[name in block for name in names].count(True) for block in blocks] == [4, 4, 1]
+    assert max(map(len, shown.splitlines())) < 160
+    assert all("repeated 4-grams" in block for block in blocks)
